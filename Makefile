@@ -1,0 +1,48 @@
+# `make demo` and `make test` work in a fresh clone with Python 3.10+, make and git.
+PYTHON ?= python3
+CONSTRAINTS ?= constraints.txt
+# Each constraints file has an environment of its own, so that changing between them installs nothing anew.
+VENV ?= .venv$(if $(filter-out constraints.txt,$(CONSTRAINTS)),-$(basename $(notdir $(CONSTRAINTS))))
+# The newest set has no optimum-onnx (see constraints-latest.txt); nothing outside the `onnx` extra needs it.
+EXTRAS ?= dev,bnb,report
+BIN = $(VENV)/bin
+READY = $(VENV)/.ready
+DEMO = out/demo
+
+.PHONY: help setup demo test test-full lint bench clean
+
+help:
+	@echo "make demo       set up, compress the built-in tiny-sd to int8 and compare it with the original"
+	@echo "make test       set up and run the tests (under 10 minutes on 2 cores)"
+	@echo "make test-full  also the tests that take gigabytes or many minutes"
+	@echo "make lint       ruff and mypy"
+	@echo "make bench      the full-size benchmark; writes benchmarks/results/"
+	@echo "make clean      remove environments, caches and out/"
+
+$(READY): pyproject.toml $(CONSTRAINTS)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable ".[$(EXTRAS)]"
+	@touch $@
+
+setup: $(READY)
+
+demo: $(READY)
+	$(BIN)/sdcompress run tiny-sd --recipe int8 --out $(DEMO) --force
+
+test: $(READY)
+	$(BIN)/python -m pytest -m "not full"
+
+test-full: $(READY)
+	$(BIN)/python -m pytest
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(READY)
+	$(BIN)/python benchmarks/full_size.py
+
+clean:
+	rm -rf .venv .venv-* build dist out .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

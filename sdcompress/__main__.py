@@ -1,0 +1,5 @@
+"""`python -m sdcompress`."""
+
+from sdcompress.cli import main
+
+main()

@@ -1,0 +1,1 @@
+"""Backends package what `quant/` computed for a runtime."""

@@ -1,0 +1,1 @@
+"""The torch backend: quantized weights as modules whose codes sit in safetensors."""

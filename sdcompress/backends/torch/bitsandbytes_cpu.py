@@ -1,0 +1,101 @@
+"""Components in bitsandbytes' stock serialization, opened on a CPU.
+
+diffusers' loader refuses a machine without a GPU though bitsandbytes itself runs on a CPU; this is that loader's work
+(`BnB4BitDiffusersQuantizer`, `BnB8BitDiffusersQuantizer`) done on the CPU for diffusers and transformers alike.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from sdcompress import registry
+from sdcompress.backends.torch.modules import QuantizedLinear
+from sdcompress.errors import ArtifactError
+
+
+def open_component(folder: Path, library: str, class_name: str, dtype: torch.dtype) -> nn.Module:
+    """The component of a pipeline folder as a module on the CPU; floating-point tensors in `dtype`.
+
+    Raises ArtifactError when its weights do not fit its class.
+    """
+    from safetensors.torch import load_file
+
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    quantization = config["quantization_config"]
+    state: dict[str, torch.Tensor] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        state.update(load_file(file))
+    model = _empty_model(library, class_name, folder, config)
+    layers = [name.removesuffix(".SCB") for name in state if name.endswith(".SCB")]
+    layers += [name.partition(".weight.quant_state.")[0] for name in state if ".weight.quant_state." in name]
+    for layer in layers:
+        parent_name, _, leaf = layer.rpartition(".")
+        parent = model.get_submodule(parent_name)
+        original = parent.get_submodule(leaf)
+        setattr(parent, leaf, _linear(original, layer, state, quantization, dtype))
+    rest = {name: value.to(dtype) if value.is_floating_point() else value for name, value in state.items()}
+    missing, unexpected = model.load_state_dict(rest, strict=False, assign=True)
+    missing = [name for name in missing if name.endswith(".bias") or name.rpartition(".")[0] not in layers]
+    if missing or unexpected:
+        raise ArtifactError(f"{folder}: does not fit {class_name}: {(missing or unexpected)[0]} is missing or too much")
+    model.eval()
+    model.requires_grad_(False)
+    return model
+
+
+def _empty_model(library: str, class_name: str, folder: Path, config: dict[str, Any]) -> nn.Module:
+    from accelerate import init_empty_weights
+
+    model_class = _model_class(library, class_name)
+    with init_empty_weights(include_buffers=False):
+        if hasattr(model_class, "load_config"):  # diffusers
+            plain = {key: value for key, value in config.items() if key != "quantization_config"}
+            return model_class.from_config(plain)  # type: ignore[no-any-return]
+        settings = model_class.config_class.from_pretrained(folder)
+        del settings.quantization_config
+        return model_class(settings)  # type: ignore[no-any-return]
+
+
+def _model_class(library: str, class_name: str) -> Any:
+    module = library if library in ("diffusers", "transformers") else f"diffusers.pipelines.{library}"
+    return getattr(importlib.import_module(module), class_name)
+
+
+def _linear(
+    original: nn.Module, layer: str, state: dict[str, torch.Tensor], quantization: dict[str, Any], dtype: torch.dtype
+) -> nn.Module:
+    """bitsandbytes' module for one layer; takes the layer's packed tensors out of `state`."""
+    import bitsandbytes as bnb
+
+    if not isinstance(original, nn.Linear):
+        raise ArtifactError(f"{layer}: is a {type(original).__name__}, where bitsandbytes stores linear layers only")
+    codes = state.pop(f"{layer}.weight")
+    if quantization.get("load_in_8bit"):
+        eight = bnb.nn.Linear8bitLt(
+            original.in_features,
+            original.out_features,
+            original.bias is not None,
+            has_fp16_weights=False,
+            threshold=quantization["llm_int8_threshold"],
+        )
+        state.pop(f"{layer}.weight_format", None)
+        eight.weight = bnb.nn.Int8Params(
+            codes, requires_grad=False, has_fp16_weights=False, CB=codes, SCB=state.pop(f"{layer}.SCB")
+        )
+        eight.source_cls = type(original)
+        return eight
+    stats = {name: state.pop(name) for name in list(state) if name.startswith(f"{layer}.weight.")}
+    packed = bnb.functional.QuantState.from_dict(stats, device=torch.device("cpu"))
+    if packed.nested:
+        raise ArtifactError(f"{layer}: has nested (double-quantized) scales, which are not supported on a CPU")
+    fmt = registry.formats()[packed.quant_type](packed.blocksize)
+    # Not bnb.nn.Linear4bit: on a CPU it runs torch.compile for every shape, minutes for a UNet. Same values, at once.
+    four = QuantizedLinear(original, fmt)
+    four.codes, four.scale = codes, packed.absmax.to(dtype)
+    return four

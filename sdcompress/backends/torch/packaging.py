@@ -1,0 +1,138 @@
+"""Names and configs under which quantized weights are stored for torch.
+
+Two layouts. `bitsandbytes`: one of its formats on linear layers alone, in its own stock serialization, which stock
+diffusers and transformers open. `sdcompress`: everything else; a layer's `weight` becomes `codes` and `scale`, and the
+component's config.json lists the format of each layer.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from sdcompress.quant.format import QuantFormat, QuantizedTensor
+from sdcompress.spec import ComponentSpec, TensorSpec, layers_of
+
+if TYPE_CHECKING:
+    import torch
+
+QUANT_METHOD = "sdcompress"
+CONFIG_SCHEMA = 1
+_TORCH_NAME = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float32"}
+
+
+def package_specs(spec: ComponentSpec, formats: Mapping[str, QuantFormat]) -> ComponentSpec:
+    """The component with each layer of `formats` quantized: its tensors as stored, and its config."""
+    stock = is_stock(spec, formats)
+    tensors: dict[str, TensorSpec] = {}
+    for name, tensor in spec.tensors.items():
+        layer = name.removesuffix(".weight")
+        if layer in formats and name.endswith(".weight"):
+            tensors.update(packed_specs(layer, formats[layer], tensor, stock))
+        else:
+            tensors[name] = tensor
+    config = {**spec.config, "quantization_config": _quantization_config(spec, formats, stock)}
+    return spec.replace(tensors=tensors, config=config)
+
+
+def package(tensor: QuantizedTensor, layer: str, weight: TensorSpec, stock: bool) -> dict[str, torch.Tensor]:
+    """Tensor name -> tensor as stored, in the order and with the specs of `package_specs`."""
+    import torch
+
+    fmt = tensor.format
+    if not stock:
+        return {f"{layer}.codes": tensor.codes, f"{layer}.scale": tensor.scale}
+    if fmt.bits == 8:
+        row_major = torch.zeros((), dtype=torch.uint8)  # bitsandbytes' code for its only remaining weight layout
+        return {f"{layer}.weight": tensor.codes, f"{layer}.SCB": tensor.scale, f"{layer}.weight_format": row_major}
+    state = torch.frombuffer(bytearray(_state_json(fmt, weight)), dtype=torch.uint8)
+    return {
+        f"{layer}.weight": tensor.codes,
+        f"{layer}.weight.absmax": tensor.scale,
+        f"{layer}.weight.quant_map": fmt.code_values(),  # type: ignore[attr-defined]
+        f"{layer}.weight.quant_state.bitsandbytes__{fmt.name}": state,
+    }
+
+
+def is_stock(spec: ComponentSpec, formats: Mapping[str, QuantFormat]) -> bool:
+    """Whether bitsandbytes' own serialization can hold this: one of its formats, linear layers alone, and no layer
+    that its skip list would leave out with others."""
+    kinds = {layer.name: layer.kind for layer in layers_of(spec)}
+    if {fmt.library for fmt in formats.values()} != {"bitsandbytes"} or len(set(formats.values())) != 1:
+        return False
+    skipped = _skipped_linears(spec, formats)
+    return all(kinds[name] == "linear" and not _stock_skips(skipped, name) for name in formats)
+
+
+def layer_formats(config: Mapping[str, Any]) -> dict[str, str] | None:
+    """Layer -> format label of a component sdcompress packaged in its own layout; None for any other config."""
+    quantization = config.get("quantization_config")
+    if not isinstance(quantization, Mapping) or quantization.get("quant_method") != QUANT_METHOD:
+        return None
+    return dict(quantization["layers"])
+
+
+def packed_specs(layer: str, fmt: QuantFormat, weight: TensorSpec, stock: bool) -> dict[str, TensorSpec]:
+    """Tensor name -> spec of all that stands in the place of the layer's `weight`, in file order."""
+    stored = fmt.stored(weight)
+    if not stock:
+        return {f"{layer}.{part}": spec for part, spec in stored.items()}
+    if fmt.bits == 8:
+        return {
+            f"{layer}.weight": stored["codes"],
+            f"{layer}.SCB": stored["scale"],
+            f"{layer}.weight_format": TensorSpec((), "U8", 0),
+        }
+    return {
+        f"{layer}.weight": stored["codes"],
+        f"{layer}.weight.absmax": stored["scale"],
+        f"{layer}.weight.quant_map": TensorSpec((16,), "F32", 0),
+        f"{layer}.weight.quant_state.bitsandbytes__{fmt.name}": TensorSpec((len(_state_json(fmt, weight)),), "U8", 0),
+    }
+
+
+def _state_json(fmt: QuantFormat, weight: TensorSpec) -> bytes:
+    """bitsandbytes' QuantState as it packs it: JSON in a uint8 tensor."""
+    state = {
+        "quant_type": fmt.name,
+        "blocksize": fmt.block_size,  # type: ignore[attr-defined]
+        "dtype": _TORCH_NAME[weight.dtype],
+        "shape": list(weight.shape),
+    }
+    return json.dumps(state).encode()
+
+
+def _quantization_config(spec: ComponentSpec, formats: Mapping[str, QuantFormat], stock: bool) -> dict[str, Any]:
+    if not stock:
+        labels = {name: formats[name].label for name in sorted(formats)}
+        return {"quant_method": QUANT_METHOD, "schema_version": CONFIG_SCHEMA, "layers": labels}
+    fmt = next(iter(formats.values()))
+    dtypes = {tensor.dtype for tensor in spec.tensors.values()} & set(_TORCH_NAME)
+    return {
+        "quant_method": "bitsandbytes",
+        "load_in_4bit": fmt.bits == 4,
+        "load_in_8bit": fmt.bits == 8,
+        "bnb_4bit_quant_type": fmt.name if fmt.bits == 4 else "fp4",
+        "bnb_4bit_compute_dtype": _TORCH_NAME[max(dtypes, key=lambda dtype: _bytes_of(spec, dtype))],
+        "bnb_4bit_quant_storage": "uint8",
+        "bnb_4bit_use_double_quant": False,
+        "llm_int8_threshold": 6.0,
+        "llm_int8_has_fp16_weight": False,
+        "llm_int8_enable_fp32_cpu_offload": False,
+        "llm_int8_skip_modules": _skipped_linears(spec, formats),
+    }
+
+
+def _bytes_of(spec: ComponentSpec, dtype: str) -> int:
+    return sum(tensor.size_bytes for tensor in spec.tensors.values() if tensor.dtype == dtype)
+
+
+def _skipped_linears(spec: ComponentSpec, formats: Mapping[str, QuantFormat]) -> list[str]:
+    return sorted(layer.name for layer in layers_of(spec) if layer.kind == "linear" and layer.name not in formats)
+
+
+def _stock_skips(skipped: list[str], layer: str) -> bool:
+    """diffusers' and transformers' rule for llm_int8_skip_modules (`_replace_with_bnb_linear` of both)."""
+    leaf = layer.rpartition(".")[2]
+    return leaf in skipped or any(f"{key}." in layer or key == layer for key in skipped)

@@ -1,0 +1,96 @@
+"""The quantizers that let stock diffusers and transformers open components in sdcompress's own layout."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import Enum
+from typing import Any
+
+from sdcompress.backends.torch.packaging import CONFIG_SCHEMA, QUANT_METHOD
+from sdcompress.errors import ArtifactError
+from sdcompress.quant.format import QuantFormat
+
+
+def register_diffusers() -> None:
+    """Makes `quant_method: sdcompress` known to diffusers."""
+    from diffusers.quantizers import auto
+    from diffusers.quantizers.base import DiffusersQuantizer
+    from diffusers.quantizers.quantization_config import QuantizationConfigMixin
+
+    config, quantizer = _classes(QuantizationConfigMixin, DiffusersQuantizer)
+    auto.AUTO_QUANTIZATION_CONFIG_MAPPING[QUANT_METHOD] = config
+    auto.AUTO_QUANTIZER_MAPPING[QUANT_METHOD] = quantizer
+
+
+def register_transformers() -> None:
+    """Makes `quant_method: sdcompress` known to transformers."""
+    from transformers.quantizers import auto
+    from transformers.quantizers.base import HfQuantizer
+    from transformers.utils.quantization_config import QuantizationConfigMixin
+
+    config, quantizer = _classes(QuantizationConfigMixin, HfQuantizer)
+    auto.AUTO_QUANTIZATION_CONFIG_MAPPING[QUANT_METHOD] = config
+    auto.AUTO_QUANTIZER_MAPPING[QUANT_METHOD] = quantizer
+
+
+def formats_of(layers: Mapping[str, str]) -> dict[str, QuantFormat]:
+    """Layer -> format from layer -> label. ArtifactError for a format this version does not have."""
+    from sdcompress import registry
+    from sdcompress.quant.format import from_label
+
+    known = registry.formats()
+    unknown = sorted({label for label in layers.values() if label.partition("/")[0] not in known})
+    if unknown:
+        raise ArtifactError(f"format {unknown[0]} is unknown to this version of sdcompress; install a newer one")
+    return {name: from_label(label, known) for name, label in layers.items()}
+
+
+def _classes(config_mixin: type[Any], quantizer_base: type[Any]) -> tuple[type[Any], type[Any]]:
+    """A config class and a quantizer class over one library's bases (the two libraries' contracts are alike)."""
+
+    class Method(str, Enum):  # both libraries ask for the value of an enum
+        SDCOMPRESS = QUANT_METHOD
+
+    class SdcompressConfig(config_mixin):  # type: ignore[misc]
+        """`layers`: layer name -> format label."""
+
+        def __init__(self, layers: Mapping[str, str], schema_version: int = CONFIG_SCHEMA, **_: Any):
+            if schema_version > CONFIG_SCHEMA:
+                raise ArtifactError(f"quantization_config has schema {schema_version}; install a newer sdcompress")
+            self.quant_method = Method.SDCOMPRESS
+            self.schema_version = schema_version
+            self.layers = dict(layers)
+
+        def to_dict(self) -> dict[str, Any]:
+            return {"quant_method": QUANT_METHOD, "schema_version": self.schema_version, "layers": dict(self.layers)}
+
+        def to_diff_dict(self) -> dict[str, Any]:
+            return self.to_dict()
+
+    class SdcompressQuantizer(quantizer_base):  # type: ignore[misc]
+        """Puts quantized modules into the empty model, which then takes codes and scales like any other tensor."""
+
+        requires_calibration = False
+
+        def _process_model_before_weight_loading(self, model: Any, **_: Any) -> Any:
+            from sdcompress.backends.torch.modules import replace_layers
+
+            replace_layers(model, formats_of(self.quantization_config.layers))
+            model.config.quantization_config = self.quantization_config
+            return model
+
+        def _process_model_after_weight_loading(self, model: Any, **_: Any) -> Any:
+            return model
+
+        def is_serializable(self, *_: Any, **__: Any) -> bool:
+            return True
+
+        @property
+        def is_trainable(self) -> bool:
+            return False
+
+        @property
+        def is_compileable(self) -> bool:
+            return True
+
+    return SdcompressConfig, SdcompressQuantizer

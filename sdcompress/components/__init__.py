@@ -1,0 +1,1 @@
+"""What sdcompress knows about the families of components."""

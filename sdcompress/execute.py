@@ -1,0 +1,264 @@
+"""Carrying a plan out: one component at a time, one tensor at a time, into a folder that appears when it is whole."""
+
+from __future__ import annotations
+
+import errno
+import json
+import platform
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial as partial_function
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import sdcompress
+from sdcompress.artifact import MANIFEST_SCHEMA, check_output, partial_folder, publish, sha256_of, write_json
+from sdcompress.errors import ArtifactError, InternalError, SdcompressError, SourceError
+from sdcompress.model_card import model_card
+from sdcompress.plan import Plan
+from sdcompress.recipe import dump_recipe
+from sdcompress.safetensors_file import StreamWriter, TensorRange, read_bytes
+from sdcompress.source import MANIFEST_NAME
+from sdcompress.spec import ComponentSpec, TensorSpec
+from sdcompress.steps import Component, LayerOutcome, Record
+
+if TYPE_CHECKING:
+    import torch
+
+PACKAGES = ("torch", "diffusers", "transformers", "safetensors", "bitsandbytes", "numpy")
+STATE_NAME = "state.json"  # in the .partial folder: which components are finished
+_LIBRARY_WEIGHTS = {"diffusers": "diffusion_pytorch_model.safetensors"}
+_SPARE_BYTES = 2**20
+
+
+def execute(
+    plan: Plan,
+    out: Path,
+    *,
+    resume: bool = False,
+    force: bool = False,
+    advance: Callable[[str, int], None] = lambda component, size_bytes: None,
+) -> dict[str, Any]:
+    """The manifest of the artifact written to `out`; `advance` is told component and source bytes as they are done.
+
+    Raises ArtifactError (output in the way, disk full), SourceError (weights unreadable). After an error nothing is
+    left of a fresh run; an interrupted one leaves `OUT.partial`, which `resume` continues.
+    """
+    source = plan.source
+    if source.path is None:
+        raise SourceError(
+            f"{source.name}: is a catalog entry without weights; give a folder, or the hub id {source.hub_id}"
+        )
+    check_output(out, resume=resume, force=force)
+    partial = partial_folder(out)
+    fresh = not (resume and partial.exists())
+    if fresh:
+        shutil.rmtree(partial, ignore_errors=True)
+    with _cleaning(partial, fresh):
+        state = _State.open(partial, plan, fresh)
+        _check_space(plan, out, state)
+        for name in source.components:
+            if name not in state.finished:
+                entry = _write_component(plan, name, partial, partial_function(advance, name))
+                state.finish(name, entry)
+            else:
+                advance(name, source.components[name].weights_bytes)
+        _copy_files(plan, partial)
+        manifest = _manifest(plan, state.finished)
+        (partial / "README.md").write_text(model_card(plan, manifest), encoding="utf-8")
+        (partial / STATE_NAME).unlink()
+        manifest["files"] = {
+            str(file.relative_to(partial)): {"size_bytes": file.stat().st_size, "sha256": sha256_of(file)}
+            for file in sorted(file for file in partial.rglob("*") if file.is_file())
+        }
+        write_json(partial / MANIFEST_NAME, manifest)
+        publish(partial, out)
+    return manifest
+
+
+def weights_file(component: ComponentSpec) -> str:
+    """The file name the component's library saves its weights under."""
+    return _LIBRARY_WEIGHTS.get(component.library, "model.safetensors")
+
+
+def to_tensor(data: bytearray, spec: TensorRange | TensorSpec) -> torch.Tensor:
+    """A safetensors tensor's bytes as a torch tensor that shares them."""
+    import torch
+
+    from sdcompress.backends.torch.dtypes import TORCH_DTYPE
+
+    dtype = TORCH_DTYPE[spec.dtype]
+    if not data:
+        return torch.empty(spec.shape, dtype=dtype)
+    return torch.frombuffer(data, dtype=dtype).view(spec.shape)
+
+
+class _State:
+    """What of an artifact is finished, kept in its `.partial` folder."""
+
+    def __init__(self, file: Path, finished: dict[str, Any], fingerprint: str):
+        self.file, self.finished, self.fingerprint = file, finished, fingerprint
+
+    @classmethod
+    def open(cls, partial: Path, plan: Plan, fresh: bool) -> _State:
+        fingerprint = _fingerprint(plan)
+        file = partial / STATE_NAME
+        if fresh:
+            partial.mkdir(parents=True)
+            state = cls(file, {}, fingerprint)
+            state._save()
+            return state
+        try:
+            saved = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            raise ArtifactError(
+                f"{partial}: cannot be resumed (no readable {STATE_NAME}); start anew with --force"
+            ) from None
+        if saved["fingerprint"] != fingerprint:
+            raise ArtifactError(
+                f"{partial}: was begun with another recipe, model or version of sdcompress; start anew with --force"
+            )
+        return cls(file, saved["finished"], fingerprint)
+
+    def finish(self, component: str, entry: dict[str, Any]) -> None:
+        self.finished[component] = entry
+        self._save()
+
+    def _save(self) -> None:
+        write_json(self.file, {"fingerprint": self.fingerprint, "finished": self.finished})
+
+
+def _fingerprint(plan: Plan) -> str:
+    """What must be the same for a run to continue another: version, recipe, and the source files' sizes and times."""
+    files = sorted({where.file for ranges in plan.source.tensors.values() for where in ranges.values()})
+    stats = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return json.dumps([sdcompress.__version__, dump_recipe(plan.recipe), stats])
+
+
+@contextmanager
+def _cleaning(partial: Path, fresh: bool) -> Iterator[None]:
+    """Removes what a fresh run wrote, new parent folders too, when it fails for a reason resuming would not mend."""
+    missing = [folder for folder in (partial, *partial.parents) if not folder.exists()]
+    try:
+        yield
+    except OSError as error:
+        if fresh:
+            shutil.rmtree(missing[-1], ignore_errors=True)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise ArtifactError(
+                f"{partial.parent}: the disk is full; free some space or choose another --out"
+            ) from None
+        raise ArtifactError(f"{error.filename or partial}: cannot be written ({error.strerror})") from None
+    except SdcompressError:
+        if fresh:
+            shutil.rmtree(missing[-1], ignore_errors=True)
+        raise
+
+
+def _check_space(plan: Plan, out: Path, state: _State) -> None:
+    assert plan.source.path is not None
+    others = sum((plan.source.path / file).stat().st_size for file in plan.source.other_files)
+    due = sum(plan.after(name).weights_bytes for name in plan.source.components if name not in state.finished)
+    needed = due + others + _SPARE_BYTES
+    free = shutil.disk_usage(out.parent).free
+    if free < needed:
+        raise ArtifactError(
+            f"{out.parent}: the disk is full: the artifact needs {needed / 1e6:,.1f} MB and {free / 1e6:,.1f} MB are "
+            f"free; free some space or choose another --out"
+        )
+
+
+def _write_component(plan: Plan, name: str, partial: Path, advance: Callable[[int], None]) -> dict[str, Any]:
+    """Runs the component's steps tensor by tensor into its weights file; the component's entry in the manifest."""
+    folder = partial / name
+    shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed in this component
+    folder.mkdir()
+    ranges = plan.source.tensors[name]
+    record = Record()
+
+    def read_source(tensor: str) -> torch.Tensor:
+        advance(ranges[tensor].size_bytes)
+        return to_tensor(read_bytes(ranges[tensor]), ranges[tensor])
+
+    part = Component(plan.source.components[name], read_source)
+    for step in plan.steps_of(name):
+        part = step.step.apply(part, step.planned, record)
+    layout = {tensor: (spec.dtype, spec.shape) for tensor, spec in part.spec.tensors.items()}
+    with StreamWriter(folder / weights_file(part.spec), layout, {"format": "pt"}) as writer:
+        for tensor, spec in part.spec.tensors.items():
+            writer.write(tensor, _as_bytes(part.read(tensor), spec, f"{name}.{tensor}"))
+    write_json(folder / "config.json", dict(part.spec.config))
+    return _component_entry(plan, name, record)
+
+
+def _as_bytes(tensor: torch.Tensor, spec: TensorSpec, name: str) -> memoryview:
+    import torch
+
+    from sdcompress.backends.torch.dtypes import TORCH_DTYPE
+
+    if tuple(tensor.shape) != spec.shape or tensor.dtype != TORCH_DTYPE[spec.dtype]:
+        raise InternalError(f"{name}: planned as {spec.dtype} {spec.shape}, computed as {tensor.dtype} {tensor.shape}")
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data
+
+
+def _component_entry(plan: Plan, name: str, record: Record) -> dict[str, Any]:
+    before, after = plan.source.components[name], plan.after(name)
+    outcomes: dict[str, LayerOutcome] = {}
+    for step in plan.steps_of(name):
+        outcomes |= {outcome.layer: outcome for outcome in step.planned.layers if outcome.kind not in ("norm", "other")}
+    layers = {
+        layer: {"kind": outcome.kind, "parameters": outcome.parameters}
+        | (record.layers.get(layer) or {"format": None, "reason": outcome.reason})
+        for layer, outcome in outcomes.items()
+    }
+    return {
+        "class_name": after.class_name,
+        "library": after.library,
+        "steps": [{step.step.kind: step.step.model_dump(mode="json")} for step in plan.steps_of(name)],
+        "parameters": {"original": before.parameters, "compressed": after.parameters},
+        "weights_bytes": {"original": before.weights_bytes, "compressed": after.weights_bytes},
+        "bits_per_weight": after.bits_per_weight,
+        # Stored tensors that stand for another number of parameters than they have elements.
+        "parameters_of_packed": {
+            tensor: spec.parameters
+            for tensor, spec in after.tensors.items()
+            if tensor not in before.tensors or spec.dtype != before.tensors[tensor].dtype
+        },
+        "layers": layers,
+    }
+
+
+def _copy_files(plan: Plan, partial: Path) -> None:
+    """Copies what no step touches; a component's config.json is written with its weights."""
+    assert plan.source.path is not None
+    written = {Path(name) / "config.json" for name in plan.source.components}
+    for relative in plan.source.other_files:
+        if relative not in written:
+            target = partial / relative
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(plan.source.path / relative, target)
+
+
+def _manifest(plan: Plan, components: dict[str, Any]) -> dict[str, Any]:
+    source = plan.source
+    return {
+        "schema_version": MANIFEST_SCHEMA,
+        "sdcompress": sdcompress.__version__,
+        "source": {"name": source.name, "kind": source.kind, "hub_id": source.hub_id},
+        "recipe": plan.recipe.model_dump(mode="json"),
+        "pipeline_class": source.pipeline_class,
+        "versions": {"python": platform.python_version(), **_versions()},
+        "components": {name: components[name] for name in source.components},
+    }
+
+
+def _versions() -> dict[str, str]:
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return versions

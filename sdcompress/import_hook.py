@@ -1,0 +1,48 @@
+"""Running a function once another package's module has been imported, without importing it ourselves."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable, Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
+
+def when_imported(module: str, action: Callable[[], None]) -> None:
+    """Runs `action` now if `module` is imported already, else right after it is."""
+    if module in sys.modules:
+        action()
+    else:
+        sys.meta_path.insert(0, _Watcher(module, action))
+
+
+class _Watcher(MetaPathFinder):
+    """Finds one module as the other finders do, with a loader that runs the action after it."""
+
+    def __init__(self, module: str, action: Callable[[], None]):
+        self.module, self.action = module, action
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if name != self.module:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        if spec is not None and spec.loader is not None:
+            spec.loader = _ThenRun(spec.loader, self.action)
+        return spec
+
+
+class _ThenRun(Loader):
+    def __init__(self, loader: Loader, action: Callable[[], None]):
+        self.loader, self.action = loader, action
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return self.loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        self.loader.exec_module(module)
+        self.action()

@@ -1,0 +1,129 @@
+"""The plan: a recipe folded over a source's specs, before any weight is read."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from sdcompress import registry
+from sdcompress.errors import RecipeError, UserError
+from sdcompress.recipe import Recipe
+from sdcompress.source import Source
+from sdcompress.spec import ComponentSpec
+from sdcompress.steps import Planned, Step
+
+# What a process holds before it works on a tensor: Python, torch and, where a step asks for it, bitsandbytes.
+# VmHWM on Linux with the CPU build of torch 2.13, and 10 % (tests/test_execute.py holds the plan to what is measured).
+RUNTIME_BYTES = 265 * 2**20
+RUNTIME_BYTES_OF = {"bitsandbytes": 140 * 2**20}
+
+
+@dataclass(frozen=True)
+class PlannedStep:
+    """One step of one component with the spec before it; `planned.spec` is the one after."""
+
+    component: str
+    step: Step
+    before: ComponentSpec
+    planned: Planned
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that will be done, what it will give, and the most memory it will take."""
+
+    recipe: Recipe
+    source: Source
+    steps: tuple[PlannedStep, ...]
+    peak_bytes: int
+
+    def steps_of(self, component: str) -> tuple[PlannedStep, ...]:
+        return tuple(step for step in self.steps if step.component == component)
+
+    def after(self, component: str) -> ComponentSpec:
+        """The component's spec when all its steps are done."""
+        steps = self.steps_of(component)
+        return steps[-1].planned.spec if steps else self.source.components[component]
+
+    @property
+    def components_after(self) -> dict[str, ComponentSpec]:
+        return {name: self.after(name) for name in self.source.components}
+
+
+def make_plan(recipe: Recipe, source: Source) -> Plan:
+    """The recipe's steps planned on the source. RecipeError lists everything that cannot be done, by YAML path."""
+    problems: list[str] = []
+    if recipe.target != "torch":
+        problems.append(f"target: this version writes torch artifacts only, not {recipe.target}; use target: torch")
+    planned: list[PlannedStep] = []
+    for component, key in assign_components(recipe.components, source.components, problems).items():
+        planned += _plan_component(recipe, key, source.components[component], problems)
+    problems += [
+        f"{package} is needed by this recipe and not installed; pip install 'sdcompress[bnb]'"
+        for package in sorted({package for step in planned for package in step.planned.requires})
+        if importlib.util.find_spec(package) is None
+    ]
+    if problems:
+        raise RecipeError(problems)
+    return Plan(recipe, source, tuple(planned), _peak_bytes(planned, source))
+
+
+def assign_components(
+    keys: Mapping[str, object], components: Mapping[str, object], problems: list[str]
+) -> dict[str, str]:
+    """Component -> the key of the recipe that takes it, in the pipeline's order; conflicts go into `problems`."""
+    taken: dict[str, str] = {}
+    for key in keys:
+        if key == "*":
+            continue
+        names = [name for name in components if any(fnmatchcase(name, part) for part in key.rstrip("?").split("|"))]
+        if not names and not key.endswith("?"):
+            problems.append(
+                f"components.{key}: the pipeline has no such component; {registry.nearest(key, components)} "
+                f"(write {key}? if it may be missing)"
+            )
+        for name in names:
+            if name in taken:
+                problems.append(f"components.{key}: {name} is taken by components.{taken[name]} already")
+            taken.setdefault(name, key)
+    if "*" in keys:
+        for name in components:
+            taken.setdefault(name, "*")
+    return {name: taken[name] for name in components if name in taken}
+
+
+def _plan_component(recipe: Recipe, key: str, spec: ComponentSpec, problems: list[str]) -> list[PlannedStep]:
+    """The key's steps folded over the spec; what is wrong goes into `problems`."""
+    where = f"components.{key}"
+    method = (spec.config.get("quantization_config") or {}).get("quant_method")
+    if method:
+        problems.append(f"{where}: {spec.name} is quantized already ({method}); start from the original weights")
+        return []
+    planned: list[PlannedStep] = []
+    for index, step in enumerate(recipe.components[key]):
+        path = f"{where}.{index}.{step.kind}"
+        if planned and step.stage < planned[-1].step.stage:
+            problems.append(f"{path}: must stand before {planned[-1].step.kind}")
+            continue
+        try:
+            result = step.plan(spec, recipe.target)
+        except UserError as error:
+            # Several components under one key may share a mistake: say it once.
+            found = (
+                f"{path}.{problem}" if ":" in problem.split(" ")[0] else f"{path}: {problem}"
+                for problem in error.problems
+            )
+            problems += [line for line in found if line not in problems]
+            continue
+        planned.append(PlannedStep(spec.name, step, spec, result))
+        spec = result.spec
+    return planned
+
+
+def _peak_bytes(steps: list[PlannedStep], source: Source) -> int:
+    """Runtime and the largest working set: one tensor at a time, whatever the model's size."""
+    packages = {package for step in steps for package in step.planned.requires}
+    runtime = RUNTIME_BYTES + sum(RUNTIME_BYTES_OF.get(package, 0) for package in packages)
+    return runtime + max((step.planned.working_bytes for step in steps), default=0)

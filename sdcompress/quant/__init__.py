@@ -1,0 +1,1 @@
+"""Numerics of quantization: formats, rounding, dequantization. Nothing here knows a runtime."""

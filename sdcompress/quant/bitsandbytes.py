@@ -1,0 +1,156 @@
+"""bitsandbytes' formats through bitsandbytes' own functions: nf4, fp4 (QLoRA, arXiv:2305.14314) and LLM.int8 rows
+(arXiv:2208.07339). Linear layers as bitsandbytes knows them, convolutions flattened to [out, in*kh*kw]."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sdcompress.quant.format import QuantFormat, QuantizedTensor, check_finite
+from sdcompress.spec import CONVOLUTIONS, Layer, TensorSpec
+
+if TYPE_CHECKING:
+    import torch
+
+CHUNK = 2**20  # weights rounded at once, a multiple of every block size
+BLOCK_SIZES = (64, 128, 256, 512, 1024, 2048, 4096)  # what bitsandbytes' kernels take
+
+
+@dataclass(frozen=True)
+class FourBit(QuantFormat):
+    """Blocks of `group_size` (64) consecutive weights of the flattened tensor share a float32 maximum."""
+
+    bits = 4
+    kinds = frozenset({"linear"}) | CONVOLUTIONS
+    targets = frozenset({"torch"})
+    library = "bitsandbytes"
+    keeps_sensitive = True
+    alternative = "int8"
+
+    @property
+    def block_size(self) -> int:
+        return self.group_size or BLOCK_SIZES[0]
+
+    def problem(self, layer: Layer) -> str | None:
+        if self.block_size in BLOCK_SIZES:
+            return None
+        return f"{self.block_size} is no block size of bitsandbytes ({layer.name}); use one of {', '.join(map(str, BLOCK_SIZES))}"
+
+    def stored(self, weight: TensorSpec) -> dict[str, TensorSpec]:
+        count = math.prod(weight.shape)
+        return {
+            "codes": TensorSpec(((count + 1) // 2, 1), "U8", weight.parameters),
+            "scale": TensorSpec((-(-count // self.block_size),), "F32", 0),
+        }
+
+    def quantize(self, weight: torch.Tensor) -> QuantizedTensor:
+        import torch
+        from bitsandbytes.functional import quantize_4bit
+
+        check_finite(weight)
+        chunks = weight.contiguous().view(-1).split(CHUNK)  # blocks do not cross chunks: same codes, less memory
+        with _without_compiling():
+            parts = [quantize_4bit(chunk, blocksize=self.block_size, quant_type=self.name) for chunk in chunks]
+        codes = torch.cat([codes for codes, _ in parts])
+        return QuantizedTensor(codes, torch.cat([state.absmax for _, state in parts]), self, tuple(weight.shape))
+
+    def dequantize(self, tensor: QuantizedTensor, dtype: torch.dtype) -> torch.Tensor:
+        import torch
+
+        if tensor.codes.is_cuda:
+            return _dequantize_on_gpu(self, tensor, dtype)
+        # bitsandbytes' CPU kernels either go through torch.compile for every shape or are wrong where a block is longer
+        # than a row (0.50.2 on AVX512); this lookup is neither.
+        values = self.code_values(tensor.codes.device).to(dtype)
+        pairs = torch.cartesian_prod(values, values)  # [256, 2]: high half byte first
+        count = math.prod(tensor.shape)
+        weights = torch.nn.functional.embedding(tensor.codes.view(-1).int(), pairs).view(-1)[:count]
+        scale = tensor.scale.to(dtype)
+        if count % self.block_size:
+            scale = scale.repeat_interleave(self.block_size)[:count]
+            return (weights * scale).view(tensor.shape)
+        return (weights.view(-1, self.block_size) * scale.unsqueeze(1)).view(tensor.shape)
+
+    def code_values(self, device: torch.device | str = "cpu") -> torch.Tensor:
+        """The 16 values of the codes, [16] float32."""
+        from bitsandbytes.functional import get_4bit_type
+
+        return get_4bit_type(self.name, device=device)
+
+
+def _dequantize_on_gpu(fmt: FourBit, tensor: QuantizedTensor, dtype: torch.dtype) -> torch.Tensor:
+    from bitsandbytes.functional import QuantState, dequantize_4bit
+
+    state = QuantState(
+        absmax=tensor.scale.float(),
+        shape=tensor.shape,  # type: ignore[arg-type]
+        code=fmt.code_values(tensor.scale.device),
+        blocksize=fmt.block_size,
+        quant_type=fmt.name,
+        dtype=dtype,
+    )
+    return dequantize_4bit(tensor.codes, state).view(tensor.shape)
+
+
+@contextmanager
+def _without_compiling() -> Iterator[None]:
+    """bitsandbytes' CPU functions run as they are, not through torch.compile (a compiler run for every shape)."""
+    import torch
+
+    if not hasattr(torch.compiler, "set_stance"):  # torch before 2.6
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
+@dataclass(frozen=True)
+class NF4(FourBit):
+    """4-bit NormalFloat: quantiles of a normal distribution."""
+
+    name = "nf4"
+
+
+@dataclass(frozen=True)
+class FP4(FourBit):
+    """4-bit floating point."""
+
+    name = "fp4"
+
+
+@dataclass(frozen=True)
+class LLMInt8(QuantFormat):
+    """int8 rows with a float32 maximum each; bitsandbytes also rounds the activations, keeping outliers in float."""
+
+    name = "llm-int8"
+    bits = 8
+    kinds = frozenset({"linear"}) | CONVOLUTIONS
+    targets = frozenset({"torch"})
+    library = "bitsandbytes"
+    keeps_sensitive = False
+    alternative = "int8"
+
+    def problem(self, layer: Layer) -> str | None:
+        return None if self.group_size is None else f"llm-int8 has one scale per row and no groups ({layer.name})"
+
+    def stored(self, weight: TensorSpec) -> dict[str, TensorSpec]:
+        return {
+            "codes": TensorSpec(weight.shape, "I8", weight.parameters),
+            "scale": TensorSpec((weight.shape[0],), "F32", 0),
+        }
+
+    def quantize(self, weight: torch.Tensor) -> QuantizedTensor:
+        import torch
+        from bitsandbytes.functional import int8_vectorwise_quant
+
+        check_finite(weight)
+        rows = weight.flatten(1).to(torch.float16)  # [out, in*kh*kw]; the kernel takes float16 only
+        codes, row_maxima, _ = int8_vectorwise_quant(rows)
+        return QuantizedTensor(codes.view(weight.shape), row_maxima, self, tuple(weight.shape))
+
+    def dequantize(self, tensor: QuantizedTensor, dtype: torch.dtype) -> torch.Tensor:
+        scale = (tensor.scale / 127).to(dtype)
+        return tensor.codes.to(dtype) * scale.view(-1, *[1] * (tensor.codes.dim() - 1))

@@ -1,0 +1,28 @@
+"""A report and its faces: JSON, terminal table, Markdown, picture sheet. Pure functions of raw samples; no torch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def write_report(report: dict[str, Any], out: Path) -> None:
+    """Writes report.json, images.png and report.md into `out`, where the pictures already are."""
+    from sdcompress.report.markdown import to_markdown
+    from sdcompress.report.pictures import draw_sheet
+
+    text = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False)
+    (out / "report.json").write_text(text + "\n", encoding="utf-8")
+    draw_sheet(report, out).save(out / "images.png")
+    (out / "report.md").write_text(to_markdown(report), encoding="utf-8")
+
+
+def render(report: dict[str, Any], console: Console) -> None:
+    """Prints the report's tables and findings on `console`."""
+    from sdcompress.report.terminal import print_report
+
+    print_report(report, console)

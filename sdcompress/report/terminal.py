@@ -1,0 +1,52 @@
+"""The report on a terminal, 80 columns wide."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from sdcompress.report.wording import component_rows, findings, pipeline_rows, subject_text
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+
+def print_report(report: Mapping[str, Any], console: Console) -> None:
+    """Prints the pipeline table, the component table and the findings on `console`."""
+    from rich.text import Text
+
+    names = f"{report['compressed']['name']} against {report['original']['name']}"
+    console.print(Text(names, style="bold"))
+    console.print(Text(subject_text(report), style="dim"))
+    console.print(_pipeline_table(report))
+    console.print(_component_table(report))
+    for line in findings(report):
+        console.print(Text(line))
+
+
+def _pipeline_table(report: Mapping[str, Any]) -> Table:
+    table = _table("", "original", "compressed", "change")
+    for label, original, compressed, change in pipeline_rows(report):
+        table.add_row(label, original, compressed, change)
+    return table
+
+
+def _component_table(report: Mapping[str, Any]) -> Table:
+    """Original above compressed in each cell: eight columns side by side do not fit."""
+    table = _table("component", "", "parameters", "weights", "bits", "time")
+    for name, *cells in component_rows(report):
+        table.add_row(name, "original", *cells[0::2])
+        table.add_row("", "compressed", *cells[1::2], end_section=True)
+    return table
+
+
+def _table(first: str, *columns: str) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, header_style="bold", padding=(0, 1))
+    table.add_column(first, no_wrap=True)
+    for column in columns:
+        table.add_column(column, justify="right" if column else "left")
+    return table

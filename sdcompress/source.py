@@ -1,0 +1,280 @@
+"""A pipeline as configs and safetensors headers: what a model is, read without loading a weight."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from sdcompress.errors import SourceError
+from sdcompress.safetensors_file import TensorRange, read_header
+from sdcompress.spec import ComponentSpec, TensorSpec, parameter
+
+ASSETS = Path(__file__).parent / "assets"
+BUILT_IN = ("tiny-sd",)
+MANIFEST_NAME = "sdcompress.json"
+
+SAFETY_CHECKERS = frozenset({"safety_checker"})
+_PICKLES = (".bin", ".ckpt", ".pt", ".pth")
+_WEIGHT_SUFFIXES = (
+    *_PICKLES, ".safetensors", ".msgpack", ".h5", ".gguf", ".onnx", ".onnx_data", ".onnx.data", ".xml"
+)  # fmt: skip
+_SHARD_INDEX = re.compile(r"\.index(\.[\w-]+)?\.json$")  # with or without a variant
+
+# Attention of AutoencoderKL as it was saved before diffusers 0.18; loaders rename it and so do we.
+_OLD_VAE_ATTENTION = re.compile(r"(?<=\.attentions\.)(\d+)\.(query|key|value|proj_attn)\.")
+_NEW_VAE_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+
+# Tensors that files hold though they are no parameters of the module.
+_BUFFERS = re.compile(r"(^|\.)(position_ids|pos_embed\.pos_embed|num_batches_tracked|running_mean|running_var)$")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A pipeline before any work: every component's spec, and where its tensors and other files lie."""
+
+    name: str
+    kind: Literal["built-in", "catalog", "folder", "hub"]
+    model_index: Mapping[str, Any]
+    components: Mapping[str, ComponentSpec]
+    path: Path | None = None
+    hub_id: str | None = None
+    tensors: Mapping[str, Mapping[str, TensorRange]] = field(default_factory=dict)
+    other_files: tuple[Path, ...] = ()  # relative to path: configs, tokenizers, licences
+    notes: tuple[str, ...] = ()
+
+    @property
+    def pipeline_class(self) -> str:
+        return str(self.model_index.get("_class_name", "DiffusionPipeline"))
+
+    @property
+    def parameters(self) -> int:
+        return sum(component.parameters for component in self.components.values())
+
+    @property
+    def weights_bytes(self) -> int:
+        return sum(component.weights_bytes for component in self.components.values())
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes on disk of all that belongs to the pipeline: weights files whole, configs, tokenizers."""
+        if self.path is None:
+            return self.weights_bytes
+        weights = {where.file for ranges in self.tensors.values() for where in ranges.values()}
+        others = (self.path / relative for relative in self.other_files)
+        return sum(file.stat().st_size for file in (*weights, *others))
+
+
+def open_source(model: str, variant: str | None = None) -> Source:
+    """The pipeline `model` names: a built-in name, a diffusers folder, a catalog name or alias, or a hub id.
+
+    Reads configs and safetensors headers only. Raises SourceError when there is no such model or it is not whole.
+    """
+    if model in BUILT_IN:
+        return open_folder(ASSETS / model, name=model, kind="built-in", variant=variant)
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return open_folder(path, variant=variant)
+    if path.is_file():
+        raise SourceError(
+            f"{model}: is a single file; give a diffusers folder (convert it with "
+            f"diffusers' StableDiffusionPipeline.from_single_file(...).save_pretrained(DIR))"
+        )
+    from sdcompress import catalog
+
+    entry = catalog.find(model)
+    if entry is not None:
+        return catalog.open_entry(entry, name=model)
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", model) and not model.startswith("."):
+        from sdcompress.hub import open_hub
+
+        return open_hub(model, variant=variant)
+    known = ", ".join((*BUILT_IN, *catalog.names()))
+    raise SourceError(
+        f"{model}: no such folder, and no name sdcompress knows; give a diffusers folder, a hub id (org/name), "
+        f"or one of: {known}"
+    )
+
+
+def open_folder(
+    path: Path,
+    name: str | None = None,
+    kind: Literal["built-in", "folder", "hub"] = "folder",
+    variant: str | None = None,
+    hub_id: str | None = None,
+) -> Source:
+    """The diffusers folder `path` as a Source; `variant` picks files such as `model.fp16.safetensors`."""
+    missing = f"{path}: is no pipeline (it has no model_index.json); give the folder that save_pretrained wrote"
+    model_index = _read_json(path / "model_index.json", missing=missing)
+    components: dict[str, ComponentSpec] = {}
+    tensors: dict[str, Mapping[str, TensorRange]] = {}
+    counted = _counted_parameters(path)
+    other_files = [Path("model_index.json")]
+    other_files += [Path(file.name) for file in sorted(path.glob("LICENSE*")) if file.is_file()]
+    for part, (library, class_name) in component_entries(model_index).items():
+        folder = path / part
+        if not folder.is_dir():
+            raise SourceError(
+                f"{folder}: missing, though model_index.json lists {part} ({class_name}); download it, or write "
+                f"[null, null] for it in model_index.json"
+            )
+        files = sorted(file for file in folder.rglob("*") if file.is_file())
+        # Nothing in a component's folder is dropped but weights in other formats and variants.
+        kept = (file for file in files if not is_weight_file(file.name))
+        other_files += [file.relative_to(path) for file in kept]
+        ranges = _component_ranges(folder, variant)
+        if ranges is None:
+            continue
+        config = _read_json(folder / "config.json", missing=f"{folder}: has weights but no config.json; download it")
+        ranges = {canonical_name(class_name, tensor): where for tensor, where in ranges.items()}
+        specs = specs_of_ranges(ranges)
+        if part in counted:
+            specs = _with_counts(specs, counted[part])
+        components[part] = ComponentSpec(part, library, class_name, config, specs)
+        tensors[part] = ranges
+    if not components:
+        raise SourceError(f"{path}: is no pipeline sdcompress can work on (no component has safetensors weights)")
+    return Source(
+        name or str(path), kind, model_index, components, path, hub_id, tensors, tuple(other_files)
+    )  # fmt: skip
+
+
+def component_entries(model_index: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """Component name -> (library, class) of the parts a model_index.json really has."""
+    entries = {}
+    for part, value in model_index.items():
+        if not part.startswith("_") and isinstance(value, list) and len(value) == 2 and all(value):
+            entries[part] = (str(value[0]), str(value[1]))
+    return entries
+
+
+def canonical_name(class_name: str, tensor: str) -> str:
+    """The tensor's name in today's diffusers, whatever version saved it."""
+    if class_name.startswith("AutoencoderKL"):
+        return _OLD_VAE_ATTENTION.sub(lambda m: f"{m[1]}.{_NEW_VAE_ATTENTION[m[2]]}.", tensor)
+    return tensor
+
+
+def is_weight_file(file: str) -> bool:
+    """Whether a file of this name holds weights of whatever format, or the index of their shards."""
+    return file.endswith(_WEIGHT_SUFFIXES) or is_shard_index(file)
+
+
+def is_shard_index(file: str) -> bool:
+    """Whether a file of this name is the index of sharded weights, such as `model.safetensors.index.fp16.json`."""
+    return bool(_SHARD_INDEX.search(file))
+
+
+def is_buffer(tensor: str) -> bool:
+    """Whether a stored tensor is a buffer rather than a parameter."""
+    return bool(_BUFFERS.search(tensor))
+
+
+def choose_weight_files(files: list[str], variant: str | None, where: str) -> list[str]:
+    """The safetensors among one component's file names: plain ones unless `variant` is given or there is no other.
+
+    A lone variant is taken; several without a plain set raise SourceError, as does a folder of pickles alone.
+    """
+    by_variant: dict[str, list[str]] = {}
+    for file in files:
+        if file.endswith(".safetensors"):
+            stem = re.sub(r"-\d{5}-of-\d{5}", "", file.removesuffix(".safetensors"))
+            by_variant.setdefault(stem.partition(".")[2], []).append(file)
+    if not by_variant:
+        pickles = [file for file in files if file.endswith(_PICKLES)]
+        if pickles:
+            raise SourceError(
+                f"{where}: has only pickled weights ({pickles[0]}), which can run code when opened; save the pipeline "
+                f"with safe_serialization=True"
+            )
+        return []
+    if variant is not None:
+        if variant not in by_variant and len(by_variant) > 1:
+            found = ", ".join(repr(v) for v in sorted(by_variant))
+            raise SourceError(f"{where}: no variant {variant!r} among its safetensors ({found})")
+        chosen = variant if variant in by_variant else next(iter(by_variant))
+    elif "" in by_variant:
+        chosen = ""
+    elif len(by_variant) == 1:
+        chosen = next(iter(by_variant))
+    else:
+        raise SourceError(f"{where}: several variants ({', '.join(sorted(by_variant))}); choose one with --variant")
+    return sorted(by_variant[chosen])
+
+
+def _component_ranges(folder: Path, variant: str | None) -> dict[str, TensorRange] | None:
+    names = [file.name for file in sorted(folder.iterdir()) if file.is_file()]
+    chosen = choose_weight_files(names, variant, str(folder))
+    if not chosen:
+        if any(is_shard_index(name) for name in names):
+            raise SourceError(f"{folder}: has a weights index but no safetensors shard; download the folder again")
+        if "config.json" in names and not any(name.startswith(("tokenizer", "preprocessor")) for name in names):
+            raise SourceError(f"{folder}: has a config.json but no weights; download the folder again")
+        return None
+    ranges: dict[str, TensorRange] = {}
+    for name in chosen:
+        ranges.update(read_header(folder / name))
+    _check_shards(folder, chosen, ranges)
+    return ranges
+
+
+def check_shard_count(where: str, chosen: list[str]) -> None:
+    """Raises SourceError unless the chosen files are one file, or all shards of one set."""
+    sharded = re.search(r"-\d{5}-of-(\d{5})", chosen[0]) if chosen else None
+    if not sharded and len(chosen) > 1:
+        raise SourceError(f"{where}: several safetensors files ({', '.join(chosen)}); keep the one that is meant")
+    if sharded and len(chosen) != int(sharded[1]):
+        raise SourceError(f"{where}: {len(chosen)} of {int(sharded[1])} shards are there; download the rest")
+
+
+def _check_shards(folder: Path, chosen: list[str], ranges: Mapping[str, TensorRange]) -> None:
+    check_shard_count(str(folder), chosen)
+    for index in sorted(folder.glob("*.safetensors.index*.json")):
+        listed = _read_json(index, missing=str(index)).get("weight_map", {})
+        missing = sorted(set(listed) - set(ranges)) if set(listed.values()) == set(chosen) else []
+        if missing:
+            raise SourceError(f"{index}: lists {missing[0]}, which no shard holds; download the shards again")
+
+
+def specs_of_ranges(ranges: Mapping[str, TensorRange]) -> dict[str, TensorSpec]:
+    """Tensor name -> spec; buffers count no parameters."""
+    specs = {}
+    for name, where in ranges.items():
+        spec = parameter(where.shape, where.dtype)
+        specs[name] = TensorSpec(spec.shape, spec.dtype, 0) if is_buffer(name) else spec
+    return specs
+
+
+def _with_counts(specs: Mapping[str, TensorSpec], counts: Mapping[str, int]) -> dict[str, TensorSpec]:
+    return {name: TensorSpec(s.shape, s.dtype, counts.get(name, s.parameters)) for name, s in specs.items()}
+
+
+def _counted_parameters(path: Path) -> dict[str, dict[str, int]]:
+    """Component -> tensor -> parameters it stands for, where an sdcompress manifest says that it differs."""
+    file = path / MANIFEST_NAME
+    if not file.exists():
+        return {}
+    components = _read_json(file, missing=str(file)).get("components", {})
+    try:
+        return {name: dict(entry.get("parameters_of_packed", {})) for name, entry in components.items()}
+    except (AttributeError, TypeError, ValueError):
+        raise SourceError(
+            f"{file}: its components are malformed; compress again, or download the folder again"
+        ) from None
+
+
+def _read_json(file: Path, missing: str) -> dict[str, Any]:
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise SourceError(missing) from None
+    except OSError as error:
+        raise SourceError(f"{file}: cannot be read ({error.strerror})") from None
+    except ValueError as error:
+        raise SourceError(f"{file}: is not valid JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise SourceError(f"{file}: is not a JSON object")
+    return value

@@ -1,0 +1,85 @@
+"""Bootstrap intervals against a slow reference and against theory."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import numpy as np
+import pytest
+
+from sdcompress.report import statistics
+
+
+def _slow_mean_interval(values: list[float], resamples: int = 4000) -> tuple[float, float]:
+    """The percentile bootstrap with the standard library alone."""
+    generator = random.Random(1)
+    means = sorted(sum(generator.choices(values, k=len(values))) / len(values) for _ in range(resamples))
+    return means[int(0.025 * resamples)], means[int(0.975 * resamples)]
+
+
+def _slow_ratio_interval(original: list[float], compressed: list[float], resamples: int = 4000) -> tuple[float, float]:
+    generator = random.Random(1)
+    middle = lambda values: sorted(values)[len(values) // 2]  # noqa: E731 (odd counts only)
+    ratios = []
+    for _ in range(resamples):
+        picks = generator.choices(range(len(original)), k=len(original))
+        ratios.append(middle([compressed[i] for i in picks]) / middle([original[i] for i in picks]))
+    ratios.sort()
+    return ratios[int(0.025 * resamples)], ratios[int(0.975 * resamples)]
+
+
+def test_mean_interval_equals_the_slow_one() -> None:
+    values = np.random.default_rng(0).normal(1.0, 2.0, 25).tolist()
+    slow, fast = _slow_mean_interval(values), statistics.mean_interval(values)
+    # Two Monte Carlo quantiles: each has a standard error near 0.01 standard errors x 2.7, here about 0.015.
+    assert fast == pytest.approx(slow, abs=0.06)
+
+
+def test_ratio_interval_equals_the_slow_one() -> None:
+    generator = np.random.default_rng(0)
+    original = generator.lognormal(0, 0.3, 21)
+    compressed = original * generator.normal(0.8, 0.05, 21)
+    slow = _slow_ratio_interval(original.tolist(), compressed.tolist())
+    fast = statistics.median_ratio_interval(original.tolist(), compressed.tolist())
+    assert fast == pytest.approx(slow, abs=0.02)  # medians of 21 move in steps of about that size
+
+
+def test_mean_interval_is_near_the_normal_one() -> None:
+    values = np.random.default_rng(5).normal(0, 1, 400)
+    half = 1.96 * values.std() / math.sqrt(400)
+    assert statistics.mean_interval(values) == pytest.approx(
+        [values.mean() - half, values.mean() + half], abs=0.01
+    )  # skewness vanishes at this size
+
+
+def test_no_change_has_an_interval_of_zero() -> None:
+    assert statistics.mean_interval([0.0] * 5) == [0.0, 0.0]
+    assert statistics.median_ratio_interval([1.0, 2.0, 3.0], [2.0, 4.0, 6.0]) == [2.0, 2.0]
+
+
+def test_covers_the_truth_in_about_95_of_100_repetitions() -> None:
+    generator = np.random.default_rng(11)
+    inside = 0
+    for _ in range(100):
+        low, high = statistics.mean_interval(generator.normal(0, 1, 40).tolist())
+        inside += low <= 0 <= high
+    assert inside >= 88  # 93 expected of a percentile bootstrap at 40 samples, less two standard errors
+
+
+def test_is_the_same_each_time_and_whatever_the_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.random.default_rng(2).normal(size=50).tolist()
+    first = statistics.mean_interval(values)
+    assert statistics.mean_interval(values) == first
+    monkeypatch.setattr(statistics, "CHUNK", 1000)
+    assert statistics.mean_interval(values) == pytest.approx(first, abs=1e-12)
+
+
+def test_too_few_samples_have_no_interval() -> None:
+    assert statistics.mean_interval([1.0]) is None
+    assert statistics.mean_interval([]) is None
+    assert statistics.mean([]) is statistics.median([]) is statistics.quantiles([]) is None
+
+
+def test_quantiles() -> None:
+    assert statistics.quantiles(list(range(101))) == {"p05": 5.0, "p50": 50.0, "p95": 95.0}

@@ -1,0 +1,305 @@
+"""Two pipelines side by side: a real run on a tiny random pipeline, and the ways a run can stop."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import sdcompress.evaluate as evaluation
+from sdcompress.errors import EvaluationError
+from sdcompress.evaluate import EvaluationSettings, evaluate, list_drawings
+from sdcompress.metrics.scorer import TINY_SD_SCORER
+from sdcompress.prompts import GENERAL, PromptSet, default_prompts, is_tiny_sd, read_prompts
+from sdcompress.source import ASSETS, open_source
+from sdcompress.worker_process import WorkerProcess
+
+# One thread: two processes with two threads each wait for one another on a busy machine.
+QUICK: dict[str, Any] = {
+    "prompt_count": 2,
+    "num_inference_steps": 2,
+    "threads": 1,
+    "height": 32,
+    "width": 32,
+    "clip": str(TINY_SD_SCORER),
+}
+
+
+@pytest.fixture(scope="session")
+def pipeline(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A random Stable Diffusion pipeline with the real classes, 32-pixel pictures, half a million parameters."""
+    import torch
+    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel
+
+    tokenizer = AutoTokenizer.from_pretrained(ASSETS / "tiny-sd" / "tokenizer")
+    torch.manual_seed(0)
+    text = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    unet = UNet2DConditionModel(
+        sample_size=16,
+        block_out_channels=(16, 32),
+        layers_per_block=1,
+        cross_attention_dim=16,
+        attention_head_dim=8,
+        norm_num_groups=8,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+    )
+    vae = AutoencoderKL(
+        block_out_channels=(8, 16),
+        norm_num_groups=8,
+        latent_channels=4,
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+    )
+    folder = tmp_path_factory.mktemp("pipeline")
+    StableDiffusionPipeline(
+        vae, CLIPTextModel(text), tokenizer, unet, DDIMScheduler(), None, None, requires_safety_checker=False
+    ).save_pretrained(folder)
+    return str(folder)
+
+
+def test_a_pipeline_against_itself(pipeline: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    report = evaluate(pipeline, pipeline, out, settings=EvaluationSettings(**QUICK, latency_repeats=2))
+
+    text = (out / "report.json").read_text(encoding="utf-8")
+    assert json.loads(text, parse_constant=lambda token: pytest.fail(f"{token} is no JSON")) == report
+    assert report["similarity"]["identical"] == report["similarity"]["pairs"] == 2
+    assert report["similarity"]["identical_latents"] is True
+    assert report["similarity"]["psnr_db"]["min"] is None  # infinite
+    assert report["change"]["clip_score"]["difference"] == 0
+    assert report["change"]["clip_score"]["interval_95"] == [0.0, 0.0]
+    assert report["change"]["parameters"] == {"difference": 0, "ratio": 1.0}
+    for side in ("original", "compressed"):
+        figures = report[side]
+        assert figures["latency_s"] > 0 and figures["load_s"] > 0
+        assert figures["peak_memory_bytes"] > figures["peak_memory_over_imports_bytes"] > 0
+        # float32, and a few integer buffers besides
+        assert 0 <= figures["resident_weights_bytes"] - 4 * figures["parameters"] < 1000
+        spent = [figures["components"][name]["latency_s"] for name in ("text_encoder", "unet", "vae")]
+        assert 0 < sum(spent) <= figures["latency_s_quantiles"]["p95"] * 1.5
+        assert figures["not_finite"] == figures["blocked"] == 0
+        for index in range(2):
+            picture = Image.open(out / "images" / side / f"{index:04d}.png")
+            assert picture.size == (32, 32)
+        assert (out / "logs" / f"{side}.log").exists()
+    assert all(len(sample["original"]["latency_s"]) == 2 for sample in report["samples"])
+    assert len({sample["original"]["latents_sha256"] for sample in report["samples"]}) == 2
+    first, second = (np.asarray(Image.open(out / "images" / "original" / f"000{i}.png")) for i in range(2))
+    assert (first != second).any()
+    Image.open(out / "images.png").verify()
+    assert (out / "report.md").is_file()
+
+
+def test_the_same_noise_in_another_precision(pipeline: str, tmp_path: Path) -> None:
+    from sdcompress.worker import Worker
+
+    hashes = []
+    for dtype in ("float32", "bfloat16"):
+        worker = Worker()
+        worker.open(pipeline, "cpu", dtype, threads=1)
+        drawn = worker.draw("a cat", 5, {"num_inference_steps": 1, "height": 32, "width": 32}, None)
+        assert drawn["component_latency_s"].keys() == {"text_encoder", "unet", "vae"}
+        hashes.append(drawn["latents_sha256"])
+    assert hashes[0] == hashes[1] is not None
+
+
+class FakeWorker:
+    """Answers as a worker does, without a pipeline; dies after `left` requests to draw."""
+
+    left = 1_000
+    drawn: list[tuple[str, int]]  # (side, seed) in the order asked for
+
+    def __init__(self, subject: str, log: Path, **_: Any):
+        self.subject = subject.split()[0]
+
+    def __enter__(self) -> FakeWorker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def ask(self, do: str, **request: Any) -> dict[str, Any]:
+        if do == "open":
+            return {
+                "load_s": 1.0,
+                "resident_after_imports_bytes": 1,
+                "peak_memory_bytes": 2,
+                "resident_weights_bytes": {},
+                "device": "cpu",
+                "device_name": None,
+                "dtype": "float32",
+                "threads": 1,
+                "defaults": {},
+            }
+        if do == "score":
+            clip = {"original": 1.0, "compressed": 1.0}
+            return {"clip_score": clip, "identical": True, "psnr_db": None, "ssim": 1.0}
+        if do == "open_judge":
+            return {}
+        if not request.get("warm_up"):
+            if not FakeWorker.left:
+                raise EvaluationError(f"{self.subject}: its process was killed")
+            FakeWorker.left -= 1
+            FakeWorker.drawn.append((self.subject, request["seed"]))
+            Image.new("RGB", (8, 8)).save(request["picture"])
+        return {
+            "latency_s": 1.0,
+            "component_latency_s": {"unet": 0.5},
+            "latents_sha256": "0",
+            "blocked": False,
+            "height": 8,
+            "width": 8,
+            "not_finite": False,
+            "flat": False,
+            "peak_memory_bytes": 3,
+            "peak_device_memory_bytes": None,
+        }
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> type[FakeWorker]:
+    monkeypatch.setattr(evaluation, "WorkerProcess", FakeWorker)
+    monkeypatch.setattr(FakeWorker, "left", 1_000)
+    monkeypatch.setattr(FakeWorker, "drawn", [], raising=False)
+    return FakeWorker
+
+
+FOUR = EvaluationSettings(prompts=PromptSet("mine", ("a", "b", "c", "d"), 4), use_clip=False)
+
+
+def test_the_two_take_turns(fake: type[FakeWorker], tmp_path: Path) -> None:
+    evaluate("tiny-sd", "tiny-sd", tmp_path, settings=FOUR)
+    expected = ["original", "compressed", "compressed", "original"] * 2
+    assert [side for side, _ in fake.drawn] == expected
+    assert [seed for _, seed in fake.drawn] == [0, 0, 1, 1, 2, 2, 3, 3]
+
+
+def test_resumes_where_it_stopped(fake: type[FakeWorker], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    fake.left = 3
+    with pytest.raises(EvaluationError, match="killed"):
+        evaluate("tiny-sd", "tiny-sd", out, settings=FOUR)
+    finished = list(fake.drawn)
+    with (out / "samples.jsonl").open("a") as stream:
+        stream.write('{"kind": "picture", "side": "orig')  # killed while writing
+    fake.left = 1_000
+    report = evaluate("tiny-sd", "tiny-sd", out, settings=FOUR)
+    again = fake.drawn[len(finished) :]
+    assert len(finished) == 3 and len(again) == 5 and not set(finished) & set(again)
+    assert len(report["samples"]) == 4
+    assert len(report["processes"]["original"]) == 2
+
+    drawn = len(fake.drawn)
+    assert evaluate("tiny-sd", "tiny-sd", out, settings=FOUR) == report
+    (out / "images" / "compressed" / "0002.png").unlink()
+    evaluate("tiny-sd", "tiny-sd", out, settings=FOUR)
+    assert fake.drawn[drawn:] == [("compressed", 2)]
+
+
+def test_other_settings_do_not_mix(fake: type[FakeWorker], tmp_path: Path) -> None:
+    evaluate("tiny-sd", "tiny-sd", tmp_path / "out", settings=FOUR)
+    other = FOUR.model_copy(update={"seed": 9})
+    with pytest.raises(EvaluationError, match=r"other prompts and seeds; use another --out, or --force"):
+        evaluate("tiny-sd", "tiny-sd", tmp_path / "out", settings=other)
+    report = evaluate("tiny-sd", "tiny-sd", tmp_path / "out", settings=other, force=True)
+    assert [sample["seed"] for sample in report["samples"]] == [9, 10, 11, 12]
+
+
+def test_a_folder_of_something_else_is_left_alone(fake: type[FakeWorker], tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(EvaluationError, match="holds no evaluation"):
+        evaluate("tiny-sd", "tiny-sd", tmp_path, settings=FOUR)
+    evaluate("tiny-sd", "tiny-sd", tmp_path, settings=FOUR, force=True)
+    assert (tmp_path / "thesis.tex").read_text() == "precious"
+
+
+def test_the_artifact_may_lie_in_the_same_folder(fake: type[FakeWorker], pipeline: str, tmp_path: Path) -> None:
+    shutil.copytree(pipeline, tmp_path / "artifact")
+    report = evaluate("tiny-sd", str(tmp_path / "artifact"), tmp_path, settings=FOUR, command="sdcompress run x")
+    assert report["command"] == "sdcompress run x"
+    assert "    sdcompress run x" in (tmp_path / "report.md").read_text()
+
+
+def _stand_in(log: Path, code: str) -> WorkerProcess:
+    return WorkerProcess("compressed (/x)", log, command=(sys.executable, "-c", code))
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("import sys; sys.exit('no such layer')", "ended early with return code 1"),
+        ("import os, sys; print('loading', file=sys.stderr, flush=True); os.kill(os.getpid(), 9)", "out of memory"),
+        ("import os; os.abort()", "signal 6 (SIGABRT)"),
+    ],
+)
+def test_a_dead_worker_is_reported_with_its_log(tmp_path: Path, code: str, words: str) -> None:
+    with pytest.raises(EvaluationError) as caught, _stand_in(tmp_path / "logs" / "a.log", code) as worker:
+        worker.ask(do="open")
+    assert caught.value.exit_code == 2
+    assert words in str(caught.value) and "compressed (/x)" in str(caught.value)
+    if "abort" not in code:
+        assert ("no such layer" in str(caught.value)) or ("loading" in str(caught.value))
+
+
+def test_a_failed_request_is_reported_with_its_traceback(tmp_path: Path) -> None:
+    with (
+        pytest.raises(EvaluationError, match=r"original: .*Error"),
+        WorkerProcess("original", tmp_path / "a.log") as worker,
+    ):
+        worker.ask(do="draw", prompt="x", seed=0, options={}, picture=None)
+    assert "Traceback" in (tmp_path / "a.log").read_text()
+
+
+def test_leaving_ends_the_process(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), _stand_in(tmp_path / "a.log", "input()") as worker:
+        raise KeyboardInterrupt
+    assert worker._process.poll() is not None
+
+
+def test_drawings_never_share_a_seed_and_cover_the_set() -> None:
+    settings = EvaluationSettings(prompt_count=3, seeds_per_prompt=2, seed=7)
+    drawings = list_drawings(settings, PromptSet("six", tuple("abcdef"), 6))
+    assert [drawing["prompt"] for drawing in drawings] == list("aaccee")
+    assert [drawing["seed"] for drawing in drawings] == list(range(7, 13))
+    with pytest.raises(EvaluationError, match="3 prompts asked for"):
+        list_drawings(settings, PromptSet("two", ("a", "b"), 2))
+
+
+def test_prompts(tmp_path: Path) -> None:
+    assert len(set(GENERAL)) == 24
+    assert default_prompts(tiny_sd=False).prompts == GENERAL
+    built_in = default_prompts(tiny_sd=True)
+    assert built_in.num_inference_steps and built_in.guidance_scale and len(built_in.prompts) >= built_in.default_count
+    file = tmp_path / "prompts.txt"
+    file.write_text("a cat\n\n  a dog \r\n", encoding="utf-8")
+    assert read_prompts(file) == PromptSet("prompts.txt", ("a cat", "a dog"), 2)
+    file.write_text("\n")
+    with pytest.raises(EvaluationError, match="holds no prompt"):
+        read_prompts(file)
+    with pytest.raises(EvaluationError, match="cannot be read"):
+        read_prompts(tmp_path / "missing.txt")
+
+
+def test_tiny_sd_is_known_by_name_and_by_manifest(pipeline: str, tmp_path: Path) -> None:
+    assert is_tiny_sd(open_source("tiny-sd"))
+    assert not is_tiny_sd(open_source(pipeline))
+    made = tmp_path / "made"
+    shutil.copytree(pipeline, made)
+    (made / "sdcompress.json").write_text(json.dumps({"source": {"name": "tiny-sd"}}))
+    assert is_tiny_sd(open_source(str(made)))

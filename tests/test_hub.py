@@ -1,0 +1,313 @@
+"""Hub pipelines against a small HTTP server on this machine that stands in for the hub."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sdcompress.safetensors_file import StreamWriter
+
+ROOT = Path(__file__).resolve().parents[1]
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+HANG_S = 6.0
+
+# What a child process runs: HF_ENDPOINT is read once, when huggingface_hub is imported.
+CHILD = """
+import json, sys, time
+from sdcompress import hub
+from sdcompress.errors import SourceError
+action, model, variant, settings = json.loads(sys.argv[1])
+for name, value in settings.items():
+    setattr(hub, name, value)
+started = time.perf_counter()
+try:
+    if action == "open":
+        source = hub.open_hub(model, variant)
+        result = {"kind": source.kind, "hub_id": source.hub_id, "pipeline": source.pipeline_class, "components": {
+            name: {"class": spec.class_name, "parameters": spec.parameters, "config": dict(spec.config),
+                   "tensors": {tensor: [list(t.shape), t.dtype] for tensor, t in spec.tensors.items()}}
+            for name, spec in source.components.items()}}
+    else:
+        folder = hub.fetch_weights(model, variant, progress=False)
+        files = sorted(file for file in folder.rglob("*") if file.is_file())
+        result = {"files": {str(file.relative_to(folder)): file.stat().st_size for file in files}}
+except SourceError as error:
+    result = {"error": str(error), "exit_code": error.exit_code}
+result["seconds"] = time.perf_counter() - started
+print(json.dumps(result))
+"""
+
+
+@dataclass
+class Hub:
+    """The stand-in: its address, the folder it serves as `tester/tiny`, and what it was asked for."""
+
+    address: str
+    folder: Path
+    requests: list[tuple[str, str, str | None]] = field(default_factory=list)  # method, path, Range
+    bytes_sent: int = 0
+
+    def ask(self, action: str, model: str, variant: str | None = None, **settings: Any) -> dict[str, Any]:
+        env = {"HF_ENDPOINT": self.address, **settings.pop("env", {})}
+        return run_child([action, model, variant, settings], self.folder.parent, env)
+
+
+def run_child(arguments: list[Any], folder: Path, env: dict[str, str]) -> dict[str, Any]:
+    clean = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING"))}
+    clean |= {"HF_HOME": str(folder / "hf"), "PYTHONPATH": str(ROOT), "NO_PROXY": "*", "HF_HUB_DISABLE_XET": "1", **env}
+    command = [sys.executable, "-c", CHILD, json.dumps(arguments)]
+    done = subprocess.run(command, env=clean, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    result: dict[str, Any] = json.loads(done.stdout)
+    return result
+
+
+def write_weights(file: Path, tensors: dict[str, tuple[int, ...]], dtype: str = "F16") -> None:
+    with StreamWriter(file, {name: (dtype, shape) for name, shape in tensors.items()}, {"format": "pt"}) as writer:
+        for name, shape in tensors.items():
+            size = {"F16": 2, "F32": 4}[dtype]
+            for n in shape:
+                size *= n
+            writer.write(name, bytes(size))
+
+
+def write_pipeline(folder: Path) -> None:
+    """A diffusers repository with variants, shards, pickles, an old VAE, a nested file and foreign weights."""
+    index = {
+        "_class_name": "StableDiffusionPipeline",
+        "scheduler": ["diffusers", "DDIMScheduler"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+        "safety_checker": [None, None],
+    }
+    for part in ("scheduler", "text_encoder", "tokenizer", "unet", "vae"):
+        (folder / part).mkdir(parents=True)
+        if part != "tokenizer":
+            name = "scheduler_config.json" if part == "scheduler" else "config.json"
+            (folder / part / name).write_text(json.dumps({"_class_name": index[part][1]}))
+    (folder / "model_index.json").write_text(json.dumps(index))
+    (folder / "LICENSE.md").write_text("free")
+    (folder / "whole-model.safetensors").write_bytes(bytes(50_000))
+    (folder / "tokenizer" / "vocab.json").write_text("{}")
+    text = {"fc.weight": (1000, 1000), "fc.bias": (1000,), "text_model.embeddings.position_ids": (1, 77)}
+    write_weights(folder / "text_encoder" / "model.safetensors", text, "F32")
+    write_weights(folder / "text_encoder" / "model.fp16.safetensors", text, "F16")
+    (folder / "text_encoder" / "pytorch_model.bin").write_bytes(bytes(30_000))
+    for i, tensors in enumerate(({"a.weight": (700, 1000)}, {"b.weight": (300, 1000)}), start=1):
+        write_weights(folder / "unet" / f"diffusion_pytorch_model-0000{i}-of-00002.safetensors", tensors)
+    (folder / "unet" / "diffusion_pytorch_model.safetensors.index.json").write_text('{"weight_map": {}}')
+    (folder / "unet" / "model.onnx_data").write_bytes(bytes(30_000))
+    old = {"encoder.mid_block.attentions.0.query.weight": (8, 8)}
+    write_weights(folder / "vae" / "diffusion_pytorch_model.safetensors", old)
+
+
+def make_handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.answer(with_body=False)
+
+        def do_GET(self) -> None:
+            self.answer(with_body=True)
+
+        def answer(self, with_body: bool) -> None:
+            asked = self.headers.get("Range")
+            hub.requests.append((self.command, self.path, asked))
+            path = self.path.partition("?")[0]
+            model = "/".join(path.removeprefix("/api/models").split("/")[1:3])
+            if model == "tester/hangs":
+                time.sleep(HANG_S)
+            refusals = {"tester/gated": (403, "GatedRepo"), "tester/broken": (500, None)}
+            if model == "tester/portal":
+                self.send(200, b"<html>please log in</html>", with_body)
+            elif model != "tester/tiny":
+                status, code = refusals.get(model, (404, "RepoNotFound"))
+                self.send(status, b"{}", with_body, {"X-Error-Code": code} if code else {})
+            elif path.startswith("/api/models/"):
+                files = sorted(file for file in hub.folder.rglob("*") if file.is_file())
+                if "/tree/" in path:
+                    content: Any = [
+                        {"type": "file", "path": file.relative_to(hub.folder).as_posix(), "size": file.stat().st_size,
+                         "oid": "0" * 40} for file in files
+                    ]  # fmt: skip
+                else:
+                    siblings = [{"rfilename": file.relative_to(hub.folder).as_posix()} for file in files]
+                    content = {"id": model, "modelId": model, "sha": COMMIT, "siblings": siblings}
+                self.send(200, json.dumps(content).encode(), with_body)
+            else:
+                self.send_file(hub.folder / re.split(f"/resolve/(?:{COMMIT}|main)/", path)[1], asked, with_body)
+
+        def send_file(self, file: Path, asked: str | None, with_body: bool) -> None:
+            content = file.read_bytes()
+            headers = {"ETag": f'"{file.name}-{len(content)}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
+            span = re.fullmatch(r"bytes=(\d+)-(\d*)", asked or "")
+            if not span:
+                self.send(200, content, with_body, headers)
+                return
+            last = min(int(span[2]) if span[2] else len(content) - 1, len(content) - 1)
+            headers["Content-Range"] = f"bytes {span[1]}-{last}/{len(content)}"
+            self.send(206, content[int(span[1]) : last + 1], with_body, headers)
+
+        def send(self, status: int, content: bytes, with_body: bool, headers: dict[str, str] | None = None) -> None:
+            self.send_response(status)
+            for key, value in {"Content-Length": str(len(content)), **(headers or {})}.items():
+                self.send_header(key, value)
+            self.end_headers()
+            if with_body:
+                self.wfile.write(content)
+                hub.bytes_sent += len(content)
+
+        def log_message(self, *_: object) -> None:
+            """Nothing: tests read `hub.requests`."""
+
+    return Handler
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[Hub]:
+    stand_in = Hub("", tmp_path / "served")
+    write_pipeline(stand_in.folder)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), make_handler(stand_in))
+    server.daemon_threads = True
+    stand_in.address = f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield stand_in
+    server.shutdown()
+    server.server_close()
+
+
+def test_open_hub_reads_headers_and_never_weights(hub: Hub) -> None:
+    found = hub.ask("open", "tester/tiny", FIRST_HEADER_BYTES=1000)
+    assert (found["kind"], found["hub_id"], found["pipeline"]) == ("hub", "tester/tiny", "StableDiffusionPipeline")
+    assert sorted(found["components"]) == ["text_encoder", "unet", "vae"]
+    unet = found["components"]["unet"]
+    assert unet["tensors"] == {"a.weight": [[700, 1000], "F16"], "b.weight": [[300, 1000], "F16"]}
+    assert unet["config"] == {"_class_name": "UNet2DConditionModel"}
+    text = found["components"]["text_encoder"]
+    assert text["tensors"]["fc.weight"] == [[1000, 1000], "F32"]
+    assert text["parameters"] == 1_001_000  # position_ids is a buffer
+    assert "encoder.mid_block.attentions.0.to_q.weight" in found["components"]["vae"]["tensors"]
+    weights = [asked for _, path, asked in hub.requests if path.endswith((".safetensors", ".bin"))]
+    assert len(weights) == 4
+    assert all(weights)  # a Range in every one
+    assert hub.bytes_sent < 20_000
+
+
+def test_open_hub_asks_again_for_a_long_header(hub: Hub) -> None:
+    found = hub.ask("open", "tester/tiny", FIRST_HEADER_BYTES=40)
+    assert found["components"]["unet"]["parameters"] == 1_000_000
+
+
+def test_open_hub_takes_the_variant(hub: Hub) -> None:
+    found = hub.ask("open", "tester/tiny", "fp16")
+    assert found["components"]["text_encoder"]["tensors"]["fc.weight"] == [[1000, 1000], "F16"]
+
+
+def test_fetch_weights_downloads_what_is_needed_and_works_offline_then(hub: Hub) -> None:
+    fetched = hub.ask("fetch", "tester/tiny", "fp16")
+    assert sorted(fetched["files"]) == [
+        "LICENSE.md",
+        "model_index.json",
+        "scheduler/scheduler_config.json",
+        "text_encoder/config.json",
+        "text_encoder/model.fp16.safetensors",
+        "tokenizer/vocab.json",
+        "unet/config.json",
+        "unet/diffusion_pytorch_model-00001-of-00002.safetensors",
+        "unet/diffusion_pytorch_model-00002-of-00002.safetensors",
+        "unet/diffusion_pytorch_model.safetensors.index.json",
+        "vae/config.json",
+        "vae/diffusion_pytorch_model.safetensors",
+    ]
+    hub.requests.clear()
+    offline = hub.ask("open", "tester/tiny", "fp16", env={"HF_HUB_OFFLINE": "1"})
+    assert "error" not in offline
+    assert offline["components"]["unet"]["parameters"] == 1_000_000
+    assert hub.ask("fetch", "tester/tiny", "fp16", env={"HF_HUB_OFFLINE": "1"})["files"] == fetched["files"]
+    assert hub.requests == []
+
+
+def test_offline_without_a_copy(hub: Hub) -> None:
+    refused = hub.ask("open", "tester/tiny", env={"HF_HUB_OFFLINE": "1"})
+    assert refused["exit_code"] == 2
+    assert refused["error"].startswith("tester/tiny: is not in the local cache")
+
+
+@pytest.mark.parametrize(
+    ("model", "says"),
+    [
+        ("tester/unknown", "no such model"),
+        ("tester/gated", "accept its licence"),
+        ("tester/broken", "answered 500"),
+        ("tester/portal", "something other than the hub answered"),
+        ("tester/-.bad--name", "is no hub id"),
+    ],
+)
+@pytest.mark.parametrize("action", ["open", "fetch"])
+def test_refusals_are_explained(hub: Hub, action: str, model: str, says: str) -> None:
+    refused = hub.ask(action, model)
+    assert refused["exit_code"] == 2
+    assert refused["error"].startswith(f"{model}: ")
+    assert says in refused["error"]
+    assert "local folder" in refused["error"]
+    assert refused["seconds"] < 10
+
+
+def test_a_hub_that_hangs_is_given_up_on(hub: Hub) -> None:
+    refused = hub.ask("open", "tester/hangs", TIMEOUT_S=0.5)
+    assert "cannot reach the hub" in refused["error"]
+    assert refused["seconds"] < HANG_S
+
+
+@pytest.mark.parametrize("action", ["open", "fetch"])
+def test_no_connection(tmp_path: Path, action: str) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{unused.getsockname()[1]}"  # bound, but nothing listens: refused at once
+        refused = run_child([action, "tester/tiny", None, {}], tmp_path, {"HF_ENDPOINT": address})
+    assert refused["exit_code"] == 2
+    assert refused["error"].startswith("tester/tiny: cannot reach the hub")
+    assert "HF_HUB_OFFLINE=1" in refused["error"]
+    assert refused["seconds"] < 5
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ("model_index.json", "is no diffusers pipeline"),
+        ("unet/diffusion_pytorch_model-00001-of-00002.safetensors", "1 of 2 shards"),
+        ("vae/config.json", "vae has weights but no config.json"),
+    ],
+)
+def test_incomplete_repositories(hub: Hub, change: str, says: str) -> None:
+    (hub.folder / change).unlink()
+    assert says in hub.ask("open", "tester/tiny")["error"]
+
+
+def test_pickles_alone(hub: Hub) -> None:
+    for file in (hub.folder / "text_encoder").glob("*.safetensors"):
+        file.unlink()
+    error = hub.ask("open", "tester/tiny")["error"]
+    assert error.startswith("tester/tiny: text_encoder: has only pickled weights (pytorch_model.bin)")
+
+
+def test_something_else_than_safetensors(hub: Hub) -> None:
+    (hub.folder / "vae" / "diffusion_pytorch_model.safetensors").write_bytes(b"version https://git-lfs.github.com")
+    error = hub.ask("open", "tester/tiny")["error"]
+    assert "tester/tiny/vae/diffusion_pytorch_model.safetensors" in error
+    assert "no safetensors file" in error

@@ -1,0 +1,120 @@
+"""Plans: what they say of catalog models and which recipes they refuse."""
+
+import pytest
+
+from sdcompress.errors import RecipeError
+from sdcompress.plan import make_plan
+from sdcompress.recipe import load_recipe, parse_recipe, shipped_recipes
+from sdcompress.report.plan_view import describe_plan
+from sdcompress.source import open_source
+
+
+def plan(model, components, target="torch"):
+    text = f"schema_version: 1\ndescription: A test.\ntarget: {target}\ncomponents:\n{components}"
+    return make_plan(parse_recipe(text, "r.yaml"), open_source(model))
+
+
+def problems_of(model, components, target="torch"):
+    with pytest.raises(RecipeError) as caught:
+        plan(model, components, target)
+    return caught.value.problems
+
+
+@pytest.mark.parametrize("name", [name for name in shipped_recipes() if name != "pruned-int8"])
+@pytest.mark.parametrize("model", ["sd15", "sd21", "sdxl", "sd3-medium", "flux-schnell"])
+def test_shipped_recipes_fit_every_catalog_model(model, name):
+    description = describe_plan(make_plan(load_recipe(name), open_source(model)))
+    assert description["compressed"]["parameters"] == description["original"]["parameters"]
+
+
+def test_sd15_int8_halves_the_unet():
+    spec = plan("sd15", "  unet:\n    - quantize: {format: int8}\n").after("unet")
+    assert 8.0 < spec.bits_per_weight < 8.05
+
+
+def test_sd15_linear_only_4_bit_is_reported_as_what_it_is():
+    """1.29x for a UNet whose convolutions stay in float16: what a 4-bit claim must be held to."""
+    linear = plan("sd15", "  unet:\n    - quantize: {format: nf4, keep_sensitive: false}\n").after("unet")
+    every = plan("sd15", "  unet:\n    - quantize: {format: nf4, keep_sensitive: false, convolutions: true}\n").after(
+        "unet"
+    )
+    original = open_source("sd15").components["unet"]
+    assert original.weights_bytes / linear.weights_bytes == pytest.approx(1.29, abs=0.005)
+    assert original.weights_bytes / every.weights_bytes == pytest.approx(3.55, abs=0.01)
+    assert linear.bits_per_weight > 12
+
+
+def test_published_block_pruning_counts():
+    """BK-SDM (arXiv:2305.15798) gives 0.58 B for its base UNet and 0.49 B for the small one, whose mid block is gone.
+
+    The counts here are those of the stock classes (tests/steps/test_prune.py builds them): the small one is 0.482 B.
+    """
+    base = plan("sd15", "  unet:\n    - prune: {layers_per_block: 1}\n").after("unet")
+    small = plan("sd15", "  unet:\n    - prune: {layers_per_block: 1, drop_mid_block: true}\n").after("unet")
+    assert round(base.parameters / 1e9, 2) == 0.58
+    assert small.parameters == 482_346_884
+    mid = plan("sd15", "  unet:\n    - prune: {drop_mid_block: true}\n").after("unet")
+    assert 1 - mid.parameters / 859_520_964 == pytest.approx(0.113, abs=0.0005)
+
+
+@pytest.mark.parametrize(
+    ("components", "expected"),
+    [
+        ("  unett:\n    - cast: {dtype: float16}\n", "components.unett: the pipeline has no such component; did you mean unet?"),
+        ("  unet:\n    - quantize: {format: int9}\n", "components.unet.0.quantize.format: no format 'int9'; did you mean int8?"),
+        (
+            "  unet:\n    - quantize: {format: int8, exclude: [conv_inn]}\n",
+            "components.unet.0.quantize.exclude: 'conv_inn' matches no layer of unet",
+        ),
+        (
+            "  unet:\n    - quantize: {format: int8, overrides: [{layers: [nope], format: nf4}]}\n",
+            "components.unet.0.quantize.overrides.0.layers: 'nope' matches no layer of unet",
+        ),
+        (
+            "  unet:\n    - quantize: {format: int8, group_size: 48, include: [conv_out]}\n",
+            "components.unet.0.quantize.group_size: 48 does not divide 320 (conv_out); use 16, 32 or 64",
+        ),
+        ("  vae:\n    - prune: {drop_mid_block: true}\n", "components.vae.0.prune: vae is a AutoencoderKL; only a UNet2DConditionModel"),
+        ("  unet:\n    - prune: {}\n", "components.unet.0.prune: nothing to prune"),
+        ("  unet:\n    - prune: {layers_per_block: 2}\n", "prune.layers_per_block: 2 is not less than the model's 2"),
+        (
+            "  unet:\n    - quantize: {format: int8}\n    - cast: {dtype: float16}\n",
+            "components.unet.1.cast: must stand before quantize",
+        ),
+        (
+            "  unet:\n    - quantize: {format: int8}\n  u*:\n    - cast: {dtype: float16}\n",
+            "components.u*: unet is taken by components.unet already",
+        ),
+        ("  vae:\n    - quantize: {format: nf4, include: ['*conv1']}\n", "quantize.format: nf4 applies to no layer of vae"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_named(components, expected):
+    assert any(expected in line for line in problems_of("sd15", components)), problems_of("sd15", components)
+
+
+def test_torch_only_formats_name_the_alternative_for_onnx():
+    lines = problems_of("sd15", "  unet:\n    - quantize: {format: nf4}\n", target="onnx")
+    assert any("nf4 cannot be packaged for target onnx; use int8 there" in line for line in lines)
+
+
+def test_all_problems_at_once():
+    lines = problems_of("sd15", "  nothing:\n    - cast: {dtype: float16}\n  unet:\n    - quantize: {format: x}\n")
+    assert len(lines) == 2
+
+
+def test_optional_component():
+    made = plan("sd21", "  safety_checker?:\n    - cast: {dtype: float16}\n  unet:\n    - cast: {dtype: float16}\n")
+    assert {step.component for step in made.steps} == {"unet"}
+
+
+def test_sensitive_layers_are_a_small_part_of_sd15():
+    layers = describe_plan(plan("sd15", "  unet:\n    - quantize: {format: nf4, convolutions: true}\n"))
+    spared = [row for row in layers["components"]["unet"]["layers"] if "sensitive" in row["reason"]]
+    assert sum(row["parameters"] for row in spared) / 859_520_964 == pytest.approx(0.088, abs=0.0005)
+
+
+def test_every_layer_left_alone_has_a_reason():
+    for name in shipped_recipes():
+        description = describe_plan(make_plan(load_recipe(name), open_source("sd15")))
+        for component in description["components"].values():
+            assert all(layer["reason"] for layer in component["layers"] if layer["format"] is None)
