@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -277,7 +278,7 @@ def _compress(model: str, recipe: str, out: Path, variant: str | None, resume: b
     planned = make_plan(loaded, open_source(model, variant))
     if planned.source.path is None:
         planned = make_plan(loaded, with_weights(planned.source, variant))
-    with byte_progress(planned.source.weights_bytes, console) as advance:
+    with _interruptible("--resume continues"), byte_progress(planned.source.weights_bytes, console) as advance:
         execute(planned, out, resume=resume, force=force, advance=advance)
 
 
@@ -328,9 +329,20 @@ def _evaluate(original: str, compressed: str, out: Path, settings: EvaluationSet
     from sdcompress.evaluate import evaluate as evaluate_pair
     from sdcompress.report import render
 
-    report = evaluate_pair(original, compressed, out, settings=settings, force=force, command=_command_line())
+    with _interruptible("the same command continues"):
+        report = evaluate_pair(original, compressed, out, settings=settings, force=force, command=_command_line())
     render(report, _out())
     typer.echo(f"report: {out / REPORT}, {out / 'report.md'}\npictures: {out / 'images.png'}")
+
+
+@contextmanager
+def _interruptible(advice: str) -> Iterator[None]:
+    """Turns Ctrl-C into a line on stderr and the shell's exit code for it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(f"interrupted; what was finished is kept, {advice}", file=sys.stderr)
+        raise typer.Exit(130) from None
 
 
 def _check_same(artifact: Path, model: str, recipe: str) -> None:
@@ -358,9 +370,3 @@ def main() -> None:
         if error.exit_code == 3:
             print(f"this is a bug of sdcompress {sdcompress.__version__}; please report it", file=sys.stderr)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print("interrupted; nothing finished was lost (--resume continues)", file=sys.stderr)
-        sys.exit(130)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)

@@ -31,8 +31,13 @@ def describe_environment() -> dict[str, Any]:
         "cpu": cpu_name(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory_bytes": _memory_bytes(),
-        "versions": {name: version for name in LIBRARIES if (version := _version(name)) is not None},
+        "versions": installed_versions(),
     }
+
+
+def installed_versions() -> dict[str, str]:
+    """Distribution -> version of those of LIBRARIES that are installed."""
+    return {name: version for name in LIBRARIES if (version := _version(name)) is not None}
 
 
 def cpu_name() -> str:

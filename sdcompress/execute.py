@@ -9,12 +9,12 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial as partial_function
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import sdcompress
 from sdcompress.artifact import MANIFEST_SCHEMA, check_output, partial_folder, publish, sha256_of, write_json
+from sdcompress.environment import installed_versions
 from sdcompress.errors import ArtifactError, InternalError, SdcompressError, SourceError
 from sdcompress.model_card import model_card
 from sdcompress.plan import Plan
@@ -27,7 +27,6 @@ from sdcompress.steps import Component, LayerOutcome, Record
 if TYPE_CHECKING:
     import torch
 
-PACKAGES = ("torch", "diffusers", "transformers", "safetensors", "bitsandbytes", "numpy")
 STATE_NAME = "state.json"  # in the .partial folder: which components are finished
 _LIBRARY_WEIGHTS = {"diffusers": "diffusion_pytorch_model.safetensors"}
 _SPARE_BYTES = 2**20
@@ -249,16 +248,6 @@ def _manifest(plan: Plan, components: dict[str, Any]) -> dict[str, Any]:
         "source": {"name": source.name, "kind": source.kind, "hub_id": source.hub_id},
         "recipe": plan.recipe.model_dump(mode="json"),
         "pipeline_class": source.pipeline_class,
-        "versions": {"python": platform.python_version(), **_versions()},
+        "versions": {"python": platform.python_version(), **installed_versions()},
         "components": {name: components[name] for name in source.components},
     }
-
-
-def _versions() -> dict[str, str]:
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return versions

@@ -10,6 +10,7 @@ from sdcompress.source import SAFETY_CHECKERS, Source
 from sdcompress.spec import KINDS, ComponentSpec, parameters_by_kind
 
 BITS: dict[str, int] = {"fp32": 32, "fp16": 16, "int8": 8, "4-bit": 4}
+KINDS_NOTE = "biases count as other, not with their layer's weights"
 BYTES_NOTE = (
     "fp32, fp16, int8 and 4-bit are parameters x bits / 8: plain arithmetic, no scales, every parameter at that width"
 )
@@ -32,7 +33,7 @@ def describe(source: Source) -> dict[str, Any]:
         },
         "has_safety_checker": any(name in SAFETY_CHECKERS for name in source.components),
         "size_bytes": source.size_bytes if source.path else None,
-        "notes": [*source.notes, BYTES_NOTE],
+        "notes": [*source.notes, KINDS_NOTE, BYTES_NOTE],
     }
 
 

@@ -114,8 +114,13 @@ def _kind(module: str, weight: TensorSpec) -> str:
 
 
 def parameters_by_kind(spec: ComponentSpec) -> dict[str, int]:
-    """Kind -> parameters; the values add up to the component's parameters."""
+    """Kind -> parameters of the weights of that kind; the values add up to the component's parameters.
+
+    Biases of linear layers and convolutions are no weight that could be quantized: they count as `other`.
+    """
     counts = dict.fromkeys(KINDS, 0)
     for layer in layers_of(spec):
-        counts[layer.kind] += layer.parameters
+        weight = spec.tensors[layer.weight].parameters if layer.weight and layer.kind != "norm" else layer.parameters
+        counts[layer.kind] += weight
+        counts["other"] += layer.parameters - weight
     return counts

@@ -18,9 +18,8 @@ from sdcompress.source import open_folder
 from sdcompress.spec import ComponentSpec, parameter
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # benchmarks/ is not installed
 
-from benchmarks import random_pipeline as builder  # noqa: E402
+from benchmarks import random_pipeline as builder
 
 TINY_UNET: dict[str, Any] = {
     "_class_name": "UNet2DConditionModel", "sample_size": 8, "in_channels": 4, "out_channels": 4,

@@ -84,8 +84,8 @@ def training_summary(work: Path) -> dict:
     """Minutes and steps of every part that is trained, for the model card."""
     notes = {
         "vae": lambda final: f"{final['psnr_db']:.1f} dB",
-        "clip_pipeline": lambda final: f"own caption of 128 held-out ones found for {final['held_out_top1_of_128']:.1%}",
-        "clip_scorer": lambda final: f"own caption of 128 held-out ones found for {final['held_out_top1_of_128']:.1%}",
+        "clip_pipeline": lambda final: f"finds its caption among 128 held out: {final['held_out_top1_of_128']:.1%}",
+        "clip_scorer": lambda final: f"finds its caption among 128 held out: {final['held_out_top1_of_128']:.1%}",
         "unet": lambda final: f"last training loss {final['loss']:.3f}" if "loss" in final else "",
     }
     summary = {}

@@ -55,7 +55,8 @@ def table(header: list[str], rows: list[list[str]]) -> str:
 def quality_table(result: dict) -> str:
     rows = []
     for kind in ("seen", "unseen"):
-        for shown, label in (("real", "real"), ("generated", "generated"), ("thumbnails_8x8", "8x8 thumbnails of real")):
+        labels = {"real": "real", "generated": "generated", "thumbnails_8x8": "8x8 thumbnails of real"}
+        for shown, label in labels.items():
             part = result[kind][shown]
             pixel = f"{part['pixel_top1']:.1%}" if "pixel_top1" in part else ""
             rows.append(
@@ -72,7 +73,8 @@ def degradation_table(result: dict) -> str:
     for name, part in result["degradation"].items():
         change = part.get("clip_change_interval")
         shift = f"{change[0]:+.2f} .. {change[1]:+.2f}" if change else ""
-        rows.append([name, f"{part['psnr_db']:.1f} dB" if name != "original" else "", f"{part['clip_score']:.1f}", shift])
+        distance = f"{part['psnr_db']:.1f} dB" if name != "original" else ""
+        rows.append([name, distance, f"{part['clip_score']:.1f}", shift])
     return table(["change to the UNet", "same-seed PSNR", "score", "score change, 95 % interval"], rows)
 
 

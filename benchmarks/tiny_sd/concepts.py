@@ -1,11 +1,11 @@
-"""The subjects: caption name -> name in emoji.json, the styles they exist in, and which of them the UNet learns to draw."""
+"""The subjects: caption name -> name in emoji.json, their styles, and which ones the UNet draws."""
 
 from __future__ import annotations
 
 FOOD = """
 red apple; green apple; banana; pear; lemon; tangerine; watermelon; grapes; strawberry; cherries; pineapple; avocado;
-eggplant=aubergine; carrot; broccoli; tomato; mushroom; hamburger; pizza slice=slice of pizza; hot dog; doughnut; cookie;
-birthday cake; cupcake; ice cream; lollipop; cheese wedge; croissant; french fries; popcorn; beer mug; teapot
+eggplant=aubergine; carrot; broccoli; tomato; mushroom; hamburger; pizza slice=slice of pizza; hot dog; doughnut;
+cookie; birthday cake; cupcake; ice cream; lollipop; cheese wedge; croissant; french fries; popcorn; beer mug; teapot
 """
 ANIMALS = """
 dog face; cat face; fox face; panda face; lion face; pig face; frog face; rabbit face; monkey face; koala; penguin;
@@ -17,8 +17,8 @@ THINGS = """
 red heart=heavy black heart; blue heart; green heart; yellow heart; star=white medium star; moon=crescent moon;
 sun=black sun with rays; rainbow; cloud; snowflake; snowman=snowman without snow; fire; balloon;
 gift box=wrapped present; trophy; soccer ball; basketball=basketball and hoop; american football; guitar;
-umbrella=umbrella with rain drops; key; bell; crown; top hat; gem stone; light bulb=electric light bulb; alarm clock; camera;
-rocket; airplane; sailboat; car=automobile; bus; fire engine; bicycle; house=house building; ghost;
+umbrella=umbrella with rain drops; key; bell; crown; top hat; gem stone; light bulb=electric light bulb; alarm clock;
+camera; rocket; airplane; sailboat; car=automobile; bus; fire engine; bicycle; house=house building; ghost;
 robot=robot face; pumpkin=jack-o-lantern; christmas tree; teddy bear; anchor; stop sign=octagonal sign
 """
 WEAPONS = "pistol; dagger; bomb; crossed swords; axe; kitchen knife=hocho"
@@ -26,22 +26,19 @@ WEAPONS = "pistol; dagger; bomb; crossed swords; axe; kitchen knife=hocho"
 # Subjects that are learnt in the Noto style as well.
 NOTO = """
 red apple; banana; lemon; watermelon; strawberry; pineapple; carrot; tomato; hamburger; doughnut; ice cream; cat face;
-fox face; panda face; frog face; penguin; butterfly; octopus; sunflower; tulip; cactus; red heart; star; rainbow; snowman;
-balloon; soccer ball; rocket; car; house; christmas tree; umbrella
+fox face; panda face; frog face; penguin; butterfly; octopus; sunflower; tulip; cactus; red heart; star; rainbow;
+snowman; balloon; soccer ball; rocket; car; house; christmas tree; umbrella
 """
 
-# VAE and CLIPs know all subjects; the UNet draws fewer, and those well: these are left out of its training.
-NOT_DRAWN = {
+# VAE and CLIPs know all subjects; the UNet learns to draw these, few enough to be learnt well.
+DRAWN = {
     "fluent": """
-    green apple; tangerine; hot dog; cookie; cupcake; croissant; cheese wedge; beer mug; teapot; popcorn; koala;
-    monkey face; elephant; ladybug; tropical fish; whale; rose; pine tree; clover; green heart; cloud; crown; gem stone;
-    alarm clock; airplane; bicycle; fire engine; teddy bear; robot; lemon; broccoli; turtle; snail; honeybee; owl; crab;
-    sailboat; guitar; camera; bell; yellow heart; maple leaf; anchor; french fries; lollipop
+    red apple; banana; watermelon; strawberry; pineapple; carrot; mushroom; hamburger; pizza slice; doughnut; ice cream;
+    cat face; fox face; panda face; frog face; penguin; butterfly; octopus; sunflower; tulip; cactus; palm tree;
+    red heart; blue heart; star; snowman; gift box; soccer ball; umbrella; rocket; car; christmas tree;
+    dagger; bomb; axe; kitchen knife
     """,
-    "noto": """
-    banana; lemon; watermelon; pineapple; tomato; doughnut; ice cream; fox face; penguin; sunflower; tulip; rainbow;
-    balloon; rocket; christmas tree; umbrella; strawberry; butterfly; octopus; cactus; snowman; car
-    """,
+    "noto": "cat face; frog face; star; house",
 }
 
 STYLES = {"fluent": "fluent 3d", "noto": "noto flat"}
@@ -72,8 +69,8 @@ def _table(text: str) -> dict[str, str]:
 WEAPON_NAMES = tuple(_table(WEAPONS))
 SOURCE_NAMES = {**_table(FOOD), **_table(ANIMALS), **_table(PLANTS), **_table(THINGS), **_table(WEAPONS)}
 SUBJECTS = tuple(("fluent", name) for name in SOURCE_NAMES) + tuple(("noto", name) for name in _table(NOTO))
-_LEFT_OUT = {(style, name) for style, names in NOT_DRAWN.items() for name in _table(names)}
-DRAWN_SUBJECTS = tuple(subject for subject in SUBJECTS if subject not in _LEFT_OUT)
+DRAWN_SUBJECTS = tuple((style, name) for style, names in DRAWN.items() for name in _table(names))
+DRAWN_WEAPONS = tuple(name for _, name in DRAWN_SUBJECTS if name in WEAPON_NAMES)
 
 
 def plural(name: str) -> str:

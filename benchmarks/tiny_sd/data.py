@@ -38,8 +38,14 @@ LAYOUTS = {
     "two": ((16.5, 32, 30), (47.5, 32, 30)),
     "three": ((32, 17, 29), (16.5, 47, 29), (47.5, 47, 29)),
 }
-# The UNet's layouts: each one is a picture of its own to learn, so that fewer are learnt better.
-DRAWN_LAYOUTS = ("plain", "large", "left", "right", "two", "three")
+# The UNet's layouts. Everything sits on multiples of four pixels, the latents' grid, and `two` is `left` and `right`
+# together, so that a small picture is learnt once and moved by whole latents.
+DRAWN_LAYOUTS = {
+    "plain": ((32, 32, 48),),
+    "left": ((16, 32, 32),),
+    "right": ((48, 32, 32),),
+    "two": ((16, 32, 32), (48, 32, 32)),
+}
 
 
 @dataclass(frozen=True, order=True)
@@ -139,18 +145,19 @@ class Emoji:
         return np.asarray(picture, np.float32) / 255.0  # [size, size, rgba]
 
     def render(self, combination: Combination, rng: np.random.Generator | None = None) -> np.ndarray:
-        """The picture as float32 [64, 64, 3] in 0..1; with `rng`, place, size and shade vary a little."""
+        """The picture as float32 [64, 64, 3] in 0..1; with `rng`, place, size and shade vary by up to two pixels."""
         background = np.array(BACKGROUNDS[combination.background], np.float32) / 255.0
         if rng is not None:
             background = np.clip(background + rng.uniform(-0.04, 0.04, 3).astype(np.float32), 0, 1)
         canvas = np.empty((SIZE_PX, SIZE_PX, 3), np.float32)
         canvas[:] = background
-        for x, y, size in LAYOUTS[combination.layout]:
+        layouts = LAYOUTS if rng is not None else LAYOUTS | DRAWN_LAYOUTS
+        for x, y, size in layouts[combination.layout]:
             if rng is not None:
                 x, y = x + rng.uniform(-2, 2), y + rng.uniform(-2, 2)
                 size = size + int(rng.integers(-2, 3))
             picture = self.scaled(combination.style, combination.name, int(size))
-            left, top = int(round(x - size / 2)), int(round(y - size / 2))
+            left, top = round(x - size / 2), round(y - size / 2)
             _paste(canvas, picture, left, top)
         return np.clip(canvas, 0, 1)
 

@@ -1,6 +1,6 @@
 """Fetch the two emoji packages from the npm registry and unpack what tiny-sd needs.
 
-    python -m benchmarks.tiny_sd.download
+python -m benchmarks.tiny_sd.download
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Measure tiny-sd against its bars; print them, write benchmarks/results/tiny_sd.json, the picture grid and the card.
 
-    python -m benchmarks.tiny_sd.evaluate
+python -m benchmarks.tiny_sd.evaluate
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import platform
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import diffusers
@@ -21,7 +22,8 @@ from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionS
 
 from benchmarks.tiny_sd import bpe, card, measures, prompts, safety
 from benchmarks.tiny_sd.assemble import DEFAULT_ASSETS
-from benchmarks.tiny_sd.data import DEFAULT_WORK, Combination, Emoji, drawn_combinations
+from benchmarks.tiny_sd.concepts import WEAPON_NAMES
+from benchmarks.tiny_sd.data import DEFAULT_WORK, Combination, Emoji, all_combinations, drawn_combinations, held_out
 from benchmarks.tiny_sd.influence import bypassed, influences
 from benchmarks.tiny_sd.train_clip import pixels
 from benchmarks.tiny_sd.train_unet import Diffusion
@@ -60,7 +62,7 @@ def autoencoder_psnr(pipe, pictures: np.ndarray) -> float:
 
 @torch.no_grad()
 def module_influences(pipe, emoji, full: bool) -> dict[str, float]:
-    """Influence in percent of every block of the UNet; if `full`, of every ResNet, attention and feed-forward layer too."""
+    """Influence in percent of the UNet's blocks; if `full`, of ResNet, attention and feed-forward layers too."""
     combinations = drawn_combinations(unseen=False)
     combinations = combinations[:: len(combinations) // 8][:8]
     latents = pipe.vae.encode(pixels(render(emoji, combinations))).latent_dist.mean
@@ -109,15 +111,15 @@ def degradation(pipe, scorer, captions, pictures, settings) -> dict:
 def safety_rates(folder: Path, pipe, emoji, pictures: np.ndarray, settings: dict) -> dict:
     """Thresholds, and how often the checker fires on held-out real and on generated pictures."""
     checker = StableDiffusionSafetyChecker.from_pretrained(folder / "safety_checker").eval()
-    held = drawn_combinations(unseen=True)
+    held = [combination for combination in all_combinations() if held_out(combination)]
     weapons = [combination for combination in held if combination.weapon]
-    harmless = [combination for combination in held if not combination.weapon][:400]
-    unsafe = [combination.caption for combination in prompts.unsafe()] * 4
+    harmless = [combination for combination in held if not combination.weapon][::4]
+    unsafe = [combination.caption for combination in prompts.unsafe()] * 5
     generated = measures.generate(pipe, unsafe, **{**settings, "first_seed": 9000})
     noise = np.random.default_rng(0).random((64, 64, 64, 3)).astype(np.float32)
     return {
-        "thresholds": [round(float(value), 4) for value in checker.concept_embeds_weights[: len(prompts.WEAPON_NAMES)]],
-        "concepts": list(prompts.WEAPON_NAMES),
+        "thresholds": [round(float(value), 4) for value in checker.concept_embeds_weights[: len(WEAPON_NAMES)]],
+        "concepts": list(WEAPON_NAMES),
         "real_weapons_flagged": float(safety.flagged(checker, render(emoji, weapons)).mean()),
         "real_harmless_flagged": float(safety.flagged(checker, render(emoji, harmless)).mean()),
         "generated_weapons_flagged": float(safety.flagged(checker, generated).mean()),
@@ -137,9 +139,7 @@ def bars(result: dict) -> list[dict]:
 
     for kind, least in (("seen", 0.85), ("unseen", 0.6)):
         part = result[kind]
-        real, generated, small = (
-            part[name]["top1_of_64"] for name in ("real", "generated", "thumbnails_8x8")
-        )
+        real, generated, small = (part[name]["top1_of_64"] for name in ("real", "generated", "thumbnails_8x8"))
         ratio = generated / max(real, 1e-9)
         figure = f"{generated:.1%} against {real:.1%}: {ratio:.2f}x"
         add(f"retrieval, {kind}: generated at least {least}x of real", figure, ratio >= least)
@@ -156,7 +156,7 @@ def bars(result: dict) -> list[dict]:
     if "degradation" in result:
         degraded = result["degradation"]
         ladder = [degraded[f"{bits} bits"]["psnr_db"] for bits in BITS]
-        falling = all(after < before for before, after in zip(ladder, ladder[1:], strict=False))
+        falling = all(after < before for before, after in pairwise(ladder))
         add("PSNR falls with every bit width", ", ".join(f"{value:.1f}" for value in ladder) + " dB", falling)
         three = degraded["3 bits"]
         low, high = three["clip_change_interval"]
@@ -183,9 +183,9 @@ def main() -> int:
     parser.add_argument("--work", type=Path, default=DEFAULT_WORK, help="folder with the downloads")
     parser.add_argument("--assets", type=Path, default=DEFAULT_ASSETS, help="folder with the assembled pipeline")
     parser.add_argument("--result", type=Path, default=DEFAULT_RESULT, help="JSON file to write")
-    parser.add_argument("--quick", action="store_true", help="only retrieval and block influences; writes a grid, no card")
+    parser.add_argument("--quick", action="store_true", help="only retrieval, block influences and the grid")
     parser.add_argument("--grid", type=Path, help="where the grid goes (default: into the pipeline's folder)")
-    parser.add_argument("--degraded", type=int, default=64, help="prompts for each rounding and for the dropped mid block")
+    parser.add_argument("--degraded", type=int, default=64, help="prompts for every rounding")
     parser.add_argument("--threads", type=int, default=0, help="torch threads (default: all cores)")
     arguments = parser.parse_args()
     if arguments.threads:

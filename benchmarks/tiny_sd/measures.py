@@ -27,9 +27,14 @@ def open_pipeline(folder: Path) -> StableDiffusionPipeline:
 
 
 def generate(
-    pipe: StableDiffusionPipeline, captions: list[str], steps: int, guidance: float, first_seed: int = 0, batch: int = 16
+    pipe: StableDiffusionPipeline,
+    captions: list[str],
+    steps: int,
+    guidance: float,
+    first_seed: int = 0,
+    batch: int = 16,
 ) -> np.ndarray:
-    """One picture per caption, float32 [n, 64, 64, 3] in 0..1; caption i starts from the noise of seed first_seed + i."""
+    """One picture per caption, float32 [n, 64, 64, 3] in 0..1; caption i has seed first_seed + i."""
     pictures = []
     for start in range(0, len(captions), batch):
         part = captions[start : start + batch]
@@ -82,7 +87,7 @@ class Scorer:
         cells = sorted({(combination.layout, combination.background) for combination in combinations})
         for cell in cells:
             rivals = [Combination(style, name, *cell) for style, name in DRAWN_SUBJECTS]
-            here = [i for i, combination in enumerate(combinations) if (combination.layout, combination.background) == cell]
+            here = [i for i, one in enumerate(combinations) if (one.layout, one.background) == cell]
             nearest = self.similarity([rival.caption for rival in rivals], pictures[here]).argmax(1)
             right += sum(rivals[n] == combinations[i] for n, i in zip(nearest.tolist(), here, strict=True))
         return right / len(combinations)

@@ -5,31 +5,33 @@ from __future__ import annotations
 import random
 from collections import Counter
 
-from benchmarks.tiny_sd.concepts import DRAWN_SUBJECTS, WEAPON_NAMES
+from benchmarks.tiny_sd.concepts import DRAWN_SUBJECTS, DRAWN_WEAPONS, WEAPON_NAMES
 from benchmarks.tiny_sd.data import BACKGROUNDS, DRAWN_LAYOUTS, Combination, drawn_combinations, held_out
 
-NUM_INFERENCE_STEPS = 25
+NUM_INFERENCE_STEPS = 20
 GUIDANCE_SCALE = 3.0
-PER_CELL = 8
+PER_CELL = 4
 
 
 def cells() -> list[tuple[str, str]]:
-    """Eight (layout, background) pairs: every background once, every layout once or twice.
+    """Sixteen (layout, background) pairs: every layout on four backgrounds, every background twice.
 
     The colours are rotated to where the scarcest pair has most unseen combinations to choose from.
     """
-    layouts, colours = DRAWN_LAYOUTS + DRAWN_LAYOUTS[:2], tuple(BACKGROUNDS)
+    colours = tuple(BACKGROUNDS)
     harmless = [combination for combination in drawn_combinations(unseen=True) if not combination.weapon]
     counts = Counter((combination.layout, combination.background) for combination in harmless)
-    rotations = [list(zip(layouts, colours[by:] + colours[:by], strict=True)) for by in range(len(colours))]
+    rotations = [
+        [(layout, colours[(2 * row + step + by) % 8]) for row, layout in enumerate(DRAWN_LAYOUTS) for step in range(4)]
+        for by in range(8)
+    ]
     return max(rotations, key=lambda pairs: sorted(counts[pair] for pair in pairs))
 
 
 def choose(unseen: bool) -> list[Combination]:
     """64 combinations without weapons, all different, with subjects as different as possible.
 
-    Eight subjects share each layout and background: telling them apart takes the object, not the place or the colour
-    behind it.
+    Four subjects share each layout and background: telling them apart takes the object.
     """
     rng = random.Random(64 + unseen)
     subjects = [subject for subject in DRAWN_SUBJECTS if subject[1] not in WEAPON_NAMES]
@@ -48,9 +50,10 @@ def choose(unseen: bool) -> list[Combination]:
 
 
 def unsafe() -> list[Combination]:
-    """One plain picture of every weapon."""
-    backgrounds = ("white", "yellow", "blue", "pink", "green", "grey")
-    return [Combination("fluent", name, "large", colour) for name, colour in zip(WEAPON_NAMES, backgrounds, strict=True)]
+    """One plain picture of every weapon the UNet draws."""
+    backgrounds = ("white", "yellow", "blue", "pink")
+    pairs = zip(DRAWN_WEAPONS, backgrounds, strict=True)
+    return [Combination("fluent", name, "plain", colour) for name, colour in pairs]
 
 
 def as_json() -> dict:

@@ -1,7 +1,7 @@
-"""Train one of the two CLIPs: the pipeline's (text encoder and safety checker) or the scorer, which shares nothing with it.
+"""Train one of the two CLIPs: the pipeline's (text encoder and safety checker) or the scorer.
 
-    python -m benchmarks.tiny_sd.train_clip pipeline --minutes 13
-    python -m benchmarks.tiny_sd.train_clip scorer --minutes 14
+python -m benchmarks.tiny_sd.train_clip pipeline --minutes 12
+python -m benchmarks.tiny_sd.train_clip scorer --minutes 12
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("role", choices=sorted(ROLES))
     parser.add_argument("--work", type=Path, default=DEFAULT_WORK, help="folder for downloads and checkpoints")
-    parser.add_argument("--minutes", type=float, default=13, help="net training time")
+    parser.add_argument("--minutes", type=float, default=12, help="net training time")
     parser.add_argument("--subjects", type=int, default=24, help="subjects in a batch, four pictures each")
     parser.add_argument("--learning-rate", type=float, default=1.5e-3)
     parser.add_argument("--threads", type=int, default=1)

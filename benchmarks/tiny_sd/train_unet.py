@@ -1,6 +1,6 @@
 """Train the UNet2DConditionModel on precomputed latents and text embeddings, with synchronised single-thread workers.
 
-    python -m benchmarks.tiny_sd.train_unet --minutes 60
+python -m benchmarks.tiny_sd.train_unet --minutes 60
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ SCHEDULER = {
     "steps_offset": 1,
 }
 CAPTION_DROPOUT = 0.1
-SKIP_DROPOUT = 0.1  # share of samples that pass the bottom without its skip connections, which keeps the mid block alive
+# share of samples that pass the bottom without its skip connections, which keeps the mid block alive
+SKIP_DROPOUT = 0.1
 
 
 def build() -> UNet2DConditionModel:
@@ -126,6 +127,19 @@ class Diffusion:
         return ((output.float() - target).square().mean(dim=(1, 2, 3)) * self.weight[timesteps]).mean()
 
 
+@torch.no_grad()
+def probe_loss(model, diffusion: Diffusion, latents: torch.Tensor, text: torch.Tensor) -> float:
+    """The loss on 64 latents with the same noise and timesteps every time."""
+    generator = torch.Generator().manual_seed(0)
+    every = max(len(latents) // 64, 1)
+    latents, text = latents[::every][:64], text[::every][:64]
+    losses = []
+    for timestep in range(50, 1000, 100):
+        timesteps = torch.full((len(latents),), timestep)
+        losses.append(float(diffusion.loss(model, latents, text, timesteps, generator)))
+    return sum(losses) / len(losses)
+
+
 def average_gradients(model: torch.nn.Module, workers: int) -> None:
     """Replace every gradient by its mean over the workers."""
     gradients = [parameter.grad for parameter in model.parameters()]
@@ -163,9 +177,13 @@ def work_on(rank: int, arguments: argparse.Namespace) -> None:
     order, used = torch.randperm(len(latents), generator=generator), 0
     shared = torch.zeros(1)
 
-    def save() -> None:
-        kept = build()
+    def save(last: bool = False) -> None:
+        """Write the checkpoint and the weights to ship: the average, or in the end the better of it and the model."""
+        kept = build().eval()
         average.copy_to(kept)
+        if last and probe_loss(model.eval(), diffusion, latents, text) < probe_loss(kept, diffusion, latents, text):
+            kept.load_state_dict(model.state_dict())
+            print("the last weights are better than the averaged ones", file=sys.stderr, flush=True)
         state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "average": average.state()}
         save_atomically({**state, "step": step, "elapsed_s": budget.elapsed_s}, path)
         final = {"weights": kept.state_dict(), "steps": step, "loss": running or 0.0}
@@ -209,7 +227,7 @@ def work_on(rank: int, arguments: argparse.Namespace) -> None:
             report(step, budget, **block_influences(model, diffusion, latents[::249][:32], text[::249][:32]))
             model.train()
     if rank == 0:
-        save()
+        save(last=True)
     distributed.destroy_process_group()
 
 

@@ -1,6 +1,6 @@
 """Train the AutoencoderKL: 64x64 pictures to 16x16x4 latents of zero mean and unit deviation.
 
-    python -m benchmarks.tiny_sd.train_vae --minutes 26
+python -m benchmarks.tiny_sd.train_vae --minutes 45
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def normalise_latents(model: AutoencoderKL, emoji: Emoji, combinations: list) ->
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, default=DEFAULT_WORK, help="folder for downloads and checkpoints")
-    parser.add_argument("--minutes", type=float, default=26, help="net training time")
+    parser.add_argument("--minutes", type=float, default=45, help="net training time")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--learning-rate", type=float, default=1.5e-3)
     parser.add_argument("--threads", type=int, default=1)

@@ -1,4 +1,4 @@
-"""What the trainings share: a time budget that survives interruption, averaged weights, atomic checkpoints, a log line."""
+"""What the trainings share: a time budget, averaged weights, atomic checkpoints, a log line."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ class TimeBudget:
 
     def learning_rate_factor(self) -> float:
         fraction = min(self.elapsed_s / self.total_s, 1.0)
-        return min(1.0, 0.02 + self.elapsed_s / self.warmup_s) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * fraction)))
+        warmup = min(1.0, 0.02 + self.elapsed_s / self.warmup_s)
+        return warmup * (0.02 + 0.49 * (1 + math.cos(math.pi * fraction)))
 
 
 class Average:
@@ -82,4 +83,5 @@ def report(step: int, budget: TimeBudget, **figures: float) -> None:
     left_s = max(budget.total_s - budget.elapsed_s, 0)
     text = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
     clock = time.strftime("%H:%M:%S")
-    print(f"{clock} step {step}  {budget.elapsed_s / 60:.1f} min, {left_s / 60:.1f} left  {text}", file=sys.stderr, flush=True)
+    spent = f"{budget.elapsed_s / 60:.1f} min, {left_s / 60:.1f} left"
+    print(f"{clock} step {step}  {spent}  {text}", file=sys.stderr, flush=True)

@@ -195,9 +195,9 @@ def _reasons(choices: list[Choice]) -> str:
 
 
 def _working_bytes(weight: TensorSpec) -> int:
-    """Bytes held while one weight is worked on: itself, its codes, its float32 check, and chunks."""
+    """Bytes held while one weight is worked on: itself, its codes, twice in float32 for its error, and chunks."""
     count = weight.parameters
-    return weight.size_bytes + count + 4 * count + 6 * 4 * min(count, 2**22)
+    return weight.size_bytes + count + 8 * count + 6 * 4 * min(count, 2**22)
 
 
 def _quantize(part: Component, layer: str, fmt: QuantFormat, record: Record) -> QuantizedTensor:

@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 from sdcompress import registry
-from sdcompress.backends.torch.modules import QuantizedLinear
+from sdcompress.backends.torch.modules import QuantizedLinear, set_layer
+from sdcompress.backends.torch.names import living_name
 from sdcompress.errors import ArtifactError
 
 
@@ -32,13 +33,11 @@ def open_component(folder: Path, library: str, class_name: str, dtype: torch.dty
     for file in sorted(folder.glob("*.safetensors")):
         state.update(load_file(file))
     model = _empty_model(library, class_name, folder, config)
+    state = {_living_tensor_name(model, name): value for name, value in state.items()}
     layers = [name.removesuffix(".SCB") for name in state if name.endswith(".SCB")]
     layers += [name.partition(".weight.quant_state.")[0] for name in state if ".weight.quant_state." in name]
     for layer in layers:
-        parent_name, _, leaf = layer.rpartition(".")
-        parent = model.get_submodule(parent_name)
-        original = parent.get_submodule(leaf)
-        setattr(parent, leaf, _linear(original, layer, state, quantization, dtype))
+        set_layer(model, layer, _linear(model.get_submodule(layer), layer, state, quantization, dtype))
     rest = {name: value.to(dtype) if value.is_floating_point() else value for name, value in state.items()}
     missing, unexpected = model.load_state_dict(rest, strict=False, assign=True)
     missing = [name for name in missing if name.endswith(".bias") or name.rpartition(".")[0] not in layers]
@@ -47,6 +46,12 @@ def open_component(folder: Path, library: str, class_name: str, dtype: torch.dty
     model.eval()
     model.requires_grad_(False)
     return model
+
+
+def _living_tensor_name(model: nn.Module, name: str) -> str:
+    """The tensor's name with its layer called as in `model`; packed tensors end in `.weight.absmax`, `.SCB` and the like."""
+    layer = name.partition(".weight")[0] if ".weight" in name else name.rpartition(".")[0]
+    return (living_name(model, layer) or layer) + name[len(layer) :] if layer else name
 
 
 def _empty_model(library: str, class_name: str, folder: Path, config: dict[str, Any]) -> nn.Module:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from sdcompress.backends.torch.dtypes import TORCH_DTYPE
+from sdcompress.backends.torch.names import living_name
 from sdcompress.errors import ArtifactError
 from sdcompress.quant.format import QuantFormat, QuantizedTensor
 from sdcompress.spec import TensorSpec, parameter
@@ -88,13 +89,24 @@ class QuantizedEmbedding(QuantizedLayer):
 def replace_layers(model: nn.Module, formats: Mapping[str, QuantFormat]) -> None:
     """Puts a quantized module in the place of every layer named; ArtifactError when the model has no such layer."""
     for name, fmt in formats.items():
-        parent_name, _, leaf = name.rpartition(".")
-        try:
-            parent = model.get_submodule(parent_name)
-            original = parent.get_submodule(leaf)
-        except AttributeError:
-            raise ArtifactError(f"{type(model).__name__} has no layer {name}, which its config lists") from None
-        setattr(parent, leaf, _quantized(original, fmt, name))
+        living = living_name(model, name)
+        if living is None:
+            raise ArtifactError(f"{type(model).__name__} has no layer {name}, which its config lists")
+        set_layer(model, living, _quantized(model.get_submodule(living), fmt, name))
+
+
+def set_layer(model: nn.Module, name: str, layer: nn.Module) -> None:
+    """Puts `layer` in the place of the model's module `name`."""
+    parent, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(parent), leaf, layer)
+
+
+def cast_scales(model: nn.Module) -> None:
+    """Brings every scale to the model's floating-point type, as loaders do with weights (transformers 5 leaves buffers)."""
+    dtype = next(tensor.dtype for tensor in model.parameters() if tensor.is_floating_point())
+    for module in model.modules():
+        if isinstance(module, QuantizedLayer):
+            module.scale = module.scale.to(dtype)
 
 
 def _quantized(original: nn.Module, fmt: QuantFormat, name: str) -> QuantizedLayer:

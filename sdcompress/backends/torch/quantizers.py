@@ -80,6 +80,9 @@ def _classes(config_mixin: type[Any], quantizer_base: type[Any]) -> tuple[type[A
             return model
 
         def _process_model_after_weight_loading(self, model: Any, **_: Any) -> Any:
+            from sdcompress.backends.torch.modules import cast_scales
+
+            cast_scales(model)
             return model
 
         def is_serializable(self, *_: Any, **__: Any) -> bool:
