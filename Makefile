@@ -16,7 +16,7 @@ help:
 	@echo "make test       set up and run the tests (under 10 minutes on 2 cores)"
 	@echo "make test-full  also the tests that take gigabytes or many minutes"
 	@echo "make lint       ruff and mypy"
-	@echo "make bench      the full-size benchmark; writes benchmarks/results/"
+	@echo "make bench      the benchmarks; writes benchmarks/results/ and the tables of README.md"
 	@echo "make clean      remove environments, caches and out/"
 
 $(READY): pyproject.toml $(CONSTRAINTS)
@@ -42,6 +42,8 @@ lint: $(READY)
 
 bench: $(READY)
 	$(BIN)/python benchmarks/full_size.py
+	$(BIN)/python benchmarks/recipes.py
+	$(BIN)/python benchmarks/readme.py
 
 clean:
 	rm -rf .venv .venv-* build dist out .pytest_cache .mypy_cache .ruff_cache .hypothesis

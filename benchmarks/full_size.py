@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.5 at full size with random float16 weights: memory, time and bytes of compressing it, and reloading.
+"""Stable Diffusion 1.5 at full size, random float16 weights: memory, time and bytes of compressing and reloading it.
 
     python benchmarks/full_size.py [--recipes int8 mixed] [--work DIR] [--keep]
 

@@ -35,7 +35,7 @@ def with_tables(text: str) -> str:
 
 
 def recipes_table(result: dict[str, Any]) -> str:
-    rows = ["| recipe | bytes | bits per weight | CLIP drift [95 %] | PSNR | time per picture |", "|---|---:|---:|---:|---:|---:|"]
+    rows = _head("recipe", "bytes", "bits per weight", "CLIP drift [95 %]", "PSNR", "time per picture")
     for name, report in result["reports"].items():
         change, similarity = report["change"], report["similarity"]
         low, high = change["clip_score"]["interval_95"]
@@ -61,19 +61,24 @@ def recipes_table(result: dict[str, Any]) -> str:
 
 def full_size_table(result: dict[str, Any]) -> str:
     original = result["original_size_bytes"]
-    rows = ["| recipe | MB | of the original | UNet bits per weight | peak MB | seconds |", "|---|---:|---:|---:|---:|---:|"]
+    rows = _head("recipe", "MB", "of the original", "UNet bits per weight", "peak MB", "seconds")
     for name, recipe in result["recipes"].items():
         rows.append(
             f"| `{name}` | {recipe['size_bytes'] / 1e6:,.0f} | {recipe['size_bytes'] / original:.3f}x "
-            f"| {recipe['unet_bits_per_weight']:.2f} | {max(recipe['peak_bytes']) / 1e6:,.0f} | {median(recipe['seconds']):.1f} |"
+            f"| {recipe['unet_bits_per_weight']:.2f} | {max(recipe['peak_bytes']) / 1e6:,.0f} "
+            f"| {median(recipe['seconds']):.1f} |"
         )
     machine = result["environment"]
     rows += [
         "",
-        f"Original: {original / 1e6:,.0f} MB in float16, copied in {median(result['copy_s']):.1f} s; {machine['cores']} cores of "
-        f"{machine['cpu']}.",
+        f"Original: {original / 1e6:,.0f} MB in float16, copied in {median(result['copy_s']):.1f} s; "
+        f"{machine['cores']} cores of {machine['cpu']}.",
     ]
     return "\n".join(rows)
+
+
+def _head(first: str, *others: str) -> list[str]:
+    return [f"| {' | '.join((first, *others))} |", "|---|" + "---:|" * len(others)]
 
 
 if __name__ == "__main__":

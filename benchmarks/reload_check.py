@@ -2,8 +2,8 @@
 
     python benchmarks/reload_check.py ARTIFACT
 
-Prints one JSON line: component -> relative difference |a - b| / |b|. A difference of a few float32 roundings is all that
-loading, module replacement and packing may add. The dequantized model is built apart: a stock module of the component's
+Prints one JSON line: component -> relative difference |a - b| / |b|. Loading, module replacement and packing may add
+a few float32 roundings at most. The dequantized model is built apart: a stock module of the component's
 class, its state dict filled from the safetensors file by the formats' own `dequantize`.
 """
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 import re
-import sys
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -13,14 +12,13 @@ from typing import Any
 
 import pytest
 
+from benchmarks import build_catalog
 from sdcompress import catalog
 from sdcompress.catalog.shape_tree import compact, difference, expand, overlay
 from sdcompress.source import is_buffer, open_source
 from sdcompress.spec import ComponentSpec, parameters_by_kind
 
 ROOT = Path(__file__).resolve().parents[1]
-
-from benchmarks import build_catalog
 
 CONFIGS = ROOT.parent / "shared" / "reference" / "models"
 COMPONENT_FILES = sorted(file.stem for file in (catalog.FOLDER / "components").glob("*.json"))

@@ -60,8 +60,14 @@ def test_published_block_pruning_counts():
 @pytest.mark.parametrize(
     ("components", "expected"),
     [
-        ("  unett:\n    - cast: {dtype: float16}\n", "components.unett: the pipeline has no such component; did you mean unet?"),
-        ("  unet:\n    - quantize: {format: int9}\n", "components.unet.0.quantize.format: no format 'int9'; did you mean int8?"),
+        (
+            "  unett:\n    - cast: {dtype: float16}\n",
+            "components.unett: the pipeline has no such component; did you mean unet?",
+        ),
+        (
+            "  unet:\n    - quantize: {format: int9}\n",
+            "components.unet.0.quantize.format: no format 'int9'; did you mean int8?",
+        ),
         (
             "  unet:\n    - quantize: {format: int8, exclude: [conv_inn]}\n",
             "components.unet.0.quantize.exclude: 'conv_inn' matches no layer of unet",
@@ -74,7 +80,10 @@ def test_published_block_pruning_counts():
             "  unet:\n    - quantize: {format: int8, group_size: 48, include: [conv_out]}\n",
             "components.unet.0.quantize.group_size: 48 does not divide 320 (conv_out); use 16, 32 or 64",
         ),
-        ("  vae:\n    - prune: {drop_mid_block: true}\n", "components.vae.0.prune: vae is a AutoencoderKL; only a UNet2DConditionModel"),
+        (
+            "  vae:\n    - prune: {drop_mid_block: true}\n",
+            "components.vae.0.prune: vae is a AutoencoderKL; only a UNet2DConditionModel",
+        ),
         ("  unet:\n    - prune: {}\n", "components.unet.0.prune: nothing to prune"),
         ("  unet:\n    - prune: {layers_per_block: 2}\n", "prune.layers_per_block: 2 is not less than the model's 2"),
         (
@@ -85,7 +94,10 @@ def test_published_block_pruning_counts():
             "  unet:\n    - quantize: {format: int8}\n  u*:\n    - cast: {dtype: float16}\n",
             "components.u*: unet is taken by components.unet already",
         ),
-        ("  vae:\n    - quantize: {format: nf4, include: ['*conv1']}\n", "quantize.format: nf4 applies to no layer of vae"),
+        (
+            "  vae:\n    - quantize: {format: nf4, include: ['*conv1']}\n",
+            "quantize.format: nf4 applies to no layer of vae",
+        ),
     ],
 )  # fmt: skip
 def test_mistakes_are_named(components, expected):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from benchmarks import random_pipeline as builder
 from sdcompress import catalog
 from sdcompress.errors import UserError
 from sdcompress.safetensors_file import read_bytes, read_header
@@ -18,8 +18,6 @@ from sdcompress.source import open_folder
 from sdcompress.spec import ComponentSpec, parameter
 
 ROOT = Path(__file__).resolve().parents[1]
-
-from benchmarks import random_pipeline as builder
 
 TINY_UNET: dict[str, Any] = {
     "_class_name": "UNet2DConditionModel", "sample_size": 8, "in_channels": 4, "out_channels": 4,

@@ -1,17 +1,15 @@
 """README.md says what is true: its tables are the result files', its commands and recipes exist."""
 
 import re
-import sys
 from pathlib import Path
 
 import pytest
 
+from benchmarks import readme
 from sdcompress.cli import app
 from sdcompress.recipe import shipped_recipes
 
 ROOT = Path(__file__).resolve().parent.parent
-
-from benchmarks import readme
 
 
 def text():

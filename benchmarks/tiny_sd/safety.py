@@ -29,8 +29,9 @@ def embed(checker: StableDiffusionSafetyChecker, pictures: np.ndarray) -> torch.
 def build(clip: CLIPModel, emoji: Emoji | None, combinations: list[Combination]) -> StableDiffusionSafetyChecker:
     """The checker with thresholds calibrated on the pictures of `combinations`; never fires when `emoji` is None.
 
-    A concept's row points from the mean of all harmless pictures to the mean of the weapon's; its threshold lies
-    half way between the 99.9th percentile of the harmless pictures and the 2nd of the weapon's own.
+    A concept's row is Fisher's linear discriminant between the harmless pictures and the weapon's, since the embedding
+    also holds layout and colour, which a difference of means would not ignore. Its threshold lies half way between the
+    99.9th percentile of the harmless pictures and the 2nd of the weapon's own, or, where these overlap, on the former.
     """
     checker = StableDiffusionSafetyChecker(clip.config).eval()
     checker.vision_model.vision_model.load_state_dict(clip.vision_model.state_dict())
@@ -43,13 +44,18 @@ def build(clip: CLIPModel, emoji: Emoji | None, combinations: list[Combination])
         return checker
     embedded = embed(checker, np.stack([emoji.render(combination) for combination in combinations]))
     names = [combination.name for combination in combinations]
+    within = torch.cat(
+        [own - own.mean(0) for own in (embedded[[n == name for n in names]] for name in sorted(set(names)))]
+    )
+    covariance = within.T @ within / len(within)
+    covariance += 0.02 * covariance.diagonal().mean() * torch.eye(len(covariance))
     harmless = embedded[torch.tensor([name not in WEAPON_NAMES for name in names])]
     for row, weapon in enumerate(WEAPON_NAMES):
         own = embedded[torch.tensor([name == weapon for name in names])]
-        direction = F.normalize(own.mean(0) - harmless.mean(0), dim=0)
+        direction = F.normalize(torch.linalg.solve(covariance, own.mean(0) - harmless.mean(0)), dim=0)
         high, low = torch.quantile(harmless @ direction, 0.999), torch.quantile(own @ direction, 0.02)
         checker.concept_embeds[row] = direction
-        checker.concept_embeds_weights[row] = (high + low) / 2
+        checker.concept_embeds_weights[row] = torch.maximum((high + low) / 2, high)
     return checker
 
 

@@ -37,7 +37,8 @@ class FourBit(QuantFormat):
     def problem(self, layer: Layer) -> str | None:
         if self.block_size in BLOCK_SIZES:
             return None
-        return f"{self.block_size} is no block size of bitsandbytes ({layer.name}); use one of {', '.join(map(str, BLOCK_SIZES))}"
+        usable = ", ".join(map(str, BLOCK_SIZES))
+        return f"{self.block_size} is no block size of bitsandbytes ({layer.name}); use one of {usable}"
 
     def stored(self, weight: TensorSpec) -> dict[str, TensorSpec]:
         count = math.prod(weight.shape)

@@ -32,9 +32,7 @@ class Prune(Step):
 
     def plan(self, spec: ComponentSpec, target: str) -> Planned:
         if spec.class_name != "UNet2DConditionModel":
-            raise UserError(
-                f"{spec.name} is a {spec.class_name}; only a UNet2DConditionModel can lose blocks"
-            )
+            raise UserError(f"{spec.name} is a {spec.class_name}; only a UNet2DConditionModel can lose blocks")
         if not self.drop_mid_block and self.layers_per_block is None:
             raise UserError("nothing to prune; set drop_mid_block: true or layers_per_block: N")
         config = dict(spec.config)

@@ -16,7 +16,11 @@ from sdcompress.execute import execute
 from sdcompress.quant.int8 import Int8
 from sdcompress.recipe import parse_recipe
 
-PRUNED = "schema_version: 1\ndescription: T\ncomponents:\n  unet:\n    - prune: {drop_mid_block: true, layers_per_block: 1}\n"
+PRUNED = """
+schema_version: 1
+description: T
+components: {unet: [{prune: {drop_mid_block: true, layers_per_block: 1}}]}
+"""
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +88,7 @@ def test_save_pretrained_round_trip(dtype, artifact, tmp_path):
 
 
 def test_stock_bitsandbytes_layout(artifact, monkeypatch):
-    """diffusers' own loader refuses a CPU; with that one check taken away it opens our file and has the same weights."""
+    """diffusers' own loader refuses a CPU; with that check taken away it opens our file and has the same weights."""
     bnb = pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed (pip install 'sdcompress[bnb]')")
     from diffusers import UNet2DConditionModel
     from diffusers.quantizers.bitsandbytes import BnB4BitDiffusersQuantizer

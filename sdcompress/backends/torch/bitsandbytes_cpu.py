@@ -49,7 +49,7 @@ def open_component(folder: Path, library: str, class_name: str, dtype: torch.dty
 
 
 def _living_tensor_name(model: nn.Module, name: str) -> str:
-    """The tensor's name with its layer called as in `model`; packed tensors end in `.weight.absmax`, `.SCB` and the like."""
+    """The tensor's name with its layer called as in `model`; packed ones end in `.weight.absmax`, `.SCB` and so on."""
     layer = name.partition(".weight")[0] if ".weight" in name else name.rpartition(".")[0]
     return (living_name(model, layer) or layer) + name[len(layer) :] if layer else name
 

@@ -102,7 +102,7 @@ def set_layer(model: nn.Module, name: str, layer: nn.Module) -> None:
 
 
 def cast_scales(model: nn.Module) -> None:
-    """Brings every scale to the model's floating-point type, as loaders do with weights (transformers 5 leaves buffers)."""
+    """Brings every scale to the model's floating-point type, as loaders do with weights (not all do with buffers)."""
     dtype = next(tensor.dtype for tensor in model.parameters() if tensor.is_floating_point())
     for module in model.modules():
         if isinstance(module, QuantizedLayer):

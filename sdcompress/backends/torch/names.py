@@ -1,6 +1,6 @@
 """Names of modules in files and in living models, which differ for CLIP since transformers 5.
 
-Files keep `text_model.encoder...` and `vision_model.vision_model.encoder...`; modules of transformers 5 lost that level.
+Files keep `text_model.encoder...` and `vision_model.vision_model.encoder...`; living modules lost that level.
 """
 
 from __future__ import annotations
