@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import inspect as inspection  # `inspect` is a command here
 import json
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 from rich.console import Console
@@ -160,59 +161,96 @@ def generate(
     typer.echo(out)
 
 
+def _settings(
+    prompts: Prompts = None,
+    count: Count = None,
+    seeds: Seeds = 1,
+    seed: Seed = 0,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    height: Height = None,
+    width: Width = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    threads: Threads = None,
+    clip: Clip = None,
+    no_clip: NoClip = False,
+) -> EvaluationSettings:
+    from sdcompress.backends.torch.loading import DTYPES
+    from sdcompress.evaluate import EvaluationSettings
+    from sdcompress.prompts import read_prompts
+
+    if dtype not in DTYPES:
+        raise UserError(f"--dtype {dtype}: use one of {', '.join(DTYPES)}")
+    for option, pixels in (("--height", height), ("--width", width)):
+        if pixels is not None and pixels % 8:
+            near = pixels // 8 * 8
+            raise UserError(f"{option} {pixels}: must be a multiple of 8; use {near} or {near + 8}")
+    return EvaluationSettings(
+        prompts=read_prompts(prompts) if prompts else None,
+        prompt_count=count,
+        seeds_per_prompt=seeds,
+        seed=seed,
+        num_inference_steps=steps,
+        guidance_scale=guidance,
+        height=height,
+        width=width,
+        device=device,
+        dtype=dtype,
+        threads=threads,
+        clip=clip,
+        use_clip=not no_clip,
+    )
+
+
+def _with_evaluation_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with the options of `_settings` added; it gets them as its argument `settings`."""
+    options, own = _parameters(_settings), _parameters(command)
+
+    def wrapped(**given: Any) -> None:
+        chosen = {name: given.pop(name) for name in options}
+        command(**given, settings=_settings(**chosen))
+
+    parameters = [each for each in (*own.values(), *options.values()) if each.name != "settings"]
+    keyword_only = [each.replace(kind=inspection.Parameter.KEYWORD_ONLY) for each in parameters]
+    wrapped.__name__, wrapped.__doc__ = command.__name__, command.__doc__
+    wrapped.__signature__ = inspection.Signature(keyword_only)  # type: ignore[attr-defined]
+    wrapped.__annotations__ = {each.name: each.annotation for each in parameters}
+    return wrapped
+
+
+def _parameters(function: Callable[..., Any]) -> dict[str, inspection.Parameter]:
+    """Name -> parameter with its annotation evaluated; what is imported for type checkers alone counts as anything."""
+    hints = get_type_hints(function, localns={"EvaluationSettings": Any}, include_extras=True)
+    given = inspection.signature(function).parameters
+    return {name: each.replace(annotation=hints[name]) for name, each in given.items()}
+
+
 @app.command()
+@_with_evaluation_options
 def evaluate(
     original: Annotated[str, typer.Argument(help="The pipeline to compare with: a name or a folder.")],
     compressed: Annotated[str, typer.Argument(help="The pipeline to judge.")],
     out: Out,
-    prompts: Prompts = None,
-    count: Count = None,
-    seeds: Seeds = 1,
-    seed: Seed = 0,
-    steps: Steps = None,
-    guidance: Guidance = None,
-    height: Height = None,
-    width: Width = None,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    threads: Threads = None,
-    clip: Clip = None,
-    no_clip: NoClip = False,
+    settings: EvaluationSettings,
     force: Force = False,
 ) -> None:
     """Compare two pipelines: size, memory, latency, CLIP score, and the pictures themselves."""
-    settings = _settings(
-        prompts, count, seeds, seed, steps, guidance, height, width, device, dtype, threads, clip, no_clip
-    )
     _evaluate(original, compressed, out, settings, force)
 
 
 @app.command()
+@_with_evaluation_options
 def run(
     model: Model,
     recipe: RecipeName,
     out: Out,
+    settings: EvaluationSettings,
     variant: Variant = None,
-    prompts: Prompts = None,
-    count: Count = None,
-    seeds: Seeds = 1,
-    seed: Seed = 0,
-    steps: Steps = None,
-    guidance: Guidance = None,
-    height: Height = None,
-    width: Width = None,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    threads: Threads = None,
-    clip: Clip = None,
-    no_clip: NoClip = False,
     resume: Resume = False,
     force: Force = False,
 ) -> None:
     """Compress, then evaluate: the artifact goes to OUT/artifact, the report and pictures to OUT."""
-    settings = _settings(
-        prompts, count, seeds, seed, steps, guidance, height, width, device, dtype, threads, clip, no_clip
-    )
     artifact = out / ARTIFACT
     if resume and artifact.exists():
         _check_same(artifact, model, recipe)
@@ -280,49 +318,6 @@ def _compress(model: str, recipe: str, out: Path, variant: str | None, resume: b
         planned = make_plan(loaded, with_weights(planned.source, variant))
     with _interruptible("--resume continues"), byte_progress(planned.source.weights_bytes, console) as advance:
         execute(planned, out, resume=resume, force=force, advance=advance)
-
-
-def _settings(
-    prompts: Path | None,
-    count: int | None,
-    seeds: int,
-    seed: int,
-    steps: int | None,
-    guidance: float | None,
-    height: int | None,
-    width: int | None,
-    device: str,
-    dtype: str,
-    threads: int | None,
-    clip: str | None,
-    no_clip: bool,
-) -> EvaluationSettings:
-    from sdcompress.backends.torch.loading import DTYPES
-    from sdcompress.evaluate import EvaluationSettings
-    from sdcompress.prompts import read_prompts
-
-    if dtype not in DTYPES:
-        raise UserError(f"--dtype {dtype}: use one of {', '.join(DTYPES)}")
-    for option, pixels in (("--height", height), ("--width", width)):
-        if pixels is not None and pixels % 8:
-            raise UserError(
-                f"{option} {pixels}: must be a multiple of 8; use {pixels // 8 * 8} or {pixels // 8 * 8 + 8}"
-            )
-    return EvaluationSettings(
-        prompts=read_prompts(prompts) if prompts else None,
-        prompt_count=count,
-        seeds_per_prompt=seeds,
-        seed=seed,
-        num_inference_steps=steps,
-        guidance_scale=guidance,
-        height=height,
-        width=width,
-        device=device,
-        dtype=dtype,
-        threads=threads,
-        clip=clip,
-        use_clip=not no_clip,
-    )
 
 
 def _evaluate(original: str, compressed: str, out: Path, settings: EvaluationSettings, force: bool) -> None:

@@ -19,26 +19,19 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer
 
 from benchmarks.tiny_sd import prompts, safety, train_clip, train_unet, train_vae
-from benchmarks.tiny_sd.data import DEFAULT_WORK, Combination, Emoji, training_combinations
+from benchmarks.tiny_sd.data import DEFAULT_WORK, Emoji
 from benchmarks.tiny_sd.training import load_checkpoint
 
 DEFAULT_ASSETS = Path(__file__).resolve().parents[2] / "sdcompress" / "assets"
 KEPT_FILES = ("README.md", "grid.png")  # evaluate.py writes these into the finished folder
 
 
-def trained(model: torch.nn.Module, path: Path) -> tuple[torch.nn.Module, bool]:
-    """The model in evaluation mode with the checkpoint's weights if there is one, and whether there was."""
+def trained(model: torch.nn.Module, path: Path) -> tuple[torch.nn.Module, int]:
+    """The model in evaluation mode with its checkpoint's weights, and their steps (0 without a checkpoint)."""
     state = load_checkpoint(path)
     if state is not None:
         model.load_state_dict(state["weights"])
-    return model.eval(), state is not None
-
-
-def calibration_combinations() -> list[Combination]:
-    """What the safety checker's thresholds come from: all weapons and a fifth of the rest, none held out."""
-    combinations = training_combinations()
-    harmless = [combination for combination in combinations if not combination.weapon]
-    return harmless[::5] + [combination for combination in combinations if combination.weapon]
+    return model.eval(), state["steps"] if state else 0
 
 
 def image_processor() -> CLIPImageProcessor:
@@ -52,12 +45,13 @@ def pipeline(work: Path) -> StableDiffusionPipeline:
     """The whole pipeline in float32."""
     tokenizer_folder = work / "tokenizer_pipeline"
     clip_tokenizer = train_clip.tokenizer_of("pipeline", work)
-    clip, clip_trained = trained(train_clip.build("pipeline", clip_tokenizer), work / "clip_pipeline_final.pt")
+    clip, clip_steps = trained(train_clip.build("pipeline", clip_tokenizer), work / "clip_pipeline_final.pt")
     vae, _ = trained(train_vae.build(), work / "vae_final.pt")
     unet, _ = trained(train_unet.build(), work / "unet_final.pt")
     text_encoder = CLIPTextModel(clip.config.text_config).eval()
     text_encoder.text_model.load_state_dict(clip.text_model.state_dict())
-    checker = safety.build(clip, Emoji(work) if clip_trained else None, calibration_combinations())
+    emoji = Emoji(work) if clip_steps else None
+    checker = safety.build(clip, emoji, work / "safety.pt", clip_steps)
     return StableDiffusionPipeline(
         vae=vae,
         text_encoder=text_encoder,

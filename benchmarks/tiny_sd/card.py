@@ -114,6 +114,8 @@ def write_card(path: Path, result: dict) -> None:
             ],
         ),
         "degradation_prompts": str(result["degradation_prompts"]),
+        "safety_real_weapons": str(result["safety_checker"]["real_weapons"]),
+        "safety_real_harmless": str(result["safety_checker"]["real_harmless"]),
         "vae_psnr": f"{result['vae_psnr_db']:.1f}",
         "steps": str(result["settings"]["steps"]),
         "guidance": str(result["settings"]["guidance"]),

@@ -23,7 +23,15 @@ from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionS
 from benchmarks.tiny_sd import bpe, card, measures, prompts, safety
 from benchmarks.tiny_sd.assemble import DEFAULT_ASSETS
 from benchmarks.tiny_sd.concepts import WEAPON_NAMES
-from benchmarks.tiny_sd.data import DEFAULT_WORK, Combination, Emoji, all_combinations, drawn_combinations, held_out
+from benchmarks.tiny_sd.data import (
+    DEFAULT_WORK,
+    DRAWN_LAYOUTS,
+    Combination,
+    Emoji,
+    all_combinations,
+    drawn_combinations,
+    held_out,
+)
 from benchmarks.tiny_sd.influence import bypassed, influences
 from benchmarks.tiny_sd.train_clip import pixels
 from benchmarks.tiny_sd.train_unet import Diffusion
@@ -111,9 +119,9 @@ def degradation(pipe, scorer, captions, pictures, settings) -> dict:
 def safety_rates(folder: Path, pipe, emoji, pictures: np.ndarray, settings: dict) -> dict:
     """Thresholds, and how often the checker fires on held-out real and on generated pictures."""
     checker = StableDiffusionSafetyChecker.from_pretrained(folder / "safety_checker").eval()
-    held = [combination for combination in all_combinations() if held_out(combination)]
+    held = [one for one in all_combinations() if held_out(one) and one.layout in DRAWN_LAYOUTS]
     weapons = [combination for combination in held if combination.weapon]
-    harmless = [combination for combination in held if not combination.weapon][::4]
+    harmless = [combination for combination in held if not combination.weapon]
     unsafe = [combination.caption for combination in prompts.unsafe()] * 5
     generated = measures.generate(pipe, unsafe, **{**settings, "first_seed": 9000})
     noise = np.random.default_rng(0).random((64, 64, 64, 3)).astype(np.float32)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -9,8 +11,9 @@ from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionS
 from transformers import CLIPModel
 
 from benchmarks.tiny_sd.concepts import WEAPON_NAMES
-from benchmarks.tiny_sd.data import Combination, Emoji
+from benchmarks.tiny_sd.data import DRAWN_LAYOUTS, Combination, Emoji, training_combinations
 from benchmarks.tiny_sd.train_clip import pixels
+from benchmarks.tiny_sd.training import load_checkpoint, save_atomically
 
 NEVER = 1.5  # a threshold that no cosine reaches: for the rows without a concept
 
@@ -25,37 +28,65 @@ def embed(checker: StableDiffusionSafetyChecker, pictures: np.ndarray) -> torch.
     return F.normalize(torch.cat(parts), dim=-1)
 
 
-@torch.no_grad()
-def build(clip: CLIPModel, emoji: Emoji | None, combinations: list[Combination]) -> StableDiffusionSafetyChecker:
-    """The checker with thresholds calibrated on the pictures of `combinations`; never fires when `emoji` is None.
+def calibration_pictures(emoji: Emoji) -> tuple[list[Combination], np.ndarray]:
+    """Real pictures in the layouts the UNet draws, none held out: weapons nine times with jitter, the rest twice."""
+    rng = np.random.default_rng(0)
+    drawn = [combination for combination in training_combinations() if combination.layout in DRAWN_LAYOUTS]
+    weapons = [combination for combination in drawn if combination.weapon]
+    jittered = drawn + 7 * weapons
+    pictures = [emoji.render(combination) for combination in drawn]
+    pictures += [emoji.render(combination, rng) for combination in jittered]
+    return drawn + jittered, np.stack(pictures)
 
-    A concept's row is Fisher's linear discriminant between the harmless pictures and the weapon's, since the embedding
-    also holds layout and colour, which a difference of means would not ignore. Its threshold lies half way between the
-    99.9th percentile of the harmless pictures and the 2nd of the weapon's own, or, where these overlap, on the former.
+
+def fit_concepts(embedded: torch.Tensor, names: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Concept rows of unit length [weapons, projection] and their thresholds on the cosine.
+
+    A weapon's row and threshold are the weight and the bias of a logistic regression of its pictures against all
+    harmless ones: the embedding also holds layout and colour, which the mean of a weapon's embeddings would not ignore.
     """
+    harmless = torch.tensor([name not in WEAPON_NAMES for name in names])
+    own = torch.stack([torch.tensor([name == weapon for name in names]) for weapon in WEAPON_NAMES], dim=1)
+    counted = (harmless[:, None] | own).float()  # one weapon is no counter-example for another
+    weight = torch.zeros(len(WEAPON_NAMES), embedded.shape[1], requires_grad=True)
+    bias = torch.zeros(len(WEAPON_NAMES), requires_grad=True)
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=300, line_search_fn="strong_wolfe")
+
+    def loss() -> torch.Tensor:
+        optimizer.zero_grad()
+        logits = embedded @ weight.T + bias
+        error = F.binary_cross_entropy_with_logits(logits, own.float(), reduction="none")
+        value = (error * counted).mean() + 1e-6 * weight.square().mean()
+        value.backward()
+        return value
+
+    optimizer.step(loss)
+    length = weight.detach().norm(dim=1)
+    return weight.detach() / length[:, None], -bias.detach() / length
+
+
+def build(clip: CLIPModel, emoji: Emoji | None, cache: Path, made_from: int) -> StableDiffusionSafetyChecker:
+    """The calibrated checker (never fires when `emoji` is None); `cache` keeps the concepts of CLIP `made_from`."""
     checker = StableDiffusionSafetyChecker(clip.config).eval()
     checker.vision_model.vision_model.load_state_dict(clip.vision_model.state_dict())
     checker.visual_projection.load_state_dict(clip.visual_projection.state_dict())
-    checker.concept_embeds.zero_()
-    checker.special_care_embeds.zero_()
-    checker.concept_embeds_weights.fill_(NEVER)
-    checker.special_care_embeds_weights.fill_(NEVER)
+    rows = len(WEAPON_NAMES)
+    with torch.no_grad():
+        checker.concept_embeds.zero_()
+        checker.special_care_embeds.zero_()
+        checker.concept_embeds_weights.fill_(NEVER)
+        checker.special_care_embeds_weights.fill_(NEVER)
     if emoji is None:
         return checker
-    embedded = embed(checker, np.stack([emoji.render(combination) for combination in combinations]))
-    names = [combination.name for combination in combinations]
-    within = torch.cat(
-        [own - own.mean(0) for own in (embedded[[n == name for n in names]] for name in sorted(set(names)))]
-    )
-    covariance = within.T @ within / len(within)
-    covariance += 0.02 * covariance.diagonal().mean() * torch.eye(len(covariance))
-    harmless = embedded[torch.tensor([name not in WEAPON_NAMES for name in names])]
-    for row, weapon in enumerate(WEAPON_NAMES):
-        own = embedded[torch.tensor([name == weapon for name in names])]
-        direction = F.normalize(torch.linalg.solve(covariance, own.mean(0) - harmless.mean(0)), dim=0)
-        high, low = torch.quantile(harmless @ direction, 0.999), torch.quantile(own @ direction, 0.02)
-        checker.concept_embeds[row] = direction
-        checker.concept_embeds_weights[row] = torch.maximum((high + low) / 2, high)
+    concepts = load_checkpoint(cache)
+    if concepts is None or concepts["made_from"] != made_from:
+        combinations, pictures = calibration_pictures(emoji)
+        embeds, thresholds = fit_concepts(embed(checker, pictures), [combination.name for combination in combinations])
+        concepts = {"made_from": made_from, "embeds": embeds, "thresholds": thresholds}
+        save_atomically(concepts, cache)
+    with torch.no_grad():
+        checker.concept_embeds[:rows] = concepts["embeds"]
+        checker.concept_embeds_weights[:rows] = concepts["thresholds"]
     return checker
 
 

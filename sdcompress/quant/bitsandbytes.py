@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+import importlib
+import logging
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 from sdcompress.quant.format import QuantFormat, QuantizedTensor, check_finite
 from sdcompress.spec import CONVOLUTIONS, Layer, TensorSpec
@@ -49,12 +52,13 @@ class FourBit(QuantFormat):
 
     def quantize(self, weight: torch.Tensor) -> QuantizedTensor:
         import torch
-        from bitsandbytes.functional import quantize_4bit
 
         check_finite(weight)
         chunks = weight.contiguous().view(-1).split(CHUNK)  # blocks do not cross chunks: same codes, less memory
         with _without_compiling():
-            parts = [quantize_4bit(chunk, blocksize=self.block_size, quant_type=self.name) for chunk in chunks]
+            parts = [
+                _functional().quantize_4bit(chunk, blocksize=self.block_size, quant_type=self.name) for chunk in chunks
+            ]
         codes = torch.cat([codes for codes, _ in parts])
         return QuantizedTensor(codes, torch.cat([state.absmax for _, state in parts]), self, tuple(weight.shape))
 
@@ -77,15 +81,12 @@ class FourBit(QuantFormat):
 
     def code_values(self, device: torch.device | str = "cpu") -> torch.Tensor:
         """The 16 values of the codes, [16] float32."""
-        from bitsandbytes.functional import get_4bit_type
-
-        return get_4bit_type(self.name, device=device)
+        return _code_values(self.name, str(device))
 
 
 def _dequantize_on_gpu(fmt: FourBit, tensor: QuantizedTensor, dtype: torch.dtype) -> torch.Tensor:
-    from bitsandbytes.functional import QuantState, dequantize_4bit
-
-    state = QuantState(
+    functional = _functional()
+    state = functional.QuantState(
         absmax=tensor.scale.float(),
         shape=tensor.shape,  # type: ignore[arg-type]
         code=fmt.code_values(tensor.scale.device),
@@ -93,7 +94,23 @@ def _dequantize_on_gpu(fmt: FourBit, tensor: QuantizedTensor, dtype: torch.dtype
         quant_type=fmt.name,
         dtype=dtype,
     )
-    return dequantize_4bit(tensor.codes, state).view(tensor.shape)
+    return functional.dequantize_4bit(tensor.codes, state).view(tensor.shape)
+
+
+@cache
+def _code_values(name: str, device: str) -> torch.Tensor:
+    return _functional().get_4bit_type(name, device=device)
+
+
+def _functional() -> Any:
+    """bitsandbytes.functional, imported without its warning that an optional CPU kernel package is missing."""
+    logger = logging.getLogger("bitsandbytes")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        return importlib.import_module("bitsandbytes.functional")
+    finally:
+        logger.setLevel(level)
 
 
 @contextmanager
@@ -145,11 +162,10 @@ class LLMInt8(QuantFormat):
 
     def quantize(self, weight: torch.Tensor) -> QuantizedTensor:
         import torch
-        from bitsandbytes.functional import int8_vectorwise_quant
 
         check_finite(weight)
         rows = weight.flatten(1).to(torch.float16)  # [out, in*kh*kw]; the kernel takes float16 only
-        codes, row_maxima, _ = int8_vectorwise_quant(rows)
+        codes, row_maxima, _ = _functional().int8_vectorwise_quant(rows)
         return QuantizedTensor(codes.view(weight.shape), row_maxima, self, tuple(weight.shape))
 
     def dequantize(self, tensor: QuantizedTensor, dtype: torch.dtype) -> torch.Tensor:
