@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import platform
 import shutil
 from collections.abc import Callable, Iterator
@@ -223,7 +224,7 @@ def _component_entry(plan: Plan, name: str, record: Record) -> dict[str, Any]:
         "parameters_of_packed": {
             tensor: spec.parameters
             for tensor, spec in after.tensors.items()
-            if tensor not in before.tensors or spec.dtype != before.tensors[tensor].dtype
+            if spec.parameters != math.prod(spec.shape)
         },
         "layers": layers,
     }

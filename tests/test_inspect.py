@@ -12,7 +12,8 @@ import pytest
 from rich.console import Console
 
 from sdcompress.inspect_model import bytes_at, describe
-from sdcompress.report.inspect_table import bytes_text, render, render_layers
+from sdcompress.report.inspect_table import render, render_layers
+from sdcompress.report.wording import bytes_text
 from sdcompress.source import Source, open_source
 from sdcompress.spec import KINDS, ComponentSpec, TensorSpec, parameter
 

@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from sdcompress.report.wording import bytes_text
+
 KIND_TITLES = {
     "linear": "linear", "conv3x3": "conv\n3x3", "conv1x1": "conv\n1x1", "conv": "other\nconv",
     "embedding": "embed-\nding", "norm": "norm", "other": "other",
@@ -38,18 +40,6 @@ def render_layers(layers: Mapping[str, Sequence[Mapping[str, Any]]], console: Co
         for entry in entries:
             shape = " x ".join(map(str, entry["shape"]))
             console.print(Text(f"  {entry['kind']:<10} {shape:<22} {entry['layer']}"), soft_wrap=True)
-
-
-def bytes_text(size_bytes: int) -> str:
-    """A size as people read it, in decimal units: `1.72 GB`."""
-    if size_bytes < 1000:
-        return f"{size_bytes} B"
-    size = float(size_bytes)
-    for unit in ("kB", "MB"):
-        size /= 1000
-        if size < 999.5:
-            return f"{size:.3g} {unit}"
-    return f"{size / 1000:,.2f} GB"
 
 
 def _component_table(description: Mapping[str, Any]) -> Table:

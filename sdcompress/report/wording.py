@@ -19,9 +19,18 @@ def count_text(value: float | None) -> str:
     return _scaled(value, (("B", 1e9), ("M", 1e6), ("k", 1e3), ("", 1.0)))
 
 
-def bytes_text(value: float | None) -> str:
-    """A size in decimal units: 41.3 MB."""
-    return _scaled(value, (("GB", 1e9), ("MB", 1e6), ("kB", 1e3), ("B", 1.0)))
+def bytes_text(size_bytes: float | None) -> str:
+    """A size in decimal units: 512 B, 41.3 MB or 1.72 GB."""
+    if size_bytes is None:
+        return MISSING
+    if abs(size_bytes) < 1000:
+        return f"{size_bytes:.0f} B"
+    size = float(size_bytes)
+    for unit in ("kB", "MB"):
+        size /= 1000
+        if abs(size) < 999.5:
+            return f"{size:.3g} {unit}"
+    return f"{size / 1000:,.2f} GB"
 
 
 def seconds_text(value: float | None) -> str:

@@ -120,7 +120,7 @@ def test_wrapped_lines_fit() -> None:
 
 def test_numbers_read_well() -> None:
     assert count_text(859_520_964) == "859.5 M"
-    assert bytes_text(1_719_041_928) == "1.7 GB"
+    assert bytes_text(1_719_041_928) == "1.72 GB"
     assert bytes_text(512) == "512 B"
     assert seconds_text(0.0051) == "5.1 ms"
     assert seconds_text(83.21) == "83.2 s"
