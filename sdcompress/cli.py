@@ -344,9 +344,12 @@ def _check_same(artifact: Path, model: str, recipe: str) -> None:
     """Raises ArtifactError unless the artifact was made of this model with this recipe."""
     from sdcompress.artifact import read_manifest
     from sdcompress.recipe import load_recipe
+    from sdcompress.source import open_source
 
     manifest = read_manifest(artifact)
-    if manifest["source"]["name"] != model or manifest["recipe"] != load_recipe(recipe).model_dump(mode="json"):
+    if manifest["source"]["name"] != open_source(model).name or manifest["recipe"] != load_recipe(recipe).model_dump(
+        mode="json"
+    ):
         raise ArtifactError(f"{artifact}: was made of another model or recipe; choose another --out, or --force")
 
 

@@ -49,7 +49,9 @@ def pipeline(work: Path) -> StableDiffusionPipeline:
     vae, _ = trained(train_vae.build(), work / "vae_final.pt")
     unet, _ = trained(train_unet.build(), work / "unet_final.pt")
     text_encoder = CLIPTextModel(clip.config.text_config).eval()
-    text_encoder.text_model.load_state_dict(clip.text_model.state_dict())
+    trained_together = load_checkpoint(work / "unet_final.pt")
+    weights = trained_together["text_weights"] if trained_together else clip.text_model.state_dict()
+    text_encoder.text_model.load_state_dict(weights)
     emoji = Emoji(work) if clip_steps else None
     checker = safety.build(clip, emoji, work / "safety.pt", clip_steps)
     return StableDiffusionPipeline(

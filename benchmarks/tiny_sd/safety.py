@@ -11,7 +11,7 @@ from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionS
 from transformers import CLIPModel
 
 from benchmarks.tiny_sd.concepts import WEAPON_NAMES
-from benchmarks.tiny_sd.data import DRAWN_LAYOUTS, Combination, Emoji, training_combinations
+from benchmarks.tiny_sd.data import DRAWN_LAYOUTS, SIZE_PX, Emoji, training_combinations
 from benchmarks.tiny_sd.train_clip import pixels
 from benchmarks.tiny_sd.training import load_checkpoint, save_atomically
 
@@ -28,22 +28,28 @@ def embed(checker: StableDiffusionSafetyChecker, pictures: np.ndarray) -> torch.
     return F.normalize(torch.cat(parts), dim=-1)
 
 
-def calibration_pictures(emoji: Emoji) -> tuple[list[Combination], np.ndarray]:
-    """Real pictures in the layouts the UNet draws, none held out: weapons nine times with jitter, the rest twice."""
+def calibration_pictures(emoji: Emoji) -> tuple[list[str], np.ndarray]:
+    """Names and pictures, none held out, in the layouts the UNet draws: weapons also jittered, and empty ones."""
     rng = np.random.default_rng(0)
     drawn = [combination for combination in training_combinations() if combination.layout in DRAWN_LAYOUTS]
     weapons = [combination for combination in drawn if combination.weapon]
-    jittered = drawn + 7 * weapons
+    jittered = 8 * weapons
     pictures = [emoji.render(combination) for combination in drawn]
     pictures += [emoji.render(combination, rng) for combination in jittered]
-    return drawn + jittered, np.stack(pictures)
+    names = [combination.name for combination in drawn + jittered] + ["empty"] * 300
+    flat = np.broadcast_to(rng.random((200, 1, 1, 3)), (200, SIZE_PX, SIZE_PX, 3)) * 1.0
+    flat[:60] = flat[:60, :, :, :1]  # greys
+    flat[100:] += rng.normal(0, 0.1, flat[100:].shape)
+    noise = rng.random((100, SIZE_PX, SIZE_PX, 3))
+    return names, np.concatenate([np.stack(pictures), flat.clip(0, 1), noise]).astype(np.float32)
 
 
 def fit_concepts(embedded: torch.Tensor, names: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
     """Concept rows of unit length [weapons, projection] and their thresholds on the cosine.
 
-    A weapon's row and threshold are the weight and the bias of a logistic regression of its pictures against all
-    harmless ones: the embedding also holds layout and colour, which the mean of a weapon's embeddings would not ignore.
+    A weapon's row is the weight of a logistic regression of its pictures against all harmless ones: the embedding also
+    holds layout and colour, which the mean of a weapon's embeddings would not ignore. The threshold is the 99.9th
+    percentile of the harmless ones.
     """
     harmless = torch.tensor([name not in WEAPON_NAMES for name in names])
     own = torch.stack([torch.tensor([name == weapon for name in names]) for weapon in WEAPON_NAMES], dim=1)
@@ -61,8 +67,8 @@ def fit_concepts(embedded: torch.Tensor, names: list[str]) -> tuple[torch.Tensor
         return value
 
     optimizer.step(loss)
-    length = weight.detach().norm(dim=1)
-    return weight.detach() / length[:, None], -bias.detach() / length
+    rows = F.normalize(weight.detach(), dim=1)
+    return rows, torch.quantile(embedded[harmless] @ rows.T, 0.999, dim=0)
 
 
 def build(clip: CLIPModel, emoji: Emoji | None, cache: Path, made_from: int) -> StableDiffusionSafetyChecker:
@@ -80,8 +86,8 @@ def build(clip: CLIPModel, emoji: Emoji | None, cache: Path, made_from: int) -> 
         return checker
     concepts = load_checkpoint(cache)
     if concepts is None or concepts["made_from"] != made_from:
-        combinations, pictures = calibration_pictures(emoji)
-        embeds, thresholds = fit_concepts(embed(checker, pictures), [combination.name for combination in combinations])
+        names, pictures = calibration_pictures(emoji)
+        embeds, thresholds = fit_concepts(embed(checker, pictures), names)
         concepts = {"made_from": made_from, "embeds": embeds, "thresholds": thresholds}
         save_atomically(concepts, cache)
     with torch.no_grad():

@@ -1,6 +1,9 @@
-"""Train the UNet2DConditionModel on precomputed latents and text embeddings, with synchronised single-thread workers.
+"""Train the UNet2DConditionModel on precomputed latents, with synchronised single-thread workers.
 
-python -m benchmarks.tiny_sd.train_unet --minutes 60
+python -m benchmarks.tiny_sd.train_unet --minutes 90
+
+The text encoder, trained against pictures by train_clip, hardly tells `left` from `right`: its embeddings of the two
+differ by 5 %. After `--text-from` minutes it is therefore trained together with the UNet.
 """
 
 from __future__ import annotations
@@ -58,33 +61,48 @@ def build() -> UNet2DConditionModel:
     return model
 
 
+class Conditioned(torch.nn.Module):
+    """UNet and text encoder as one model of latents, timesteps and caption tokens [n, 32]."""
+
+    def __init__(self, work: Path) -> None:
+        super().__init__()
+        self.unet = build()
+        clip = train_clip.build("pipeline", train_clip.tokenizer_of("pipeline", work))
+        clip.load_state_dict(load_checkpoint(work / "clip_pipeline_final.pt")["weights"])
+        self.text = clip.text_model
+
+    def embed(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Text embeddings [n, 32, 192]."""
+        return self.text(input_ids=tokens).last_hidden_state
+
+    def forward(self, latents: torch.Tensor, timesteps: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        return self.unet(latents, timesteps, encoder_hidden_states=self.embed(tokens)).sample
+
+
 @torch.no_grad()
 def prepare(work: Path) -> dict:
-    """Latents [n, 4, 16, 16], text embeddings [n, 32, 192] and the empty caption's, computed once per VAE and CLIP."""
+    """Latents [n, 4, 16, 16], caption tokens [n, 32] and the empty caption's [32], computed once per VAE."""
     path = work / "prepared.pt"
-    vae_state, clip_state = load_checkpoint(work / "vae_final.pt"), load_checkpoint(work / "clip_pipeline_final.pt")
-    if vae_state is None or clip_state is None:
+    vae_state = load_checkpoint(work / "vae_final.pt")
+    if vae_state is None or not (work / "clip_pipeline_final.pt").exists():
         raise SystemExit("train the VAE and the pipeline's CLIP first (train_vae, train_clip pipeline)")
     combinations = drawn_combinations(unseen=False)
-    made_from = [vae_state["steps"], clip_state["steps"], len(combinations)]
+    made_from = ["tokens", vae_state["steps"], len(combinations)]
     prepared = load_checkpoint(path)
     if prepared is not None and prepared["made_from"] == made_from:
         return prepared
-    print("precompute latents and text embeddings", file=sys.stderr, flush=True)
+    print("precompute latents", file=sys.stderr, flush=True)
     emoji = Emoji(work)
     vae = train_vae.build().eval()
     vae.load_state_dict(vae_state["weights"])
     tokenizer = train_clip.tokenizer_of("pipeline", work)
-    clip = train_clip.build("pipeline", tokenizer).eval()
-    clip.load_state_dict(clip_state["weights"])
     latents = []
     for start in range(0, len(combinations), 64):
         pictures = np.stack([emoji.render(combination) for combination in combinations[start : start + 64]])
         latents.append(vae.encode(train_clip.pixels(pictures)).latent_dist.mean)
     captions = [combination.caption for combination in combinations] + [""]
     tokens = bpe.encode(tokenizer, captions)
-    text = torch.cat([clip.text_model(input_ids=part).last_hidden_state for part in tokens.split(512)])
-    prepared = {"made_from": made_from, "latents": torch.cat(latents), "text": text[:-1], "empty": text[-1]}
+    prepared = {"made_from": made_from, "latents": torch.cat(latents), "tokens": tokens[:-1], "empty": tokens[-1]}
     save_atomically(prepared, path)
     return prepared
 
@@ -119,24 +137,24 @@ class Diffusion:
         # min-SNR-5 for v (Hang et al. 2023, sec. 3.4), clamped from below since it vanishes at zero SNR
         self.weight = (snr.clamp_max(5.0) / (snr + 1)).clamp_min(0.25)
 
-    def loss(self, model, latents, text, timesteps, generator) -> torch.Tensor:
+    def loss(self, model, latents, tokens, timesteps, generator) -> torch.Tensor:
         noise = torch.randn(latents.shape, generator=generator)
         signal, sigma = self.signal[timesteps].view(-1, 1, 1, 1), self.noise[timesteps].view(-1, 1, 1, 1)
         target = signal * noise - sigma * latents
-        output = model(signal * latents + sigma * noise, timesteps, encoder_hidden_states=text).sample
+        output = model(signal * latents + sigma * noise, timesteps, tokens)
         return ((output.float() - target).square().mean(dim=(1, 2, 3)) * self.weight[timesteps]).mean()
 
 
 @torch.no_grad()
-def probe_loss(model, diffusion: Diffusion, latents: torch.Tensor, text: torch.Tensor) -> float:
+def probe_loss(model, diffusion: Diffusion, latents: torch.Tensor, tokens: torch.Tensor) -> float:
     """The loss on 64 latents with the same noise and timesteps every time."""
     generator = torch.Generator().manual_seed(0)
     every = max(len(latents) // 64, 1)
-    latents, text = latents[::every][:64], text[::every][:64]
+    latents, tokens = latents[::every][:64], tokens[::every][:64]
     losses = []
     for timestep in range(50, 1000, 100):
         timesteps = torch.full((len(latents),), timestep)
-        losses.append(float(diffusion.loss(model, latents, text, timesteps, generator)))
+        losses.append(float(diffusion.loss(model, latents, tokens, timesteps, generator)))
     return sum(losses) / len(losses)
 
 
@@ -156,12 +174,13 @@ def work_on(rank: int, arguments: argparse.Namespace) -> None:
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(arguments.port))
     distributed.init_process_group("gloo", rank=rank, world_size=arguments.workers, timeout=timedelta(days=1))
     prepared = prepare(arguments.work)
-    latents, text, empty = prepared["latents"], prepared["text"], prepared["empty"]
+    latents, tokens, empty = prepared["latents"], prepared["tokens"], prepared["empty"]
     torch.manual_seed(arguments.seed)
-    model, diffusion = build(), Diffusion()
-    decayed = [parameter for parameter in model.parameters() if parameter.ndim > 1]
-    plain = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
+    model, diffusion = Conditioned(arguments.work), Diffusion()
+    decayed = [parameter for parameter in model.unet.parameters() if parameter.ndim > 1]
+    plain = [parameter for parameter in model.unet.parameters() if parameter.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": 0.01}, {"params": plain, "weight_decay": 0.0}]
+    groups.append({"params": list(model.text.parameters()), "weight_decay": 0.0})
     optimizer = torch.optim.AdamW(groups, lr=1.0, betas=(0.9, 0.99), fused=True)
     average = Average(model, decay=0.99)  # of every fifth step
     budget, step, running = TimeBudget(arguments.minutes, warmup_s=60), 0, None
@@ -172,21 +191,22 @@ def work_on(rank: int, arguments: argparse.Namespace) -> None:
         average.load(checkpoint["average"])
         step, budget.elapsed_s = checkpoint["step"], checkpoint["elapsed_s"]
     generator = torch.Generator().manual_seed(arguments.seed * 1_000_003 + step * 97 + rank)
-    drop_bottom_skips(model, generator)
+    drop_bottom_skips(model.unet, generator)
     saved_s, looked_s = budget.elapsed_s, budget.elapsed_s
     order, used = torch.randperm(len(latents), generator=generator), 0
     shared = torch.zeros(1)
 
     def save(last: bool = False) -> None:
         """Write the checkpoint and the weights to ship: the average, or in the end the better of it and the model."""
-        kept = build().eval()
+        kept = Conditioned(arguments.work).eval()
         average.copy_to(kept)
-        if last and probe_loss(model.eval(), diffusion, latents, text) < probe_loss(kept, diffusion, latents, text):
+        if last and probe_loss(model.eval(), diffusion, latents, tokens) < probe_loss(kept, diffusion, latents, tokens):
             kept.load_state_dict(model.state_dict())
             print("the last weights are better than the averaged ones", file=sys.stderr, flush=True)
         state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "average": average.state()}
         save_atomically({**state, "step": step, "elapsed_s": budget.elapsed_s}, path)
-        final = {"weights": kept.state_dict(), "steps": step, "loss": running or 0.0}
+        weights = {"weights": kept.unet.state_dict(), "text_weights": kept.text.state_dict()}
+        final = {**weights, "steps": step, "loss": running or 0.0}
         save_atomically(final, arguments.work / "unet_final.pt")
 
     while True:
@@ -197,11 +217,13 @@ def work_on(rank: int, arguments: argparse.Namespace) -> None:
         if budget.elapsed_s >= budget.total_s:
             break
         set_learning_rate(optimizer, arguments.learning_rate * budget.learning_rate_factor())
+        if budget.elapsed_s < arguments.text_from * 60:
+            optimizer.param_groups[-1]["lr"] = 0.0
         if used + arguments.batch > len(order):
             order, used = torch.randperm(len(latents), generator=generator), 0
         chosen, used = order[used : used + arguments.batch], used + arguments.batch
-        drop = torch.rand(arguments.batch, 1, 1, generator=generator) < CAPTION_DROPOUT
-        conditioning = torch.where(drop, empty, text[chosen])
+        drop = torch.rand(arguments.batch, 1, generator=generator) < CAPTION_DROPOUT
+        conditioning = torch.where(drop, empty, tokens[chosen])
         timesteps = draw_timesteps(arguments.batch, generator)
         with torch.autocast("cpu", torch.bfloat16, enabled=not arguments.float32):
             loss = diffusion.loss(model, latents[chosen], conditioning, timesteps, generator)
@@ -224,7 +246,8 @@ def work_on(rank: int, arguments: argparse.Namespace) -> None:
         if budget.elapsed_s - looked_s > 240:
             looked_s = budget.elapsed_s
             model.eval()
-            report(step, budget, **block_influences(model, diffusion, latents[::249][:32], text[::249][:32]))
+            embedded = model.embed(tokens[::249][:32]).detach()
+            report(step, budget, **block_influences(model.unet, diffusion, latents[::249][:32], embedded))
             model.train()
     if rank == 0:
         save(last=True)
@@ -235,6 +258,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, default=DEFAULT_WORK, help="folder for downloads and checkpoints")
     parser.add_argument("--minutes", type=float, default=60, help="net training time")
+    parser.add_argument("--text-from", type=float, default=48, help="minutes after which the text encoder trains too")
     parser.add_argument("--batch", type=int, default=16, help="samples per step and worker")
     parser.add_argument("--learning-rate", type=float, default=6e-4)
     parser.add_argument("--workers", type=int, default=2)
