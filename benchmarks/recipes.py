@@ -1,6 +1,6 @@
 """Every shipped recipe on the built-in tiny-sd, compressed and evaluated against the original.
 
-    python benchmarks/recipes.py [--recipes int8 mixed] [--count 64]
+    python benchmarks/recipes.py [--recipes int8 mixed] [--count 32]
 
 Runs `sdcompress run` for each recipe: the same prompts, seeds and latents, each pipeline in a fresh process, latency
 interleaved. Keeps each report with its raw samples in benchmarks/results/recipes.json and int8's pictures in docs/.
@@ -29,7 +29,7 @@ PICTURES = ROOT / "docs" / "int8.png"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipes", nargs="+", default=list(shipped_recipes()))
-    parser.add_argument("--count", type=int, default=64, help="prompts")
+    parser.add_argument("--count", type=int, default=32, help="prompts")
     parser.add_argument("--work", type=Path, default=ROOT / "out" / "recipes")
     arguments = parser.parse_args()
     reports = {}

@@ -193,7 +193,7 @@ def main() -> int:
     parser.add_argument("--result", type=Path, default=DEFAULT_RESULT, help="JSON file to write")
     parser.add_argument("--quick", action="store_true", help="only retrieval, block influences and the grid")
     parser.add_argument("--grid", type=Path, help="where the grid goes (default: into the pipeline's folder)")
-    parser.add_argument("--degraded", type=int, default=64, help="prompts for every rounding")
+    parser.add_argument("--degraded", type=int, default=32, help="prompts for every rounding")
     parser.add_argument("--threads", type=int, default=0, help="torch threads (default: all cores)")
     arguments = parser.parse_args()
     if arguments.threads:
