@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULT)
     arguments = parser.parse_args()
     source = arguments.work / f"{MODEL}-random"
-    if not (source / "model_index.json").exists() or not (source / ".whole").exists():
+    if not (source / ".whole").exists():
         shutil.rmtree(source, ignore_errors=True)
         build_random_pipeline(MODEL, source)
         (source / ".whole").touch()

@@ -347,9 +347,8 @@ def _check_same(artifact: Path, model: str, recipe: str) -> None:
     from sdcompress.source import open_source
 
     manifest = read_manifest(artifact)
-    if manifest["source"]["name"] != open_source(model).name or manifest["recipe"] != load_recipe(recipe).model_dump(
-        mode="json"
-    ):
+    made_of = (manifest["source"]["name"], manifest["recipe"])
+    if made_of != (open_source(model).name, load_recipe(recipe).model_dump(mode="json")):
         raise ArtifactError(f"{artifact}: was made of another model or recipe; choose another --out, or --force")
 
 

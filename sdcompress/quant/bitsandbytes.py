@@ -102,6 +102,7 @@ def _code_values(name: str, device: str) -> torch.Tensor:
     return _functional().get_4bit_type(name, device=device)
 
 
+@cache  # asked for whenever a layer runs
 def _functional() -> Any:
     """bitsandbytes.functional, imported without its warning that an optional CPU kernel package is missing."""
     logger = logging.getLogger("bitsandbytes")
