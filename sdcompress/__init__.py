@@ -22,13 +22,13 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from sdcompress.backends.torch.loading import open_pipeline
+    from sdcompress.opening import open_pipeline
     from sdcompress.plan import Plan, make_plan
     from sdcompress.recipe import Recipe, load_recipe
     from sdcompress.source import Source, open_source
 
 _HOMES = {
-    "open_pipeline": "sdcompress.backends.torch.loading",
+    "open_pipeline": "sdcompress.opening",
     "Plan": "sdcompress.plan",
     "make_plan": "sdcompress.plan",
     "Recipe": "sdcompress.recipe",

@@ -41,8 +41,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="JSON on stdout, for machin
 Variant = Annotated[str | None, typer.Option(help="Weight files of this variant, such as fp16.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace an earlier result, or begin an interrupted one anew.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
-Dtype = Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps; ONNX folders also directml, openvino.")]
+Dtype = Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16 (of torch pipelines).")]
 Prompts = Annotated[Path | None, typer.Option(help="A text file, one prompt a line (default: built-in prompts).")]
 Count = Annotated[int | None, typer.Option(min=1, help="Use this many of the prompts.")]
 Seeds = Annotated[int, typer.Option(min=1, help="Pictures per prompt, each with a seed of its own.")]
@@ -52,6 +52,7 @@ Guidance = Annotated[float | None, typer.Option(min=0, help="Guidance scale (def
 Height = Annotated[int | None, typer.Option(min=8, help="Pixels (default: the model's own).")]
 Width = Annotated[int | None, typer.Option(min=8, help="Pixels (default: the model's own).")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads of each process.")]
+LowMemory = Annotated[bool, typer.Option("--low-memory", help="Hold one component of an ONNX folder at a time.")]
 Clip = Annotated[str | None, typer.Option(help="Folder of the CLIP model that scores (default: the one that fits).")]
 NoClip = Annotated[bool, typer.Option("--no-clip", help="Leave the CLIP score out.")]
 
@@ -133,8 +134,8 @@ def verify(
     from sdcompress.verify import verify as verify_artifact
 
     total = sum(entry["size_bytes"] for entry in read_manifest(artifact)["files"].values())
-    with byte_progress(total, _err()) as advance:
-        problems = verify_artifact(artifact, load=load, advance=lambda size: advance("hashing", size))
+    with byte_progress(total, _err()) as bars:
+        problems = verify_artifact(artifact, load=load, advance=lambda size: bars.advance("hashing", size))
     if problems:
         raise ArtifactError(problems)
     typer.echo(f"{artifact}: {total:,} bytes, hashes and shapes as the manifest says" + (", opens" if load else ""))
@@ -150,13 +151,25 @@ def generate(
     guidance: Guidance = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    threads: Threads = None,
+    low_memory: LowMemory = False,
 ) -> None:
     """Draw one picture."""
     from sdcompress.generate import generate as generate_picture
 
     if out.suffix.lower() != ".png" or not out.absolute().parent.is_dir():
         raise UserError(f"--out {out}: must be a .png in a folder that exists")
-    picture = generate_picture(model, prompt, seed=seed, steps=steps, guidance=guidance, device=device, dtype=dtype)
+    picture = generate_picture(
+        model,
+        prompt,
+        seed=seed,
+        steps=steps,
+        guidance=guidance,
+        device=device,
+        dtype=dtype,
+        threads=threads,
+        low_memory=low_memory,
+    )
     picture.save(out)
     typer.echo(out)
 
@@ -173,6 +186,7 @@ def _settings(
     device: Device = "auto",
     dtype: Dtype = "auto",
     threads: Threads = None,
+    low_memory: LowMemory = False,
     clip: Clip = None,
     no_clip: NoClip = False,
 ) -> EvaluationSettings:
@@ -198,6 +212,7 @@ def _settings(
         device=device,
         dtype=dtype,
         threads=threads,
+        low_memory=low_memory,
         clip=clip,
         use_clip=not no_clip,
     )
@@ -261,6 +276,20 @@ def run(
     _evaluate(model, str(artifact), out, settings, force)
 
 
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Show what this machine can run, what is missing, and which recipes suit it."""
+    from sdcompress.doctor import diagnose
+    from sdcompress.report.doctor_view import render
+
+    with _err().status("asking the libraries what they can do here"):
+        findings = diagnose()
+    if as_json:
+        typer.echo(json.dumps(findings, indent=2))
+    else:
+        render(findings, _out())
+
+
 @recipes_app.command("list")
 def list_recipes() -> None:
     """List the shipped recipes."""
@@ -308,6 +337,7 @@ def _compress(model: str, recipe: str, out: Path, variant: str | None, resume: b
     from sdcompress.plan import make_plan
     from sdcompress.progress import byte_progress
     from sdcompress.recipe import load_recipe
+    from sdcompress.report.graph_view import graph_lines
     from sdcompress.source import open_source
 
     check_output(out, resume=resume, force=force)
@@ -316,8 +346,10 @@ def _compress(model: str, recipe: str, out: Path, variant: str | None, resume: b
     planned = make_plan(loaded, open_source(model, variant))
     if planned.source.path is None:
         planned = make_plan(loaded, with_weights(planned.source, variant))
-    with _interruptible("--resume continues"), byte_progress(planned.source.weights_bytes, console) as advance:
-        execute(planned, out, resume=resume, force=force, advance=advance)
+    with _interruptible("--resume continues"), byte_progress(planned.source.weights_bytes, console) as bars:
+        manifest = execute(planned, out, resume=resume, force=force, advance=bars.advance, calibrating=bars.calibrating)
+    for line in graph_lines(manifest):
+        console.print(line, highlight=False, markup=False)
 
 
 def _evaluate(original: str, compressed: str, out: Path, settings: EvaluationSettings, force: bool) -> None:

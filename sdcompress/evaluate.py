@@ -42,6 +42,7 @@ class EvaluationSettings(BaseModel):
     device: str = "auto"
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     threads: int | None = Field(None, ge=1)
+    low_memory: bool = False
     latency_repeats: int = Field(1, ge=1)
     clip: str | None = None
     use_clip: bool = True
@@ -66,6 +67,9 @@ def evaluate(
     out = Path(out)
     sources = {"original": open_source(original), "compressed": open_source(compressed)}
     paths = {side: _local_folder(source) for side, source in sources.items()}
+    opening = {side: _opening(source, settings) for side, source in sources.items()}
+    if settings.low_memory and not any(each["low_memory"] for each in opening.values()):
+        raise EvaluationError("--low-memory: neither pipeline is an ONNX folder, the only ones opened part by part")
     tiny_sd = is_tiny_sd(sources["original"])
     prompt_set = settings.prompts or default_prompts(tiny_sd)
     scorer = find_scorer(settings.clip, tiny_sd) if settings.use_clip else None
@@ -82,10 +86,11 @@ def evaluate(
         "prompts and seeds": drawings,
         "sampler options": options,
         "device, dtype or threads": [settings.device, settings.dtype, settings.threads, settings.latency_repeats],
+        "memory mode": settings.low_memory,
         "machine or library versions": environment,
     }
     with SampleLog(out, header, force, inside=tuple(paths.values())) as log, _progress(console) as progress:
-        _draw_all(log, out, paths, settings, drawings, options, progress)
+        _draw_all(log, out, paths, opening, settings, drawings, options, progress)
         _score_all(log, out, drawings, scorer, progress, settings.threads)
         records = log.records
     report = build_report(
@@ -96,6 +101,7 @@ def evaluate(
             "prompt_set": prompt_set.name,
             "prompt_count": len(drawings) // settings.seeds_per_prompt,
             **options,
+            "opened_with": opening,
         },
         scorer=None if scorer is None else {"name": scorer.name, "path": str(scorer.path)},
         models={side: describe_model(source) for side, source in sources.items()},
@@ -150,6 +156,7 @@ def _draw_all(
     log: SampleLog,
     out: Path,
     paths: dict[str, Path],
+    opening: dict[str, dict[str, Any]],
     settings: EvaluationSettings,
     drawings: list[dict[str, Any]],
     options: dict[str, Any],
@@ -162,24 +169,19 @@ def _draw_all(
         (out / "images" / side).mkdir(parents=True, exist_ok=True)
     task = progress.add_task("loading both pipelines", total=None)
     with ExitStack() as stack:
-        workers = {}
+        workers, opened = {}, {}
         for side in SIDES:
             log_file = out / "logs" / f"{side}.log"
             process = WorkerProcess(
                 f"{side} ({paths[side]})", log_file, environment=_thread_variables(settings.threads)
             )
             worker = stack.enter_context(process)
-            opened = worker.ask(
-                do="open",
-                path=str(paths[side]),
-                device=settings.device,
-                dtype=settings.dtype,
-                threads=settings.threads,
-            )
+            opened[side] = worker.ask(do="open", path=str(paths[side]), **opening[side])
+            _check_device(opened)
             warm = worker.ask(
                 do="draw", prompt=drawings[0]["prompt"], seed=0, options=options, picture=None, warm_up=True
             )
-            log.append({"kind": "process", "side": side, **opened, "warm_up_latency_s": warm["latency_s"]})
+            log.append({"kind": "process", "side": side, **opened[side], "warm_up_latency_s": warm["latency_s"]})
             workers[side] = worker
         progress.update(task, description="drawing", total=len(todo), completed=0)
         progress.reset(task)
@@ -235,6 +237,26 @@ def _score_all(
             progress.advance(task)
 
 
+def _opening(source: Source, settings: EvaluationSettings) -> dict[str, Any]:
+    """How to open one side. The dtype is for torch pipelines, whatever the precision in an ONNX pipeline's files."""
+    onnx = source.format == "onnx"
+    return {
+        "device": settings.device,
+        "dtype": "auto" if onnx else settings.dtype,
+        "threads": settings.threads,
+        "low_memory": settings.low_memory and onnx,
+    }
+
+
+def _check_device(opened: dict[str, dict[str, Any]]) -> None:
+    devices = [answer["device"] for answer in opened.values()]
+    if len(set(devices)) > 1:
+        raise EvaluationError(
+            f"the original runs on {devices[0]}, the compressed pipeline on {devices[1]}, which compares devices, not "
+            f"pipelines; give --device cpu, or install the onnxruntime package for {devices[0]} (sdcompress doctor)"
+        )
+
+
 def _thread_variables(threads: int | None) -> dict[str, str]:
     return {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
 
@@ -258,7 +280,8 @@ def _local_folder(source: Source) -> Path:
 
 def _fingerprint_files(folder: Path) -> list[list[Any]]:
     """Names, sizes and times of a pipeline's files: enough to notice that it was made anew."""
-    files = sorted(file for file in folder.rglob("*") if file.suffix in (".safetensors", ".json", ".onnx", ".data"))
+    kinds = (".safetensors", ".json", ".onnx", ".onnx_data", ".data")
+    files = sorted(file for file in folder.rglob("*") if file.suffix in kinds)
     return [[str(file.relative_to(folder)), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
 
 

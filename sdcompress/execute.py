@@ -7,7 +7,7 @@ import json
 import math
 import platform
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial as partial_function
 from pathlib import Path
@@ -15,18 +15,23 @@ from typing import TYPE_CHECKING, Any
 
 import sdcompress
 from sdcompress.artifact import MANIFEST_SCHEMA, check_output, partial_folder, publish, sha256_of, write_json
+from sdcompress.components.onnx_parts import vae_scale
 from sdcompress.environment import installed_versions
 from sdcompress.errors import ArtifactError, InternalError, SdcompressError, SourceError
 from sdcompress.model_card import model_card
 from sdcompress.plan import Plan
+from sdcompress.ranges import Ranges, calibrate, dump_ranges, parse_ranges
 from sdcompress.recipe import dump_recipe
 from sdcompress.safetensors_file import StreamWriter, TensorRange, read_bytes
 from sdcompress.source import MANIFEST_NAME
 from sdcompress.spec import ComponentSpec, TensorSpec
 from sdcompress.steps import Component, LayerOutcome, Record
+from sdcompress.steps.export import Export
 
 if TYPE_CHECKING:
     import torch
+
+    from sdcompress.quant.activations import LayerRanges
 
 STATE_NAME = "state.json"  # in the .partial folder: which components are finished
 _LIBRARY_WEIGHTS = {"diffusers": "diffusion_pytorch_model.safetensors"}
@@ -40,9 +45,11 @@ def execute(
     resume: bool = False,
     force: bool = False,
     advance: Callable[[str, int], None] = lambda component, size_bytes: None,
+    calibrating: Callable[[str, int, int], None] = lambda component, done, total: None,
 ) -> dict[str, Any]:
     """The manifest of the artifact written to `out`; `advance` is told component and source bytes as they are done.
 
+    Where the recipe calibrates, `calibrating` is told the component that runs, the runs done and their number.
     Raises ArtifactError (output in the way, disk full), SourceError (weights unreadable). After an error nothing is
     left of a fresh run; an interrupted one leaves `OUT.partial`, which `resume` continues.
     """
@@ -59,14 +66,18 @@ def execute(
     with _cleaning(partial, fresh):
         state = _State.open(partial, plan, fresh)
         _check_space(plan, out, state)
+        ranges = _calibrated(plan, state, calibrating)
         for name in source.components:
             if name not in state.finished:
-                entry = _write_component(plan, name, partial, partial_function(advance, name))
+                advance(f"{name}: graph" if plan.recipe.target == "onnx" else name, 0)
+                entry = _write_component(plan, name, partial, partial_function(advance, name), ranges.get(name, {}))
                 state.finish(name, entry)
             else:
                 advance(name, source.components[name].weights_bytes)
         _copy_files(plan, partial)
         manifest = _manifest(plan, state.finished)
+        if state.ranges:
+            manifest["activation_ranges"] = state.ranges
         (partial / "README.md").write_text(model_card(plan, manifest), encoding="utf-8")
         (partial / STATE_NAME).unlink()
         manifest["files"] = {
@@ -98,8 +109,8 @@ def to_tensor(data: bytearray, spec: TensorRange | TensorSpec) -> torch.Tensor:
 class _State:
     """What of an artifact is finished, kept in its `.partial` folder."""
 
-    def __init__(self, file: Path, finished: dict[str, Any], fingerprint: str):
-        self.file, self.finished, self.fingerprint = file, finished, fingerprint
+    def __init__(self, file: Path, finished: dict[str, Any], fingerprint: str, ranges: dict[str, Any] | None = None):
+        self.file, self.finished, self.fingerprint, self.ranges = file, finished, fingerprint, ranges
 
     @classmethod
     def open(cls, partial: Path, plan: Plan, fresh: bool) -> _State:
@@ -120,14 +131,18 @@ class _State:
             raise ArtifactError(
                 f"{partial}: was begun with another recipe, model or version of sdcompress; start anew with --force"
             )
-        return cls(file, saved["finished"], fingerprint)
+        return cls(file, saved["finished"], fingerprint, saved["ranges"])
 
     def finish(self, component: str, entry: dict[str, Any]) -> None:
         self.finished[component] = entry
         self._save()
 
+    def keep_ranges(self, ranges: dict[str, Any]) -> None:
+        self.ranges = ranges
+        self._save()
+
     def _save(self) -> None:
-        write_json(self.file, {"fingerprint": self.fingerprint, "finished": self.finished})
+        write_json(self.file, {"fingerprint": self.fingerprint, "finished": self.finished, "ranges": self.ranges})
 
 
 def _fingerprint(plan: Plan) -> str:
@@ -170,11 +185,18 @@ def _check_space(plan: Plan, out: Path, state: _State) -> None:
         )
 
 
-def _write_component(plan: Plan, name: str, partial: Path, advance: Callable[[int], None]) -> dict[str, Any]:
-    """Runs the component's steps tensor by tensor into its weights file; the component's entry in the manifest."""
-    folder = partial / name
-    shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed in this component
-    folder.mkdir()
+def _calibrated(plan: Plan, state: _State, calibrating: Callable[[str, int, int], None]) -> Ranges:
+    """The plan's activation ranges, which a resumed run takes from where the killed one kept them."""
+    if state.ranges is None:
+        state.keep_ranges(dump_ranges(calibrate(plan, calibrating)))
+    assert state.ranges is not None
+    return parse_ranges(state.ranges)
+
+
+def _write_component(
+    plan: Plan, name: str, partial: Path, advance: Callable[[int], None], activations: Mapping[str, LayerRanges]
+) -> dict[str, Any]:
+    """Runs the component's steps tensor by tensor into its file or graphs; the component's entry in the manifest."""
     ranges = plan.source.tensors[name]
     record = Record()
 
@@ -185,12 +207,34 @@ def _write_component(plan: Plan, name: str, partial: Path, advance: Callable[[in
     part = Component(plan.source.components[name], read_source)
     for step in plan.steps_of(name):
         part = step.step.apply(part, step.planned, record)
+    if plan.recipe.target == "onnx":
+        from sdcompress.backends.onnx.export import write_component
+
+        export = plan.steps_of(name)[-1]
+        assert isinstance(export.step, Export)
+        scale = vae_scale(plan.source.components)
+        graphs = write_component(part, export.step, export.planned.spec.config, partial, activations, scale)
+        record.layers = {
+            layer: entry | ({"activations": "int8"} if layer in activations else {})
+            for layer, entry in record.layers.items()
+        }
+        return _component_entry(plan, name, record) | {"graphs": graphs}
+    _write_safetensors(part, _emptied(partial / name))
+    return _component_entry(plan, name, record)
+
+
+def _write_safetensors(part: Component, folder: Path) -> None:
     layout = {tensor: (spec.dtype, spec.shape) for tensor, spec in part.spec.tensors.items()}
     with StreamWriter(folder / weights_file(part.spec), layout, {"format": "pt"}) as writer:
         for tensor, spec in part.spec.tensors.items():
-            writer.write(tensor, _as_bytes(part.read(tensor), spec, f"{name}.{tensor}"))
+            writer.write(tensor, _as_bytes(part.read(tensor), spec, f"{part.spec.name}.{tensor}"))
     write_json(folder / "config.json", dict(part.spec.config))
-    return _component_entry(plan, name, record)
+
+
+def _emptied(folder: Path) -> Path:
+    shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed in this component
+    folder.mkdir()
+    return folder
 
 
 def _as_bytes(tensor: torch.Tensor, spec: TensorSpec, name: str) -> memoryview:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sdcompress.backends.torch.loading import open_pipeline
 from sdcompress.errors import SourceError
+from sdcompress.opening import open_pipeline
 from sdcompress.prompts import default_prompts, is_tiny_sd
 from sdcompress.source import open_source
 
@@ -22,11 +22,13 @@ def generate(
     guidance: float | None = None,
     device: str = "auto",
     dtype: str = "auto",
+    threads: int | None = None,
+    low_memory: bool = False,
 ) -> Image:
     """The picture `model` draws for the prompt; the same seed gives the same initial latents on every device.
 
-    steps, guidance: None for the pipeline's own defaults (tiny-sd: those it was made for). Raises SourceError when
-    the model has no weights here.
+    steps, guidance: None for the pipeline's own defaults (tiny-sd: those it was made for). device, dtype, threads,
+    low_memory: as `open_pipeline` takes them. Raises SourceError when the model has no weights here.
     """
     import torch
 
@@ -43,6 +45,6 @@ def generate(
         settings["num_inference_steps"] = steps
     if guidance is not None:
         settings["guidance_scale"] = guidance
-    pipeline = open_pipeline(source.path, device=device, dtype=dtype)
+    pipeline = open_pipeline(source.path, device=device, dtype=dtype, threads=threads, low_memory=low_memory)
     generator = torch.Generator("cpu").manual_seed(seed)
     return pipeline(prompt, generator=generator, **settings).images[0]  # type: ignore[no-any-return]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -13,11 +13,14 @@ from sdcompress.recipe import Recipe
 from sdcompress.source import Source
 from sdcompress.spec import ComponentSpec
 from sdcompress.steps import Planned, Step
+from sdcompress.steps.export import Export, observed_layers
 
 # What a process holds before it works on a tensor: Python, torch and, where a step asks for it, bitsandbytes.
 # VmHWM on Linux with the CPU build of torch 2.13, and 10 % (tests/test_execute.py holds the plan to what is measured).
 RUNTIME_BYTES = 265 * 2**20
-RUNTIME_BYTES_OF = {"bitsandbytes": 140 * 2**20}
+CALIBRATION_BYTES = 1500 * 2**20  # activations of a picture of 512x512, beside the component itself in float32
+RUNTIME_BYTES_OF = {"bitsandbytes": 140 * 2**20, "onnxscript": 700 * 2**20}
+EXTRA_OF = {"bitsandbytes": "bnb", "onnx": "onnx", "onnxscript": "onnx", "onnxruntime": "onnx"}
 
 
 @dataclass(frozen=True)
@@ -55,16 +58,21 @@ class Plan:
 def make_plan(recipe: Recipe, source: Source) -> Plan:
     """The recipe's steps planned on the source. RecipeError lists everything that cannot be done, by YAML path."""
     problems: list[str] = []
-    if recipe.target != "torch":
-        problems.append(f"target: this version writes torch artifacts only, not {recipe.target}; use target: torch")
+    if source.format != "safetensors":
+        raise RecipeError(f"{source.name}: is exported to ONNX already; start from the original weights")
     planned: list[PlannedStep] = []
-    for component, key in assign_components(recipe.components, source.components, problems).items():
-        planned += _plan_component(recipe, key, source.components[component], problems)
+    keys = assign_components(recipe.components, source.components, problems)
+    for component, spec in source.components.items():
+        if component in keys:
+            planned += _plan_component(recipe, keys[component], spec, problems)
+        elif recipe.target == "onnx":
+            planned += _plan_steps(f"components ({component} in none)", (Export(),), spec, recipe.target, problems)
     problems += [
-        f"{package} is needed by this recipe and not installed; pip install 'sdcompress[bnb]'"
+        f"{package} is needed by this recipe and not installed; pip install 'sdcompress[{EXTRA_OF[package]}]'"
         for package in sorted({package for step in planned for package in step.planned.requires})
         if importlib.util.find_spec(package) is None
     ]
+    problems += _calibration_problems(planned, source)
     if problems:
         raise RecipeError(problems)
     return Plan(recipe, source, tuple(planned), _peak_bytes(planned, source))
@@ -101,14 +109,23 @@ def _plan_component(recipe: Recipe, key: str, spec: ComponentSpec, problems: lis
     if method:
         problems.append(f"{where}: {spec.name} is quantized already ({method}); start from the original weights")
         return []
+    steps = recipe.components[key]
+    if recipe.target == "onnx" and not any(isinstance(step, Export) for step in steps):
+        steps = (*steps, Export())
+    return _plan_steps(where, steps, spec, recipe.target, problems)
+
+
+def _plan_steps(
+    where: str, steps: Sequence[Step], spec: ComponentSpec, target: str, problems: list[str]
+) -> list[PlannedStep]:
     planned: list[PlannedStep] = []
-    for index, step in enumerate(recipe.components[key]):
+    for index, step in enumerate(steps):
         path = f"{where}.{index}.{step.kind}"
         if planned and step.stage < planned[-1].step.stage:
             problems.append(f"{path}: must stand before {planned[-1].step.kind}")
             continue
         try:
-            result = step.plan(spec, recipe.target)
+            result = step.plan(spec, target)
         except UserError as error:
             # Several components under one key may share a mistake: say it once.
             found = (
@@ -122,8 +139,30 @@ def _plan_component(recipe: Recipe, key: str, spec: ComponentSpec, problems: lis
     return planned
 
 
+def observed_of(steps: Iterable[PlannedStep]) -> dict[str, tuple[str, ...]]:
+    """Component -> the layers whose activation ranges have to be calibrated."""
+    found = {
+        step.component: observed_layers(step.planned.spec.config) for step in steps if step.step.kind == "quantize"
+    }
+    return {component: layers for component, layers in found.items() if layers}
+
+
+def _calibration_problems(planned: Sequence[PlannedStep], source: Source) -> list[str]:
+    """What stands in the way of calibrating on the original pipeline."""
+    observed = observed_of(planned)
+    pruned = sorted({step.component for step in planned if step.step.kind == "prune"})
+    if not observed or not pruned:
+        return []
+    return [
+        f"components: {pruned[0]} is pruned, and activation ranges are calibrated on the unpruned pipeline; leave out "
+        f"activations: int8 (of {', '.join(observed)}) or the pruning"
+    ]
+
+
 def _peak_bytes(steps: list[PlannedStep], source: Source) -> int:
     """Runtime and the largest working set: one tensor at a time, whatever the model's size."""
     packages = {package for step in steps for package in step.planned.requires}
     runtime = RUNTIME_BYTES + sum(RUNTIME_BYTES_OF.get(package, 0) for package in packages)
-    return runtime + max((step.planned.working_bytes for step in steps), default=0)
+    observed = observed_of(steps)
+    calibrating = max((4 * source.components[name].parameters + CALIBRATION_BYTES for name in observed), default=0)
+    return runtime + max(calibrating, *(step.planned.working_bytes for step in steps), 0)

@@ -2,23 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.filesize import decimal
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+class Bars:
+    """One bar of bytes, and one of pictures' steps when something is calibrated first."""
+
+    def __init__(self, progress: Progress, total_bytes: int):
+        self._progress, self._total_bytes, self._done_bytes = progress, total_bytes, 0
+        self._steps = progress.add_task("", total=None, visible=False, amount="")
+        self._bytes = progress.add_task("", total=total_bytes, amount="")
+
+    def advance(self, what: str, size_bytes: int) -> None:
+        """Shows what is being worked on, and that many bytes more as done."""
+        self._done_bytes += size_bytes
+        amount = f"{decimal(self._done_bytes)} of {decimal(self._total_bytes)}"
+        self._progress.update(self._bytes, description=what, advance=size_bytes, amount=amount)
+
+    def calibrating(self, what: str, done: int, total: int) -> None:
+        """Shows how many of the runs that calibrate activations are done."""
+        self._progress.update(
+            self._steps, description=f"calibrating {what}", completed=done, total=total, visible=True,
+            amount=f"{done} of {total} runs",
+        )  # fmt: skip
 
 
 @contextmanager
-def byte_progress(total_bytes: int, console: Console) -> Iterator[Callable[[str, int], None]]:
-    """A function that takes what is being worked on and the bytes just done, shown as a bar while in the context."""
+def byte_progress(total_bytes: int, console: Console) -> Iterator[Bars]:
+    """Bars that are shown while in the context."""
     columns = (
-        TextColumn("{task.description:<16}"), BarColumn(), DownloadColumn(), TimeElapsedColumn(), TimeRemainingColumn()
+        TextColumn("{task.description:<16}"), BarColumn(), TextColumn("{task.fields[amount]}"), TimeElapsedColumn(),
+        TimeRemainingColumn(),
     )  # fmt: skip
     with Progress(*columns, console=console) as progress:
-        task = progress.add_task("", total=total_bytes)
-
-        def advance(what: str, size_bytes: int) -> None:
-            progress.update(task, description=what, advance=size_bytes)
-
-        yield advance
+        yield Bars(progress, total_bytes)

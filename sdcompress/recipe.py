@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer
 
 from sdcompress import registry
+from sdcompress.calibration import Calibration
 from sdcompress.errors import RecipeError
 from sdcompress.steps import Step
 
@@ -30,6 +31,7 @@ class Recipe(BaseModel):
     description: str = Field(min_length=1)
     target: Literal["torch", "onnx"] = "torch"
     components: dict[str, tuple[Step, ...]] = Field(min_length=1)
+    calibration: Calibration = Calibration()
 
     @field_serializer("components")
     def _dump_components(self, components: Mapping[str, Sequence[Step]]) -> dict[str, list[dict[str, Any]]]:

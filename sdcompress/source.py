@@ -1,4 +1,4 @@
-"""A pipeline as configs and safetensors headers: what a model is, read without loading a weight."""
+"""A pipeline as configs and safetensors headers or ONNX graphs: what a model is, read without loading a weight."""
 
 from __future__ import annotations
 
@@ -45,6 +45,8 @@ class Source:
     tensors: Mapping[str, Mapping[str, TensorRange]] = field(default_factory=dict)
     other_files: tuple[Path, ...] = ()  # relative to path: configs, tokenizers, licences
     notes: tuple[str, ...] = ()
+    format: Literal["safetensors", "onnx"] = "safetensors"
+    onnx_files: tuple[Path, ...] = ()  # model.onnx and external data of an ONNX folder, whose tensors have no ranges
 
     @property
     def pipeline_class(self) -> str:
@@ -63,9 +65,9 @@ class Source:
         """Bytes on disk of all that belongs to the pipeline: weights files whole, configs, tokenizers."""
         if self.path is None:
             return self.weights_bytes
-        weights = {where.file for ranges in self.tensors.values() for where in ranges.values()}
-        others = (self.path / relative for relative in self.other_files)
-        return sum(file.stat().st_size for file in (*weights, *others))
+        weights = {where.file for ranges in self.tensors.values() for where in ranges.values()} | {*self.onnx_files}
+        others = {self.path / relative for relative in self.other_files}
+        return sum(file.stat().st_size for file in weights | others)
 
 
 def open_source(model: str, variant: str | None = None) -> Source:
@@ -108,7 +110,11 @@ def open_folder(
 ) -> Source:
     """The diffusers folder `path` as a Source; `variant` picks files such as `model.fp16.safetensors`."""
     missing = f"{path}: is no pipeline (it has no model_index.json); give the folder that save_pretrained wrote"
-    model_index = _read_json(path / "model_index.json", missing=missing)
+    model_index = read_json(path / "model_index.json", missing=missing)
+    from sdcompress.onnx_file import is_onnx_folder, open_onnx_folder
+
+    if is_onnx_folder(path):
+        return open_onnx_folder(path, name or str(path), kind, hub_id)
     components: dict[str, ComponentSpec] = {}
     tensors: dict[str, Mapping[str, TensorRange]] = {}
     counted = _counted_parameters(path)
@@ -128,7 +134,7 @@ def open_folder(
         ranges = _component_ranges(folder, variant)
         if ranges is None:
             continue
-        config = _read_json(folder / "config.json", missing=f"{folder}: has weights but no config.json; download it")
+        config = read_json(folder / "config.json", missing=f"{folder}: has weights but no config.json; download it")
         ranges = {canonical_name(class_name, tensor): where for tensor, where in ranges.items()}
         specs = specs_of_ranges(ranges)
         if part in counted:
@@ -233,7 +239,7 @@ def check_shard_count(where: str, chosen: list[str]) -> None:
 def _check_shards(folder: Path, chosen: list[str], ranges: Mapping[str, TensorRange]) -> None:
     check_shard_count(str(folder), chosen)
     for index in sorted(folder.glob("*.safetensors.index*.json")):
-        listed = _read_json(index, missing=str(index)).get("weight_map", {})
+        listed = read_json(index, missing=str(index)).get("weight_map", {})
         missing = sorted(set(listed) - set(ranges)) if set(listed.values()) == set(chosen) else []
         if missing:
             raise SourceError(f"{index}: lists {missing[0]}, which no shard holds; download the shards again")
@@ -257,7 +263,7 @@ def _counted_parameters(path: Path) -> dict[str, dict[str, int]]:
     file = path / MANIFEST_NAME
     if not file.exists():
         return {}
-    components = _read_json(file, missing=str(file)).get("components", {})
+    components = read_json(file, missing=str(file)).get("components", {})
     try:
         return {name: dict(entry.get("parameters_of_packed", {})) for name, entry in components.items()}
     except (AttributeError, TypeError, ValueError):
@@ -266,7 +272,8 @@ def _counted_parameters(path: Path) -> dict[str, dict[str, int]]:
         ) from None
 
 
-def _read_json(file: Path, missing: str) -> dict[str, Any]:
+def read_json(file: Path, missing: str) -> dict[str, Any]:
+    """The JSON object in `file`. SourceError says what is wrong with it, or `missing` when it is not there."""
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:

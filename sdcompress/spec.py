@@ -12,6 +12,7 @@ from typing import Any
 from sdcompress.safetensors_file import DTYPE_BYTES
 
 KINDS = ("linear", "conv1x1", "conv3x3", "conv", "embedding", "norm", "other")
+HALF_BYTE_DTYPES = frozenset({"I4", "U4"})  # ONNX packs two to a byte; safetensors files have none
 CONVOLUTIONS = frozenset({"conv1x1", "conv3x3", "conv"})
 
 # Modules whose two-dimensional weight is a lookup table. Names as in diffusers and transformers.
@@ -26,12 +27,13 @@ class TensorSpec:
     """One stored tensor; `parameters` counts the model parameters it stands for (scales and buffers: 0)."""
 
     shape: tuple[int, ...]
-    dtype: str  # safetensors' names: F16, BF16, F32, I8, U8, ...
+    dtype: str  # safetensors' names: F16, BF16, F32, I8, U8, ...; I4 and U4 in ONNX
     parameters: int
 
     @property
     def size_bytes(self) -> int:
-        return math.prod(self.shape) * DTYPE_BYTES[self.dtype]
+        count = math.prod(self.shape)
+        return -(-count // 2) if self.dtype in HALF_BYTE_DTYPES else count * DTYPE_BYTES[self.dtype]
 
 
 def parameter(shape: tuple[int, ...], dtype: str) -> TensorSpec:

@@ -31,7 +31,7 @@ def verify(folder: Path, *, load: bool = True, advance: Callable[[int], None] | 
             if actual != said:
                 problems.append(f"{folder / name}: {field} is {actual:,}, the manifest says {said:,}")
     if load and not problems:
-        from sdcompress.backends.torch.loading import open_pipeline
+        from sdcompress.opening import open_pipeline
 
         try:
             open_pipeline(folder, device="cpu", dtype="auto")

@@ -71,21 +71,28 @@ class ComponentClock:
 class Worker:
     """One pipeline, opened once, drawing a picture for each request."""
 
-    def open(self, path: str, device: str, dtype: str, threads: int | None) -> dict[str, Any]:
-        """Opens the pipeline; answers with its load time, defaults, and resident memory and weights in bytes."""
+    def open(self, path: str, device: str, dtype: str, threads: int | None, low_memory: bool = False) -> dict[str, Any]:
+        """Opens the pipeline; answers with its load time, defaults, and resident memory and weights in bytes.
+
+        `resident_weights_bytes` holds torch components alone: what ONNX Runtime keeps of a weight it does not tell.
+        """
         import torch
 
-        if threads is not None:
-            torch.set_num_threads(threads)
-        _import_classes(Path(path))
-        from sdcompress.backends.torch.loading import open_pipeline
+        from sdcompress.onnx_file import is_onnx_folder
+        from sdcompress.opening import open_pipeline
 
+        onnx = is_onnx_folder(Path(path))
+        _import_classes(Path(path), onnx)
         after_imports = resident_bytes()
         start = time.perf_counter()
-        self._pipeline = open_pipeline(path, device=device, dtype=dtype)
+        self._pipeline = open_pipeline(path, device=device, dtype=dtype, threads=threads, low_memory=low_memory)
         self._device = torch.device(self._pipeline.device).type
+        # Tensors may lie elsewhere than ONNX Runtime computes, and torch does not count the memory it takes there.
+        self._ran_on = _device_of_graphs(self._pipeline) if onnx else self._device
+        self._counts_device_memory = self._device == "cuda" and not onnx
         synchronize(self._device)
         load_s = time.perf_counter() - start
+        after_open = resident_bytes()
 
         self._pipeline.set_progress_bar_config(disable=True)
         self._accepts = inspect.signature(self._pipeline.__call__).parameters
@@ -99,10 +106,11 @@ class Worker:
         return {
             "load_s": load_s,
             "resident_after_imports_bytes": after_imports,
+            "resident_after_open_bytes": after_open,
             "peak_memory_bytes": peak_bytes(),
             "resident_weights_bytes": _weights_bytes(self._pipeline),
             "pipeline_class": type(self._pipeline).__name__,
-            "device": self._device,
+            "device": self._ran_on,
             "device_name": torch.cuda.get_device_name() if self._device == "cuda" else None,
             "dtype": str(getattr(self._pipeline, "dtype", "")).removeprefix("torch."),
             "threads": torch.get_num_threads(),
@@ -141,11 +149,17 @@ class Worker:
             "blocked": any(getattr(output, "nsfw_content_detected", None) or ()),
             **seen,
             "peak_memory_bytes": peak_bytes(),
-            "peak_device_memory_bytes": torch.cuda.max_memory_allocated() if self._device == "cuda" else None,
+            "peak_device_memory_bytes": torch.cuda.max_memory_allocated() if self._counts_device_memory else None,
         }
 
     def _remember_latents(self, sha256: str) -> None:
         self._latents_sha256 = sha256
+
+
+def _device_of_graphs(pipeline: Any) -> str:
+    from sdcompress.backends.onnx.loading import runtime_of
+
+    return runtime_of(pipeline).device
 
 
 def synchronize(device: str) -> None:
@@ -183,13 +197,16 @@ def peak_bytes() -> int | None:
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), None)
 
 
-def _import_classes(path: Path) -> None:
+def _import_classes(path: Path, onnx: bool) -> None:
     """Imports what the pipeline's classes need, so that memory and load time do not count Python's imports."""
     import importlib
 
     import diffusers
     import transformers
 
+    if onnx:
+        importlib.import_module("sdcompress.backends.onnx.components")
+        importlib.import_module("onnxruntime")
     libraries = {"diffusers": diffusers, "transformers": transformers}
     index = json.loads((path / "model_index.json").read_text(encoding="utf-8"))
     getattr(diffusers, str(index.get("_class_name")), None)
@@ -232,14 +249,15 @@ def _keep_latents(pipeline: Any, remember: Callable[[str], None]) -> None:
 
 
 def _weights_bytes(pipeline: Any) -> dict[str, int]:
-    """Component -> bytes its parameters and buffers take in memory."""
+    """Component -> bytes its parameters and buffers take in memory; what runs in ONNX Runtime has none that we see."""
     import torch
 
     sizes = {}
     for name, component in pipeline.components.items():
         if isinstance(component, torch.nn.Module):
             tensors = {id(tensor): tensor for tensor in (*component.parameters(), *component.buffers())}
-            sizes[name] = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+            if tensors:
+                sizes[name] = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     return sizes
 
 

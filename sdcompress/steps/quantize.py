@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from sdcompress import registry
 from sdcompress.backends.torch.packaging import is_stock, package, package_specs, packed_specs
+from sdcompress.components.observed import CALIBRATED
 from sdcompress.components.sensitive import sensitive_patterns
 from sdcompress.errors import UserError
 from sdcompress.patterns import first_match, unmatched
@@ -59,11 +60,17 @@ class Quantize(Step):
     overrides: tuple[Override, ...] = ()
     keep_sensitive: bool | None = None  # None: as the format does (4-bit formats keep them, 8-bit ones do not)
     convolutions: bool | None = None  # None: as the format's library does (bitsandbytes leaves them alone)
+    activations: Literal["int8"] | None = None  # also round what goes into the layers, in calibrated ranges (ONNX)
+    activations_exclude: tuple[str, ...] = ()  # patterns of layers whose weights alone are quantized
 
     def plan(self, spec: ComponentSpec, target: str) -> Planned:
         choices = self._choices(spec, target)
+        observed = self._observed(choices, spec, target)
         chosen = {choice.layer.name: choice.format for choice in choices if choice.format is not None}
         packaged = package_specs(spec, chosen)
+        if observed:
+            quantization = {**packaged.config["quantization_config"], "activations": observed}
+            packaged = packaged.replace(config={**packaged.config, "quantization_config": quantization})
         largest = max((_working_bytes(spec.tensors[f"{name}.weight"]) for name in chosen), default=0)
         outcomes = tuple(
             LayerOutcome(
@@ -73,7 +80,9 @@ class Quantize(Step):
             for choice in choices
         )  # fmt: skip
         libraries = frozenset(fmt.library for fmt in chosen.values()) - {"sdcompress"}
-        return Planned(packaged, outcomes, working_bytes=largest, requires=libraries)
+        count = len(observed)
+        notes = (f"activations in 8 bits: {count} layers, calibrated ranges",) if observed else ()
+        return Planned(packaged, outcomes, notes, largest, libraries)
 
     def apply(self, part: Component, planned: Planned, record: Record) -> Component:
         formats = {
@@ -133,6 +142,36 @@ class Quantize(Step):
         if problems:
             raise UserError(problems)
         return choices
+
+    def _observed(self, choices: list[Choice], spec: ComponentSpec, target: str) -> list[str]:
+        """The layers whose activations are rounded too. UserError where that cannot be done."""
+        if self.activations is None:
+            if self.activations_exclude:
+                raise UserError("activations_exclude: says nothing without activations: int8")
+            return []
+        if target != "onnx":
+            raise UserError("activations: are rounded for target: onnx only; leave this out, or use target: onnx")
+        if spec.class_name not in CALIBRATED:
+            raise UserError(
+                f"activations: no ranges can be calibrated for {spec.name} ({spec.class_name}); leave this out"
+            )
+        if any(tensor.dtype == "F16" for tensor in spec.tensors.values()):
+            raise UserError(
+                f"activations: 8-bit kernels give float32, and {spec.name} is in float16; put "
+                f"`cast: {{dtype: float32}}` before this step"
+            )
+        able = [
+            choice.layer.name
+            for choice in choices
+            if choice.format is not None
+            and choice.format.bits == 8
+            and choice.format.group_size is None
+            and choice.layer.kind in {"linear"} | CONVOLUTIONS
+        ]
+        problems = _unmatched("activations_exclude", self.activations_exclude, able, spec)
+        if problems:
+            raise UserError(problems)
+        return [name for name in able if not first_match(self.activations_exclude, name)]
 
     def _choice(
         self,

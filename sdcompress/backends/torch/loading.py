@@ -1,4 +1,4 @@
-"""Opening pipelines: any diffusers folder or artifact, on the device and in the precision asked for."""
+"""Opening torch pipelines: any diffusers folder or artifact, on the device and in the precision asked for."""
 
 from __future__ import annotations
 

@@ -1,0 +1,1 @@
+"""ONNX: exporting pipelines, and running them with ONNX Runtime."""

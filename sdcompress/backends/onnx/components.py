@@ -1,0 +1,245 @@
+"""Stand-ins for a pipeline's components: what stock diffusers pipelines call, computed by ONNX Runtime."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NoReturn
+
+import torch
+from torch import nn
+
+from sdcompress.backends.onnx.runtime import Part
+from sdcompress.errors import ArtifactError, UserError
+
+
+class OnnxComponent(nn.Module):
+    """A component whose forward pass is the graph `part`; a Module so that pipelines find their device and dtype."""
+
+    def __init__(self, part: Part, config: Any):
+        super().__init__()
+        self.part = part
+        self._internal_dict = config
+
+    @property
+    def config(self) -> Any:
+        return self._internal_dict
+
+    @property
+    def device(self) -> torch.device:
+        return self.part.runtime.torch_device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the graph gives out, floats that is."""
+        return next(dtype for dtype, _ in self.part.outputs.values() if dtype.is_floating_point)
+
+    def to(self, *args: Any, **kwargs: Any) -> Any:
+        """Itself. UserError when another device or dtype is asked for: both were settled when it was opened."""
+        for asked in (*args, *kwargs.values()):
+            if isinstance(asked, torch.dtype) and not self._accepts(asked):
+                raise UserError(
+                    f"{self.part.file}: computes in {self.dtype}, not {asked}: the precision of an ONNX pipeline is in "
+                    f"its files; compress with another recipe"
+                )
+            if isinstance(asked, str | torch.device) and torch.device(asked).type != self.device.type:
+                raise UserError(
+                    f"{self.part.file}: stays on the device it was opened on; sdcompress.open_pipeline(..., "
+                    f"device={str(asked)!r}) opens it there"
+                )
+        return self
+
+    def _accepts(self, dtype: torch.dtype) -> bool:
+        return dtype == self.dtype
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            raise AttributeError(
+                f"{type(self).__name__} has no {name}: it runs an ONNX graph, which is fixed (no LoRA, attention "
+                f"processors, tiling or slicing); use the torch pipeline for that"
+            ) from None
+
+    def _run(self, inputs: Mapping[str, Any], names: list[str] | None = None) -> dict[str, torch.Tensor]:
+        """The graph's outputs. UserError names an input it does not take, or one it needs and was not given."""
+        given = {name: value for name, value in inputs.items() if value is not None}
+        for name in given:
+            if name not in self.part.inputs:
+                _refuse(self.part, f"takes no {name}")
+        for name in self.part.inputs:
+            if name not in given:
+                _refuse(self.part, f"needs {name}, which this pipeline does not give")
+        return self.part.run(given, names)
+
+
+class OnnxTextEncoder(OnnxComponent):
+    """Stands in for CLIPTextModel and CLIPTextModelWithProjection."""
+
+    _last: torch.Tensor | None = None
+
+    @property
+    def text_model(self) -> OnnxTextEncoder:
+        """Itself, for pipelines that reach in for `text_model.final_layer_norm` (clip_skip)."""
+        return self
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> Any:
+        from transformers.modeling_outputs import BaseModelOutputWithPooling
+        from transformers.models.clip.modeling_clip import CLIPTextModelOutput
+
+        names = list(self.part.outputs)
+        layers = [f"hidden_states.{index}" for index in range(len(names)) if f"hidden_states.{index}" in names]
+        wanted = ["text_embeds" if "text_embeds" in names else "pooler_output", "last_hidden_state"]
+        if output_hidden_states and not layers:
+            _refuse(self.part, "was exported without its hidden states, which clip_skip and SDXL need")
+        outputs = self._run(
+            {"input_ids": input_ids, "attention_mask": attention_mask},
+            [*wanted, *layers] if output_hidden_states else wanted,
+        )
+        self._last = outputs["last_hidden_state"]
+        plain: dict[str, Any] = {name: outputs[name] for name in wanted}
+        if output_hidden_states:
+            plain["hidden_states"] = (*(outputs[name] for name in layers), self._last)
+        answer = CLIPTextModelOutput if "text_embeds" in outputs else BaseModelOutputWithPooling
+        result = answer(**plain)
+        return result.to_tuple() if return_dict is False else result
+
+    def final_layer_norm(self, hidden: torch.Tensor) -> torch.Tensor:
+        """The text model's last normalization of an earlier layer's output; last_hidden_state has been through it."""
+        if hidden is self._last:
+            return hidden
+        weight, bias = (_initializer(self.part, f"final_layer_norm.{name}").to(hidden) for name in ("weight", "bias"))
+        return torch.nn.functional.layer_norm(hidden, weight.shape, weight, bias, self.config.layer_norm_eps)
+
+
+class OnnxUNet(OnnxComponent):
+    """Stands in for UNet2DConditionModel."""
+
+    @property
+    def add_embedding(self) -> Any:
+        """The widths that SDXL's pipelines look up before they make `time_ids`."""
+        width = self.config.projection_class_embeddings_input_dim
+        return SimpleNamespace(linear_1=SimpleNamespace(in_features=width))
+
+    def forward(
+        self,
+        sample: torch.Tensor,
+        timestep: torch.Tensor | float | int,
+        encoder_hidden_states: torch.Tensor,
+        timestep_cond: torch.Tensor | None = None,
+        cross_attention_kwargs: dict[str, Any] | None = None,
+        added_cond_kwargs: dict[str, torch.Tensor] | None = None,
+        return_dict: bool = True,
+        **others: Any,
+    ) -> Any:
+        from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
+
+        for name, value in (("cross_attention_kwargs", cross_attention_kwargs or None), *others.items()):
+            if value is not None:
+                _refuse(self.part, f"takes no {name} (ControlNet, T2I adapters and LoRA need the torch pipeline)")
+        time = torch.as_tensor(timestep).reshape(-1)
+        if self.part.inputs["timestep"][1] == 0:
+            if len(time) != 1:
+                _refuse(self.part, f"takes one timestep for the whole batch, not {len(time)}")
+            time = time.reshape(())
+        inputs = {
+            "sample": sample,
+            "timestep": time,
+            "encoder_hidden_states": encoder_hidden_states,
+            "timestep_cond": timestep_cond,
+            **(added_cond_kwargs or {}),
+        }
+        out = self._run(inputs)["out_sample"]
+        return UNet2DConditionOutput(sample=out) if return_dict else (out,)
+
+
+class OnnxAutoencoder(OnnxComponent):
+    """Stands in for AutoencoderKL: its encoder and decoder are two graphs; `part` is the decoder."""
+
+    def __init__(self, decoder: Part, encoder: Part | None, config: Any):
+        super().__init__(decoder, config)
+        self.encoder_part = encoder
+
+    def encode(self, x: torch.Tensor, return_dict: bool = True) -> Any:
+        from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+        from diffusers.models.modeling_outputs import AutoencoderKLOutput
+
+        if self.encoder_part is None:
+            raise UserError(f"{self.part.file.parent.parent}: has no vae_encoder, which drawing over a picture needs")
+        latents = DiagonalGaussianDistribution(self.encoder_part.run({"sample": x})["latent_parameters"])
+        return AutoencoderKLOutput(latent_dist=latents) if return_dict else (latents,)
+
+    def decode(self, z: torch.Tensor, return_dict: bool = True, generator: torch.Generator | None = None) -> Any:
+        from diffusers.models.autoencoders.vae import DecoderOutput
+
+        sample = self._run({"latent_sample": z})["sample"]
+        return DecoderOutput(sample=sample) if return_dict else (sample,)
+
+    def _accepts(self, dtype: torch.dtype) -> bool:
+        # SDXL's pipeline moves the VAE to the latents' dtype on Macs; the graph's input is cast anyway.
+        return dtype.is_floating_point
+
+
+class OnnxSafetyChecker(OnnxComponent):
+    """Stands in for StableDiffusionSafetyChecker."""
+
+    def forward(self, clip_input: torch.Tensor, images: Any) -> tuple[Any, list[bool]]:
+        """The pictures, flagged ones black, and which were flagged.
+
+        The verdict does not depend on `images`, which the graph takes for the sake of its format: it gets one pixel
+        of each, and the pictures are blackened here, in whatever form they come.
+        """
+        pixels = torch.zeros((len(clip_input), 1, 1, 3), device=clip_input.device)
+        flags = self._run({"clip_input": clip_input, "images": pixels}, ["has_nsfw_concepts"])["has_nsfw_concepts"]
+        flagged = [bool(flag) for flag in flags.reshape(-1).tolist()]
+        for index, flag in enumerate(flagged):
+            if flag:
+                images[index][...] = 0
+        return images, flagged
+
+
+def read_config(file: Path, library: str, class_name: str) -> Any:
+    """The component's config.json as its own library gives it: attributes, and defaults where the file is silent."""
+    import importlib
+
+    try:
+        given = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{file}: cannot be read ({error}); export or download the folder again") from None
+    if library == "stable_diffusion":
+        library = "diffusers.pipelines.stable_diffusion.safety_checker"
+    original = getattr(importlib.import_module(library), class_name)
+    if hasattr(original, "config_class"):
+        return original.config_class.from_dict(given)
+    from diffusers.configuration_utils import FrozenDict
+
+    parameters = inspect.signature(original.__init__).parameters.values()
+    defaults = {each.name: each.default for each in parameters if each.default is not each.empty}
+    return FrozenDict({**defaults, **given})
+
+
+def _refuse(part: Part, what: str) -> NoReturn:
+    raise UserError(f"{part.file}: {what}")
+
+
+def _initializer(part: Part, ending: str) -> torch.Tensor:
+    """The one float tensor of the graph whose name ends so."""
+    import onnx
+    from onnx.external_data_helper import load_external_data_for_tensor, uses_external_data
+
+    graph = onnx.load(str(part.file), load_external_data=False).graph
+    found = [tensor for tensor in graph.initializer if tensor.name.endswith(ending)]
+    if len(found) != 1:
+        _refuse(part, f"has no tensor {ending} of its own, which clip_skip needs")
+    if uses_external_data(found[0]):
+        load_external_data_for_tensor(found[0], str(part.file.parent))
+    return torch.from_numpy(onnx.numpy_helper.to_array(found[0]).copy())

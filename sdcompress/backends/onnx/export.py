@@ -1,0 +1,152 @@
+"""Writing a component as ONNX graphs: traced, rewritten, packaged and streamed to disk, one tensor at a time."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import onnx_ir as ir
+
+from sdcompress.artifact import write_json
+from sdcompress.backends.onnx.cleanup import clean_up
+from sdcompress.backends.onnx.graph_cache import cached_graph
+from sdcompress.backends.onnx.packaging import Packager
+from sdcompress.backends.onnx.passes import run_passes, standard_passes
+from sdcompress.backends.onnx.trace import trace
+from sdcompress.components.onnx_parts import OnnxInput, OnnxPart, fix_axes, onnx_parts
+from sdcompress.errors import InternalError
+from sdcompress.quant.activations import LayerRanges
+from sdcompress.quant.format import from_label
+from sdcompress.registry import formats
+from sdcompress.steps.export import Export, compute_dtype, part_sizes, quantized_layers
+
+if TYPE_CHECKING:
+    import torch
+
+    from sdcompress.spec import ComponentSpec
+    from sdcompress.steps import Component
+
+MODEL_NAME = "model.onnx"
+DATA_NAME = "model.onnx_data"
+OPSET = 21  # blocked DequantizeLinear; what the exporter's opset 23 adds to it is rewritten by the passes
+IR_VERSION = 10
+METADATA = "sdcompress"
+_IR_DTYPE = {"float32": ir.DataType.FLOAT, "float16": ir.DataType.FLOAT16}
+
+
+def write_component(
+    part: Component,
+    step: Export,
+    config: Mapping[str, Any],
+    to: Path,
+    ranges: Mapping[str, LayerRanges],
+    vae_scale: int,
+) -> dict[str, Any]:
+    """Folder -> what each graph pass did there, for the component's parts written into folders of `to`.
+
+    `config` goes beside each graph; `ranges` are those of the layers whose activations are quantized; `vae_scale`
+    counts the pixels per latent along an edge. Raises InternalError where the graphs are not what was planned.
+    """
+    done: dict[str, Any] = {}
+    used: set[str] = set()
+    for onnx_part in onnx_parts(part.spec):
+        folder = to / onnx_part.folder
+        shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed in this component
+        folder.mkdir()
+        model, passes = _build(part, onnx_part, step, ranges, vae_scale)
+        parameters = json.loads(model.metadata_props[METADATA])["parameters"]
+        used |= set(parameters)
+        ir.save(model, folder / MODEL_NAME, external_data=DATA_NAME)
+        write_json(folder / "config.json", dict(config))
+        done[onnx_part.folder] = passes
+    _check_complete(part, used)
+    return done
+
+
+def _build(
+    part: Component, onnx_part: OnnxPart, step: Export, ranges: Mapping[str, LayerRanges], vae_scale: int
+) -> tuple[ir.Model, list[dict[str, Any]]]:
+    spec, compute = part.spec, compute_dtype(part.spec)
+    inputs = fix_axes(onnx_part, part_sizes(step.static_shapes, onnx_part, vae_scale))
+    plain = unquantized(spec)
+    model = cached_graph(plain, onnx_part, inputs, compute, lambda: _traced(plain, onnx_part, inputs, compute))
+    passes = run_passes(model, standard_passes(step.attention), f"{spec.name}.{onnx_part.folder}")
+    parameters: dict[str, int] = {}
+    packager = Packager(
+        model=model,
+        spec=spec,
+        formats={layer: from_label(label, formats()) for layer, label in quantized_layers(spec.config).items()},
+        ranges=ranges,
+        read=_LastLayer(part.read).read,
+        compute=_IR_DTYPE[compute],
+        contrib=step.attention == "fused",
+        parameters=parameters,
+    )
+    packager.package()
+    clean_up_after(model)
+    model.opset_imports[""] = OPSET
+    model.ir_version = IR_VERSION
+    model.graph.name = onnx_part.folder
+    model.producer_name, model.producer_version = "sdcompress", ""
+    model.metadata_props.clear()
+    held = {name: count for name, count in sorted(parameters.items()) if name in model.graph.initializers}
+    model.metadata_props[METADATA] = json.dumps({"parameters": held})
+    return model, [asdict(result) for result in passes]
+
+
+def unquantized(spec: ComponentSpec) -> ComponentSpec:
+    """The component as its module class knows it: weights where a quantize step left codes and scales."""
+    layers = quantized_layers(spec.config)
+    tensors = {}
+    for name, tensor in spec.tensors.items():
+        layer, _, leaf = name.rpartition(".")
+        if layer in layers and leaf in ("codes", "scale"):
+            if leaf == "codes":
+                tensors[f"{layer}.weight"] = tensor
+        else:
+            tensors[name] = tensor
+    config = {name: value for name, value in spec.config.items() if name != "quantization_config"}
+    return spec.replace(tensors=tensors, config=config)
+
+
+def _traced(spec: ComponentSpec, onnx_part: OnnxPart, inputs: tuple[OnnxInput, ...], compute: str) -> ir.Model:
+    model = trace(spec, onnx_part, inputs, compute)
+    clean_up(model)
+    return model
+
+
+def clean_up_after(model: ir.Model) -> None:
+    """Removes what packaging left unused and puts the nodes in order."""
+    from onnx_ir.passes import common
+
+    common.RemoveUnusedNodesPass()(model)
+    common.TopologicalSortPass()(model)
+
+
+def _check_complete(part: Component, used: set[str]) -> None:
+    """Every parameter of the component must be in a graph: what is not would be lost without a word."""
+    stems = {name.partition("[")[0].removesuffix("_codes") for name in used}
+    lost = [name for name, tensor in part.spec.tensors.items() if tensor.parameters and name not in stems]
+    if lost:
+        raise InternalError(f"{part.spec.name}.{lost[0]}: is in none of the exported graphs (of {len(lost)} such)")
+
+
+class _LastLayer:
+    """Reads a component's tensors, keeping those of the layer read last: a graph may hold a weight in pieces."""
+
+    def __init__(self, read: Callable[[str], torch.Tensor]):
+        self._read, self._layer = read, ""
+        self._tensors: dict[str, torch.Tensor] = {}
+
+    def read(self, name: str) -> torch.Tensor:
+        layer = name.rpartition(".")[0]
+        if layer != self._layer:
+            self._layer = layer
+            self._tensors.clear()
+        if name not in self._tensors:
+            self._tensors[name] = self._read(name)
+        return self._tensors[name]

@@ -1,0 +1,74 @@
+"""Traced graphs kept on disk, so that exporting a model again, in another format, need not trace it again.
+
+A graph without weights is a few MB, and tracing a full-size UNet takes half a minute to a minute. The folder is
+`$SDCOMPRESS_CACHE`, else `sdcompress` in the user's cache folder; it can be deleted at any time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import sdcompress
+from sdcompress.backends.onnx.cleanup import parameters_as_inputs
+from sdcompress.components.onnx_parts import OnnxInput, OnnxPart
+from sdcompress.environment import installed_versions
+from sdcompress.spec import ComponentSpec
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+CACHE_VARIABLE = "SDCOMPRESS_CACHE"
+_TRACERS = ("torch", "diffusers", "transformers", "onnxscript", "onnx")
+
+
+def cached_graph(
+    spec: ComponentSpec, part: OnnxPart, inputs: tuple[OnnxInput, ...], dtype: str, make: Callable[[], ir.Model]
+) -> ir.Model:
+    """The graph that `make` traces, from the cache if it is there; parameters are initializers without values."""
+    import onnx_ir as ir
+
+    file = cache_folder() / "graphs" / f"{_key(spec, part, inputs, dtype)}.onnx"
+    if not file.is_file():
+        model = make()
+        with parameters_as_inputs(model) as names:
+            model.metadata_props["parameters"] = json.dumps(names)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            handle, unfinished = tempfile.mkstemp(dir=file.parent, suffix=".unfinished")
+            os.close(handle)
+            try:
+                ir.save(model, unfinished, format="protobuf")
+                os.replace(unfinished, file)
+            finally:
+                Path(unfinished).unlink(missing_ok=True)
+    model = ir.load(file)
+    stored = set(json.loads(model.metadata_props.pop("parameters")))
+    parameters = [value for value in model.graph.inputs if value.name in stored]
+    others = [value for value in model.graph.inputs if value.name not in stored]
+    del model.graph.inputs[:]
+    model.graph.inputs.extend(others)
+    for value in parameters:
+        model.graph.initializers.add(value)
+    return model
+
+
+def cache_folder() -> Path:
+    """Where traced graphs are kept; the folder may not exist yet."""
+    if chosen := os.environ.get(CACHE_VARIABLE):
+        return Path(chosen).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA")
+    return (Path(base) if base else Path.home() / ".cache") / "sdcompress"
+
+
+def _key(spec: ComponentSpec, part: OnnxPart, inputs: tuple[OnnxInput, ...], dtype: str) -> str:
+    """Everything the traced graph depends on."""
+    versions = {name: version for name, version in installed_versions().items() if name in _TRACERS}
+    tensors = sorted((name, list(tensor.shape)) for name, tensor in spec.tensors.items())
+    facts = [sdcompress.__version__, versions, spec.class_name, dict(spec.config), part.folder, dtype,
+             [[each.name, each.shape, each.dtype] for each in inputs], tensors]  # fmt: skip
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]

@@ -1,0 +1,103 @@
+"""Opening ONNX folders as the stock diffusers pipelines they were made from, computed by ONNX Runtime."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+from pathlib import Path
+from typing import Any
+
+from sdcompress.backends.onnx.runtime import Part, Runtime, choose_runtime
+from sdcompress.errors import ArtifactError, UserError
+from sdcompress.source import component_entries
+
+MODEL_FILE = "model.onnx"
+
+# Names that transformers 5 no longer has.
+_RENAMED = {"CLIPFeatureExtractor": "CLIPImageProcessor"}
+
+
+def open_onnx_pipeline(folder: Path, device: str = "auto", threads: int | None = None, low_memory: bool = False) -> Any:
+    """The stock diffusers pipeline of model_index.json, its components computed by ONNX Runtime, ready to be called.
+
+    device, threads: as `choose_runtime` takes them. low_memory: at most one component's session is open at a time.
+    Raises ArtifactError for a folder that cannot be opened, UserError for a device that is not there.
+    """
+    runtime = choose_runtime(device, threads, low_memory)
+    import diffusers
+
+    try:
+        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{folder}: is no pipeline ({error})") from None
+    pipeline_class = getattr(diffusers, str(index.get("_class_name")), None)
+    if pipeline_class is None:
+        raise ArtifactError(
+            f"{folder}: diffusers {diffusers.__version__} has no {index.get('_class_name')}; update diffusers"
+        )
+    takes = inspect.signature(pipeline_class.__init__).parameters
+    options = {name: value for name, value in index.items() if name in takes and not isinstance(value, list)}
+    entries = component_entries(index)
+    parts = {
+        name: open_component(folder, name, library, class_name, runtime)
+        for name, (library, class_name) in entries.items()
+    }
+    absent = {name: None for name, value in index.items() if name in takes and name not in {*options, *parts}}
+    pipeline = pipeline_class(**options, **absent, **parts)
+    pipeline.save_pretrained = _refuse_to_save
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def open_component(folder: Path, name: str, library: str, class_name: str, runtime: Runtime) -> Any:
+    """The pipeline's component `name`: a stand-in where it has a graph, else what its own library opens."""
+    from sdcompress.backends.onnx import components
+
+    stand_ins = {
+        "CLIPTextModel": components.OnnxTextEncoder,
+        "CLIPTextModelWithProjection": components.OnnxTextEncoder,
+        "UNet2DConditionModel": components.OnnxUNet,
+        "StableDiffusionSafetyChecker": components.OnnxSafetyChecker,
+    }
+    if class_name == "AutoencoderKL":
+        decoder = folder / "vae_decoder"
+        encoder = folder / "vae_encoder" / MODEL_FILE
+        config = components.read_config(decoder / "config.json", library, class_name)
+        # The pipeline would move a float16 VAE to float32 for this; a graph is in the precision it was exported in.
+        config = type(config)({**config, "force_upcast": False})
+        return components.OnnxAutoencoder(
+            _open_part(decoder / MODEL_FILE, runtime), Part(encoder, runtime) if encoder.is_file() else None, config
+        )
+    part = folder / name
+    if class_name in stand_ins:
+        config = components.read_config(part / "config.json", library, class_name)
+        return stand_ins[class_name](_open_part(part / MODEL_FILE, runtime), config)
+    if (part / MODEL_FILE).is_file() or (part / "config.json").is_file():
+        raise UserError(
+            f"{part}: sdcompress cannot run {class_name} with ONNX Runtime; it runs {', '.join(stand_ins)} and "
+            f"AutoencoderKL (optimum.onnxruntime's ORTDiffusionPipeline may open the folder)"
+        )
+    try:
+        original = getattr(importlib.import_module(library), _RENAMED.get(class_name, class_name))
+        return original.from_pretrained(str(part), local_files_only=True)
+    except (OSError, ValueError, KeyError, ImportError, AttributeError) as error:
+        raise ArtifactError(f"{part}: cannot be opened as {library}.{class_name}: {error}") from error
+
+
+def runtime_of(pipeline: Any) -> Runtime:
+    """The runtime of a pipeline that `open_onnx_pipeline` opened."""
+    from sdcompress.backends.onnx.components import OnnxComponent
+
+    found = (each.part.runtime for each in pipeline.components.values() if isinstance(each, OnnxComponent))
+    return next(found)
+
+
+def _open_part(file: Path, runtime: Runtime) -> Part:
+    if not file.is_file():
+        raise ArtifactError(f"{file}: missing; export or download the folder again")
+    return Part(file, runtime)
+
+
+def _refuse_to_save(*_: Any, **__: Any) -> None:
+    raise UserError("save_pretrained: an ONNX pipeline is its folder; copy that")

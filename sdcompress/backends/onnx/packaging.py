@@ -1,0 +1,254 @@
+"""Parameters as a graph stores them: plain tensors, or codes and scales behind the nodes that give their weight back.
+
+8 bits: a DequantizeLinear per output channel (axis 0 of a convolution's weight, axis 1 of a linear layer's, which lies
+transposed). 4 bits: a blocked DequantizeLinear (opset 21), or ONNX Runtime's MatMulNBits for linear layers where its
+own operators are allowed. An embedding is looked up as codes and scaled afterwards: only the rows in use.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_ir as ir
+
+from sdcompress.backends.onnx.activations import quantize_convolution, quantize_matmul, scale_of
+from sdcompress.backends.onnx.cleanup import parameters_of
+from sdcompress.backends.onnx.passes.surgery import CONTRIB, constant, insert, take_over
+from sdcompress.backends.onnx.weights import WeightView, view_of
+from sdcompress.errors import InternalError, UserError
+
+if TYPE_CHECKING:
+    import torch
+
+    from sdcompress.quant.activations import LayerRanges
+    from sdcompress.quant.format import QuantFormat
+    from sdcompress.spec import ComponentSpec
+
+IR_DTYPE = {"F32": ir.DataType.FLOAT, "F16": ir.DataType.FLOAT16, "I8": ir.DataType.INT8}
+# How MatMulNBits multiplies: 4 is int8 activations, rounded block by block as it runs, with int32 sums.
+NBITS_ACCURACY_LEVEL = 4
+
+
+@dataclass(frozen=True)
+class Packager:
+    """Gives the parameters of one graph their values; `read` makes a tensor of the component when it is asked for."""
+
+    model: ir.Model
+    spec: ComponentSpec  # before the export: plain weights, and `codes` and `scale` of quantized layers
+    formats: Mapping[str, QuantFormat]
+    ranges: Mapping[str, LayerRanges]
+    read: Callable[[str], torch.Tensor]
+    compute: ir.DataType  # what the graph computes in
+    contrib: bool  # whether ONNX Runtime's own operators may be used
+    parameters: dict[str, int]  # filled here: initializer -> model parameters it stands for
+
+    def package(self) -> None:
+        """Gives every parameter its value or its dequantization. InternalError for a parameter the file lacks."""
+        for name, value in parameters_of(self.model).items():
+            view = view_of(value)
+            assert view is not None
+            layer = view.tensor.removesuffix(".weight")
+            if view.tensor.endswith(".weight") and layer in self.formats:
+                for use in list(value.uses()):
+                    self._dequantize(use.node, use.idx, value, view, layer)
+                del self.model.graph.initializers[name]
+            else:
+                self._plain(value, view)
+
+    def _plain(self, value: ir.Value, view: WeightView) -> None:
+        spec = self.spec.tensors.get(view.tensor)
+        if spec is None:
+            raise InternalError(
+                f"{self.spec.name}.{view.tensor}: is in the graph and not among the component's tensors"
+            )
+        assert value.shape is not None and value.name is not None
+        dtype = IR_DTYPE[spec.dtype]
+        value.const_value = _lazy(value.name, lambda: view.of(self.read(view.tensor)), dtype, value.shape)
+        value.type = ir.TensorType(dtype)
+        self.parameters[value.name] = math.prod(value.shape.numpy())
+
+    def _dequantize(self, node: ir.Node, index: int, value: ir.Value, view: WeightView, layer: str) -> None:
+        """Puts the codes and what scales them in the place of the weight `value` as input `index` of `node`."""
+        fmt = self.formats[layer]
+        if node.op_type == "Gather":
+            self._look_up(node, view, layer)
+        elif self.contrib and fmt.bits == 4 and node.op_type == "MatMul" and index == 1:
+            self._matmul_nbits(node, value, view, layer, fmt)
+        elif node.op_type in ("Conv", "MatMul") and index == 1:
+            node.replace_input_with(index, self._dequantized(node, value, view, layer))
+            if layer in self.ranges:
+                self._quantize_activations(node, layer)
+        else:
+            raise InternalError(f"{self.spec.name}.{layer}: a quantized weight is used by {node.op_type}")
+
+    def _quantize_activations(self, node: ir.Node, layer: str) -> None:
+        """8-bit activations around a node whose weight is dequantized already."""
+        graph, ranges = self.model.graph, self.ranges[layer]
+        if node.op_type == "MatMul":
+            quantize_matmul(graph, node, ranges)
+            return
+        bias = node.inputs[2] if len(node.inputs) > 2 else None
+        if bias is not None:
+            node.replace_input_with(2, self._integer_bias(node, bias, layer))
+        quantize_convolution(graph, node, ranges)
+
+    def _integer_bias(self, node: ir.Node, bias: ir.Value, layer: str) -> ir.Value:
+        """The bias as int32 in steps of input scale x weight scale, in which integer convolutions add up."""
+        input_scale = float(scale_of(self.ranges[layer].input))
+
+        def steps() -> torch.Tensor:
+            return self.read(f"{layer}.scale").double() * input_scale
+
+        def codes() -> torch.Tensor:
+            rounded = (self.read(f"{layer}.bias").double() / steps()).round()
+            if not bool((rounded.abs() < 2**31).all()):
+                raise UserError(
+                    f"{self.spec.name}.{layer}: its bias is too large beside its weights for 8-bit activations; "
+                    f"exclude the layer from them (activations_exclude)"
+                )
+            return rounded
+
+        assert bias.shape is not None
+        values = self._computed(f"{layer}.bias_codes", codes, ir.DataType.INT32, bias.shape, parameters=bias.shape)
+        scale = self._computed(f"{layer}.bias_scale", steps, ir.DataType.FLOAT, bias.shape)
+        return insert(self.model.graph, node, "DequantizeLinear", [values, scale], {"axis": 0}, like=bias)
+
+    def _dequantized(self, node: ir.Node, value: ir.Value, view: WeightView, layer: str) -> ir.Value:
+        """The weight as a DequantizeLinear of its codes, put in front of `node`."""
+        fmt = self.formats[layer]
+        codes, scale = self._codes(view, layer), self._scale(node, view, layer)
+        blocked = self.spec.tensors[f"{layer}.scale"].shape[1:] != ()
+        attributes = {"axis": 1 if view.transposed else 0}
+        if blocked:
+            attributes = {"axis": 0 if view.transposed else 1, "block_size": _block_size(fmt, self.spec, layer)}
+        return insert(self.model.graph, node, "DequantizeLinear", [codes, scale], attributes, like=value)
+
+    def _codes(self, view: WeightView, layer: str) -> ir.Value:
+        """The initializer of the layer's codes, as the weight's view lies."""
+        spec = self.spec.tensors[f"{layer}.codes"]
+        dtype = {"I8": ir.DataType.INT8, "I4": ir.DataType.INT4}[spec.dtype]
+        name = f"{layer}.codes{_rows(view)}"
+        return self._initializer(name, f"{layer}.codes", view, dtype, parameters=True)
+
+    def _scale(self, node: ir.Node, view: WeightView, layer: str) -> ir.Value:
+        """The layer's scales in the precision of the computation: per channel [out], or [out, blocks, ...] as it lies.
+
+        Blocks' scales are stored as the float16 they are, and cast when a session opens (constant folding).
+        """
+        spec = self.spec.tensors[f"{layer}.scale"]
+        name, compute = f"{layer}.scale{_rows(view)}", self.compute
+        if spec.shape[1:] == ():
+            flat = WeightView(view.tensor, view.rows)
+            return self._initializer(name, f"{layer}.scale", flat, compute)
+        stored = self._initializer(name, f"{layer}.scale", view, ir.DataType.FLOAT16)
+        if compute == ir.DataType.FLOAT16:
+            return stored
+        cast = insert(self.model.graph, node, "Cast", [stored], {"to": compute})
+        cast.shape, cast.type = stored.shape, ir.TensorType(compute)
+        return cast
+
+    def _look_up(self, node: ir.Node, view: WeightView, layer: str) -> None:
+        """Gather of an embedding's rows: Cast(Gather(codes)) * Unsqueeze(Gather(scale))."""
+        graph, indices, output = self.model.graph, node.inputs[1], node.outputs[0]
+        codes = insert(graph, node, "Gather", [self._codes(view, layer), indices], {"axis": 0})
+        values = insert(graph, node, "Cast", [codes], {"to": self.compute}, like=output)
+        scales = insert(graph, node, "Gather", [self._scale(node, view, layer), indices], {"axis": 0})
+        last = constant(graph, "last_axis", np.array([-1], dtype=np.int64))
+        scales = insert(graph, node, "Unsqueeze", [scales, last])
+        take_over(graph, output, insert(graph, node, "Mul", [values, scales], like=output))
+
+    def _matmul_nbits(self, node: ir.Node, value: ir.Value, view: WeightView, layer: str, fmt: QuantFormat) -> None:
+        """MatMulNBits: codes as nibbles [out, blocks, block / 2] with 8 for zero, scales [out, blocks]."""
+        assert value.shape is not None
+        in_features, out_features = int(value.shape[0]), int(value.shape[1])  # type: ignore[arg-type]
+        block = _block_size(fmt, self.spec, layer)
+        plain = replace(view, transposed=False)
+        shape = (out_features, in_features // block, block // 2)
+        codes = self._initializer(
+            f"{layer}.codes{_rows(view)}", f"{layer}.codes", plain, ir.DataType.UINT8, shape=shape,
+            change=partial(_nibbles, block=block), parameters=True,
+        )  # fmt: skip
+        scale = self._scale(node, plain, layer)
+        attributes = {
+            "K": in_features, "N": out_features, "bits": 4, "block_size": block, "accuracy_level": NBITS_ACCURACY_LEVEL
+        }  # fmt: skip
+        graph, output = self.model.graph, node.outputs[0]
+        result = insert(
+            graph, node, "MatMulNBits", [node.inputs[0], codes, scale], attributes, domain=CONTRIB, like=output
+        )
+        self.model.opset_imports.setdefault(CONTRIB, 1)
+        take_over(graph, output, result)
+
+    def _initializer(
+        self,
+        name: str,
+        tensor: str,
+        view: WeightView,
+        dtype: ir.DataType,
+        *,
+        shape: tuple[int, ...] | None = None,
+        change: Callable[[torch.Tensor], torch.Tensor] = lambda tensor: tensor,
+        parameters: bool = False,
+    ) -> ir.Value:
+        """The initializer `name` for a view of a tensor; `parameters`: it stands for model parameters."""
+        viewed = view_shape(view, self.spec.tensors[tensor].shape)
+        sizes = ir.Shape(viewed if shape is None else shape)
+        count = ir.Shape(viewed) if parameters else None
+        return self._computed(name, lambda: change(view.of(self.read(tensor))), dtype, sizes, parameters=count)
+
+    def _computed(
+        self,
+        name: str,
+        make: Callable[[], torch.Tensor],
+        dtype: ir.DataType,
+        shape: ir.Shape,
+        *,
+        parameters: ir.Shape | None = None,
+    ) -> ir.Value:
+        """The initializer `name`, made once, whose values are computed when the file is written."""
+        graph = self.model.graph
+        if name in graph.initializers:
+            return graph.initializers[name]
+        value = ir.Value(name=name, shape=shape, type=ir.TensorType(dtype))
+        value.const_value = _lazy(name, make, dtype, shape)
+        graph.initializers.add(value)
+        self.parameters[name] = 0 if parameters is None else math.prod(parameters.numpy())
+        return value
+
+
+def _lazy(name: str, make: Callable[[], torch.Tensor], dtype: ir.DataType, shape: ir.Shape) -> ir.LazyTensor:
+    def evaluate() -> ir.TensorProtocol:
+        array = make().contiguous().numpy()
+        if dtype != ir.DataType.INT4:  # whose codes are int8 here, and packed by onnx_ir
+            array = array.astype(dtype.numpy(), copy=False)
+        return ir.Tensor(array, dtype=dtype, shape=shape, name=name)
+
+    return ir.LazyTensor(evaluate, dtype=dtype, shape=shape, name=name)
+
+
+def view_shape(view: WeightView, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The view's shape of a tensor that has this shape in the component's file."""
+    rows = shape[0] if view.rows is None else view.rows[1] - view.rows[0]
+    rest = shape[1:2] if view.matrix else shape[1:]
+    return (*rest, rows) if view.transposed else (rows, *rest)
+
+
+def _rows(view: WeightView) -> str:
+    return "" if view.rows is None else f"[{view.rows[0]}:{view.rows[1]}]"
+
+
+def _block_size(fmt: QuantFormat, spec: ComponentSpec, layer: str) -> int:
+    return spec.tensors[f"{layer}.codes"].shape[1] // spec.tensors[f"{layer}.scale"].shape[1]
+
+
+def _nibbles(codes: torch.Tensor, block: int) -> torch.Tensor:
+    """Codes [out, in] in -8 .. 7 as bytes [out, in / block, block / 2], offset by 8, the earlier in the lower half."""
+    import torch
+
+    shifted = (codes + 8).to(torch.uint8).reshape(codes.shape[0], -1, block // 2, 2)
+    return shifted[..., 0] | (shifted[..., 1] << 4)

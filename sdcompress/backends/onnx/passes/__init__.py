@@ -1,0 +1,50 @@
+"""The graph passes, one a file, and the order they run in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sdcompress.errors import InternalError
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+
+@dataclass(frozen=True)
+class PassResult:
+    """What a pass did: the places it is for, and those of them it changed."""
+
+    name: str
+    candidates: int
+    matched: int
+
+
+# A pass changes the graph in place and answers (candidates, matched).
+Pass = Callable[["ir.Model"], tuple[int, int]]
+
+
+def run_passes(model: ir.Model, passes: dict[str, Pass], where: str) -> list[PassResult]:
+    """What each pass did. InternalError when one finds places it is for and can change none of them."""
+    results = []
+    for name, apply in passes.items():
+        candidates, matched = apply(model)
+        if candidates and not matched:
+            raise InternalError(f"{where}: graph pass {name} matched none of its {candidates} places")
+        results.append(PassResult(name, candidates, matched))
+    return results
+
+
+def standard_passes(attention: str) -> dict[str, Pass]:
+    """Name -> pass, in order, for `attention: fused` or `standard`."""
+    from sdcompress.backends.onnx.passes import attention_mha, attention_standard, geglu, group_norm, linear, projection
+
+    fused = attention == "fused"
+    return {
+        "linear": linear.apply,
+        "projection to tokens": projection.apply,
+        "attention": attention_mha.apply if fused else attention_standard.apply,
+        "geglu": geglu.apply,
+        "group normalization": group_norm.apply,
+    }

@@ -1,0 +1,241 @@
+"""ONNX Runtime sessions: where they run, how they are set up, and tensors in and out of them."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sdcompress.errors import ArtifactError, UserError
+
+if TYPE_CHECKING:
+    import torch
+
+# Device -> execution provider, and the package whose wheels have it.
+PROVIDERS: dict[str, tuple[str, str]] = {
+    "cpu": ("CPUExecutionProvider", "onnxruntime"),
+    "cuda": ("CUDAExecutionProvider", "onnxruntime-gpu"),
+    "mps": ("CoreMLExecutionProvider", "onnxruntime (its macOS wheel)"),
+    "directml": ("DmlExecutionProvider", "onnxruntime-directml"),
+    "openvino": ("OpenVINOExecutionProvider", "onnxruntime-openvino"),
+}
+TORCH_DTYPES = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(double)": "float64",
+    "tensor(int64)": "int64",
+    "tensor(int32)": "int32",
+    "tensor(bool)": "bool",
+}
+STANDARD_ATTENTION = "update ONNX Runtime, or compress again with `attention: standard` in the recipe's export step"
+
+# How ONNX Runtime names an operator it has no kernel or no schema for.
+_OPERATOR = re.compile(
+    r"implementation for (?P<kernel>[\w.:]+)\(|(?P<schema>[\w.:]+)\(-?\d+\) is not a registered|No Op registered for "
+    r"(?P<op>[\w.:]+)"
+)
+_OPSET = re.compile(r"Opset (?P<opset>\d+) is under development")
+
+
+@dataclass
+class Runtime:
+    """Where the sessions of one pipeline run; with `low_memory` the one session that is open."""
+
+    device: str  # a key of PROVIDERS
+    provider: str
+    device_id: int
+    threads: int
+    low_memory: bool
+    open_part: Part | None = field(default=None, repr=False)
+
+    @property
+    def torch_device(self) -> torch.device:
+        """Where tensors lie outside of the sessions: on the GPU where torch sees it as well, else on the CPU."""
+        import torch
+
+        if self.device == "cuda" and torch.cuda.is_available():
+            return torch.device("cuda", self.device_id)
+        return torch.device("cpu")
+
+
+def choose_runtime(device: str = "auto", threads: int | None = None, low_memory: bool = False) -> Runtime:
+    """The runtime for `device`: `auto`, a key of PROVIDERS or `cuda:N`. UserError when it is not there.
+
+    `auto` takes CUDA if this ONNX Runtime has it and torch sees a GPU, else DirectML, else the CPU; CoreML (`mps`)
+    and OpenVINO only by name, since they may be slower on graphs whose sizes change. threads: of the CPU, by
+    default as many as torch uses.
+    """
+    import torch  # before onnxruntime: it loads the CUDA libraries that both use
+
+    onnxruntime = import_onnxruntime()
+    available = onnxruntime.get_available_providers()
+    name, _, number = device.partition(":")
+    if device == "auto":
+        wanted = ["cuda"] if torch.cuda.is_available() else []
+        name = next(each for each in (*wanted, "directml", "cpu") if PROVIDERS[each][0] in available)
+    if name not in PROVIDERS or (number and not (name == "cuda" and number.isdecimal())):
+        raise UserError(f"--device {device}: use auto, {', '.join(PROVIDERS)} or cuda:N")
+    provider, package = PROVIDERS[name]
+    if provider not in available:
+        raise UserError(
+            f"--device {device}: this ONNX Runtime has no {provider}; pip install {package} (in place of any other "
+            f"onnxruntime package), or use --device cpu"
+        )
+    return Runtime(name, provider, int(number or 0), threads or torch.get_num_threads(), low_memory)
+
+
+def import_onnxruntime() -> Any:
+    """The module onnxruntime. UserError when it is not installed."""
+    if importlib.util.find_spec("onnxruntime") is None:
+        raise UserError("an ONNX pipeline needs ONNX Runtime; pip install 'sdcompress[onnx]'")
+    import onnxruntime  # type: ignore[import-untyped]
+
+    return onnxruntime
+
+
+class Part:
+    """One model.onnx: its session, opened at once, or with `low_memory` when it is first run."""
+
+    def __init__(self, file: Path, runtime: Runtime):
+        self.file = file
+        self.runtime = runtime
+        self._session: Any = None
+        self._inputs: dict[str, tuple[torch.dtype, int | None]] = {}
+        self._outputs: dict[str, tuple[torch.dtype, int | None]] = {}
+        if not runtime.low_memory:
+            self._open()
+
+    @property
+    def inputs(self) -> dict[str, tuple[torch.dtype, int | None]]:
+        """Input -> its dtype and rank (None where the file does not say)."""
+        if not self._inputs:
+            self._open()
+        return self._inputs
+
+    @property
+    def outputs(self) -> dict[str, tuple[torch.dtype, int | None]]:
+        """Output -> its dtype and rank (None where the file does not say)."""
+        if not self._outputs:
+            self._open()
+        return self._outputs
+
+    def run(self, inputs: Mapping[str, torch.Tensor], names: Iterable[str] | None = None) -> dict[str, torch.Tensor]:
+        """The outputs of those names (None: all), on the runtime's torch device; inputs are cast as the graph asks."""
+        session = self._open()
+        wanted = list(self.outputs if names is None else names)
+        device = self.runtime.torch_device
+        given = {
+            name: tensor.detach().to(device=device, dtype=self.inputs[name][0]).contiguous()
+            for name, tensor in inputs.items()
+        }
+        if device.type != "cuda":
+            import torch
+
+            arrays = session.run(wanted, {name: tensor.numpy() for name, tensor in given.items()})
+            return {name: torch.from_numpy(array) for name, array in zip(wanted, arrays, strict=True)}
+        return _run_on_cuda(session, given, wanted, self.runtime.device_id)
+
+    def release(self) -> None:
+        """Closes the session; the next run opens it again."""
+        self._session = None
+
+    def _open(self) -> Any:
+        runtime = self.runtime
+        if self._session is None:
+            if runtime.low_memory:
+                if runtime.open_part is not None:
+                    runtime.open_part.release()
+                runtime.open_part = self
+            self._session = open_session(self.file, runtime)
+            self._inputs = {each.name: _described(self.file, each) for each in self._session.get_inputs()}
+            self._outputs = {each.name: _described(self.file, each) for each in self._session.get_outputs()}
+        return self._session
+
+
+def open_session(file: Path, runtime: Runtime) -> Any:
+    """An InferenceSession of `file` on the runtime's provider. UserError when that provider cannot run it.
+
+    ONNX Runtime reads the file, and external data beside it, by path. It keeps to the CPU only operators that the
+    provider lacks; a provider that does not start at all is an error here.
+    """
+    onnxruntime = import_onnxruntime()
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors: its warnings are about placement, and one line per operator
+    options.intra_op_num_threads = runtime.threads
+    # Threads that spin between operators take cores from torch's part of a step and from other programs: on two busy
+    # cores tiny-sd took 1.3 times the CPU time and 1.5 times the wall time with them.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if runtime.low_memory:
+        options.enable_cpu_mem_arena = False  # which keeps what it was once given: a sixth of tiny-sd's peak
+    if runtime.device == "directml":
+        options.enable_mem_pattern = False  # DirectML does not support it (its documentation, "Configuration options")
+    providers: list[Any] = [runtime.provider]
+    if runtime.device == "cuda":
+        providers = [(runtime.provider, {"device_id": str(runtime.device_id)})]
+    if runtime.device != "cpu":
+        providers.append("CPUExecutionProvider")
+    try:
+        session = onnxruntime.InferenceSession(str(file), options, providers=providers, enable_fallback=0)
+    except _errors_of_onnxruntime() as error:
+        raise _explained(file, runtime, str(error)) from error
+    if runtime.provider not in session.get_providers():
+        raise UserError(
+            f"{file}: {runtime.provider} did not start (see the log above; CUDA and cuDNN must be of the versions that "
+            f"this ONNX Runtime was built for), so it would run on the CPU; use --device cpu if that is meant"
+        )
+    return session
+
+
+def _run_on_cuda(
+    session: Any, inputs: Mapping[str, torch.Tensor], wanted: list[str], device_id: int
+) -> dict[str, torch.Tensor]:
+    """Runs on tensors where they are, through IO binding: nothing goes by way of the CPU."""
+    import numpy as np
+    import torch
+
+    binding = session.io_binding()
+    for name, tensor in inputs.items():
+        dtype = np.dtype(str(tensor.dtype).removeprefix("torch."))
+        binding.bind_input(name, "cuda", device_id, dtype, tuple(tensor.shape), tensor.data_ptr())
+    for name in wanted:
+        binding.bind_output(name, "cuda", device_id)
+    torch.cuda.current_stream(device_id).synchronize()  # ONNX Runtime computes on a stream of its own
+    session.run_with_iobinding(binding)
+    binding.synchronize_outputs()
+    # Not of the public class, which lacks DLPack in older versions.
+    return {name: torch.from_dlpack(value._ortvalue) for name, value in zip(wanted, binding.get_outputs(), strict=True)}
+
+
+def _described(file: Path, value: Any) -> tuple[torch.dtype, int | None]:
+    import torch
+
+    if value.type not in TORCH_DTYPES:
+        raise ArtifactError(f"{file}: {value.name} is a {value.type}, which no part of a pipeline has; export it again")
+    return getattr(torch, TORCH_DTYPES[value.type]), None if value.shape is None else len(value.shape)
+
+
+def _errors_of_onnxruntime() -> tuple[type[Exception], ...]:
+    from onnxruntime.capi import onnxruntime_pybind11_state as state  # type: ignore[import-untyped]
+
+    names = (
+        "EPFail Fail InvalidArgument InvalidGraph InvalidProtobuf NoModel NoSuchFile NotImplemented RuntimeException"
+    )
+    # A provider that fails to start raises plain RuntimeError or ValueError.
+    return (*(getattr(state, name) for name in names.split()), RuntimeError, ValueError)
+
+
+def _explained(file: Path, runtime: Runtime, message: str) -> UserError:
+    """The error that says what the session's creation failed of, and what to do about it."""
+    found = _OPERATOR.search(message)
+    if found:
+        operator = found["kernel"] or found["schema"] or found["op"]
+        return UserError(f"{file}: {runtime.provider} has no operator {operator}; {STANDARD_ATTENTION}")
+    opset = _OPSET.search(message)
+    if opset:
+        return UserError(
+            f"{file}: is of ONNX opset {opset['opset']}, which this ONNX Runtime does not know; {STANDARD_ATTENTION}"
+        )
+    return ArtifactError(f"{file}: ONNX Runtime cannot open it on {runtime.provider}: {' '.join(message.split())}")

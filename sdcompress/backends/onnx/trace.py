@@ -1,0 +1,136 @@
+"""A component's graph without its weights: torch.export on fake tensors, then the dynamo ONNX exporter.
+
+Parameters never hold memory while tracing. In the graph each is an initializer named as in the component's file,
+whose values are attached when the file is written (see `weights`).
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from sdcompress.backends.onnx.modules import empty_component, wrap
+from sdcompress.backends.torch.names import living_name
+from sdcompress.components.onnx_parts import OnnxInput, OnnxPart
+from sdcompress.errors import InternalError
+from sdcompress.spec import ComponentSpec
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+OPSET = 23
+# No two axes share a size, so that the exporter sees which dimensions are one; multiples of 8 for the UNet's levels.
+_TRACED_SIZE = {"batch": 2, "height": 24, "width": 40, "sequence": 11}
+
+
+def trace(spec: ComponentSpec, part: OnnxPart, inputs: tuple[OnnxInput, ...], dtype: str) -> ir.Model:
+    """The part's graph at opset 23 in `dtype` (float32 or float16); its parameters are initializers without values."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    model = empty_component(spec)
+    names = {f"model.{living_name(model, name)}": name for name in spec.tensors if part.holds(name)}
+    compute = getattr(torch, dtype)
+    # Buffers stay real: the graph holds their values. What the file stores is fake, whether parameter or buffer.
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
+        _fake_weights(model, mode, compute, frozenset(names))
+        example = {each.name: _example(each, compute) for each in inputs}
+        with _quiet():
+            exported = torch.export.export(
+                wrap(part, model), args=(), kwargs=example, dynamic_shapes=_dynamic_shapes(inputs), strict=False
+            )
+    with _quiet():
+        program = torch.onnx.export(
+            exported,
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=[each.name for each in inputs],
+            output_names=list(part.outputs),
+            optimize=False,
+            verbose=False,
+        )
+    assert program is not None
+    _name_parameters(program.model, names)
+    _name_axes(program.model, inputs)
+    return program.model
+
+
+def _fake_weights(model: nn.Module, mode: Any, dtype: torch.dtype, stored: frozenset[str]) -> None:
+    """Replaces every parameter, and every buffer that the file stores, by a fake tensor; other buffers stay."""
+    for module_name, module in model.named_modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            fake = torch.empty(parameter.shape, dtype=dtype if parameter.is_floating_point() else parameter.dtype)
+            module._parameters[name] = nn.Parameter(fake, requires_grad=False)
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            full = f"model.{module_name}.{name}" if module_name else f"model.{name}"
+            if full in stored:
+                fake = torch.empty(buffer.shape, dtype=dtype if buffer.is_floating_point() else buffer.dtype)
+                module._buffers[name] = fake
+
+
+def _example(each: OnnxInput, dtype: torch.dtype) -> torch.Tensor:
+    shape = [_TRACED_SIZE[size] if isinstance(size, str) else size for size in each.shape]
+    return torch.zeros(shape, dtype=torch.int64 if each.dtype == "int64" else dtype)
+
+
+def _dynamic_shapes(inputs: tuple[OnnxInput, ...]) -> dict[str, Any]:
+    dynamic = torch.export.Dim.DYNAMIC
+    return {
+        each.name: {axis: dynamic for axis, size in enumerate(each.shape) if isinstance(size, str)} for each in inputs
+    }
+
+
+def _name_parameters(model: ir.Model, names: Mapping[str, str]) -> None:
+    """Gives the initializers their names in the component's file, and takes their fake values away."""
+    initializers = model.graph.initializers
+    for living, name in names.items():
+        value = initializers.get(living)
+        if value is not None:  # a stored tensor may have no part in the computation (position_ids)
+            value.const_value = None
+            value.name = name
+    lost = [name for name in initializers if name.startswith("model.") and initializers[name].const_value is None]
+    if lost:
+        raise InternalError(f"{lost[0]}: is a parameter of the exported graph and not in the component's file")
+
+
+def _name_axes(model: ir.Model, inputs: tuple[OnnxInput, ...]) -> None:
+    """Gives the dynamic dimensions of the graph's inputs, and wherever else they occur, the names of the axes."""
+    import onnx_ir as ir
+
+    renamed: dict[str, str] = {}
+    for value, each in zip(model.graph.inputs, inputs, strict=True):
+        assert value.shape is not None
+        for axis, size in enumerate(each.shape):
+            if isinstance(size, str):
+                renamed.setdefault(str(value.shape[axis]), size)
+    for value in _values(model):
+        if value.shape is not None:
+            value.shape = ir.Shape([renamed.get(str(size), size) if not isinstance(size, int) else size
+                                    for size in value.shape])  # fmt: skip
+
+
+def _values(model: ir.Model) -> Iterator[ir.Value]:
+    yield from model.graph.inputs
+    for node in model.graph:
+        yield from node.outputs
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps the exporter's chatter off the terminal; its errors are exceptions."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "torch._export", "onnxscript")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)

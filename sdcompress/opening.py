@@ -1,0 +1,49 @@
+"""Opening pipelines: any diffusers folder, artifact or ONNX folder, ready to be called."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from sdcompress.errors import UserError
+from sdcompress.onnx_file import is_onnx_folder
+from sdcompress.source import ASSETS, BUILT_IN
+
+DEVICES = "auto, cpu, cuda or mps; ONNX folders also directml or openvino"
+
+
+def open_pipeline(
+    path: str | Path,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    threads: int | None = None,
+    low_memory: bool = False,
+) -> Any:
+    """The diffusers pipeline of a built-in name, a diffusers folder or an artifact, on `device`, ready to be called.
+
+    device: `auto`, or one of DEVICES. dtype: `auto` (float32 on a CPU, float16 elsewhere), float32, float16 or
+    bfloat16; an ONNX folder takes `auto` alone, since its files settle it. threads: of the CPU, for the whole process
+    (None: as torch has it). low_memory: of an ONNX folder at most one component is in memory at a time. Raises
+    ArtifactError when it cannot be opened, UserError for what is not there.
+    """
+    folder = ASSETS / str(path) if str(path) in BUILT_IN else Path(path)
+    onnx = is_onnx_folder(folder)
+    if low_memory and not onnx:
+        raise UserError(f"--low-memory: {path} is a torch pipeline; only ONNX folders can be opened part by part")
+    if onnx and dtype != "auto":
+        raise UserError(
+            f"--dtype {dtype}: {path} is an ONNX pipeline, whose precision is in its files; leave --dtype out, or "
+            f"compress with a recipe for {dtype}"
+        )
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
+    if onnx:
+        from sdcompress.backends.onnx.loading import open_onnx_pipeline
+
+        return open_onnx_pipeline(folder, device, threads, low_memory)
+    from sdcompress.backends.torch import loading
+
+    return loading.open_pipeline(folder, device=device, dtype=dtype)
