@@ -163,6 +163,6 @@ def _peak_bytes(steps: list[PlannedStep], source: Source) -> int:
     """Runtime and the largest working set: one tensor at a time, whatever the model's size."""
     packages = {package for step in steps for package in step.planned.requires}
     runtime = RUNTIME_BYTES + sum(RUNTIME_BYTES_OF.get(package, 0) for package in packages)
-    observed = observed_of(steps)
-    calibrating = max((4 * source.components[name].parameters + CALIBRATION_BYTES for name in observed), default=0)
-    return runtime + max(calibrating, *(step.planned.working_bytes for step in steps), 0)
+    working = runtime + max((step.planned.working_bytes for step in steps), default=0)
+    calibrated = [4 * source.components[name].parameters for name in observed_of(steps)]
+    return max(working, RUNTIME_BYTES + CALIBRATION_BYTES + max(calibrated)) if calibrated else working

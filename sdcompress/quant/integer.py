@@ -8,6 +8,7 @@ clamped to [-(2^(b-1)-1), 2^(b-1)-1], w' = s q. The scale s = max|w| / (2^(b-1)-
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from sdcompress.quant.format import QuantizedTensor, check_finite, divisors_near
@@ -36,20 +37,26 @@ def group_problem(shape: tuple[int, ...], group_size: int | None, layer: str) ->
     return f"{group_size} does not divide {shape[1]} ({layer}); {advice}"
 
 
-def round_to_nearest(weight: torch.Tensor, fmt: QuantFormat, bits: int | None = None) -> QuantizedTensor:
-    """Codes as int8 whatever `bits` (default: the format's; packing is another matter), scale as float16.
+def round_to_nearest(
+    weight: torch.Tensor, fmt: QuantFormat, largest_of: Callable[[torch.Tensor], torch.Tensor] | None = None
+) -> QuantizedTensor:
+    """Codes as int8 whatever the format's bits (packing is another matter), scale as float16.
 
-    weight: [out, in, ...]; codes: the same shape; scale: see `scale_shape`. Raises ValueError on NaN or Inf.
+    weight: [out, in, ...]; codes: the same shape; scale: see `scale_shape`. `largest_of` gives, for rows of the weight,
+    [rows, groups] of what the largest code stands for (max|w| unless given, and never less). Raises ValueError on NaN
+    or Inf.
     """
     import torch
 
-    top = 2 ** ((bits or fmt.bits) - 1) - 1
+    top = 2 ** (fmt.bits - 1) - 1
     shape = tuple(weight.shape)
     codes = torch.empty(shape, dtype=torch.int8)
     scales = []
     for rows, out in zip(row_chunks(weight), row_chunks(codes), strict=True):
         grouped = _grouped(rows.float(), fmt.group_size)  # [rows, group, k]
-        largest = grouped.abs().amax(dim=2)  # NaN where there is one
+        largest = (
+            grouped.abs().amax(dim=2) if largest_of is None else largest_of(rows.float())
+        )  # NaN where there is one
         if not bool(largest.isfinite().all()):
             check_finite(weight)
         exact = (largest / top).clamp_(min=SMALLEST_SCALE)

@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from sdcompress.components.onnx_parts import OnnxPart, onnx_parts
+from sdcompress.components.onnx_parts import TEXT_ENCODERS, OnnxPart, onnx_parts, text_config
 from sdcompress.errors import UserError
 from sdcompress.safetensors_file import FLOAT_DTYPES
 from sdcompress.spec import ComponentSpec, TensorSpec
@@ -40,6 +40,7 @@ class Export(Step):
         if target != "onnx":
             raise UserError("target: torch artifacts are not exported; leave this step out, or use target: onnx")
         parts = onnx_parts(spec)
+        self._check_shapes(spec)
         dtypes = {tensor.dtype for name, tensor in spec.tensors.items() if _computes(name, tensor)}
         if len(dtypes) != 1 or not dtypes <= set(COMPUTE_DTYPES):
             raise UserError(
@@ -60,6 +61,28 @@ class Export(Step):
             spec.replace(tensors=tensors, config=config), notes=notes, working_bytes=2 * largest,
             requires=frozenset({"onnx", "onnxscript", "onnxruntime"}),
         )  # fmt: skip
+
+    def _check_shapes(self, spec: ComponentSpec) -> None:
+        """UserError for sizes that the component cannot take, though a graph of them could be written."""
+        shapes = self.static_shapes
+        if shapes is None:
+            return
+        blocks = len(spec.config.get("block_out_channels", ()))
+        if spec.class_name.startswith(("UNet", "Autoencoder")) and blocks:
+            # A UNet halves its latents between its blocks, and a latent is 8 pixels wide, or fewer in small VAEs.
+            unit = 2 ** (blocks - 1) * (8 if spec.class_name.startswith("UNet") else 1)
+            for edge in ("height", "width"):
+                size = getattr(shapes, edge)
+                if size % unit:
+                    raise UserError(
+                        f"static_shapes.{edge}: {size} is no multiple of {unit}, which {spec.name}'s halvings need; "
+                        f"use {max(unit, size // unit * unit)} or {(size // unit + 1) * unit}"
+                    )
+        longest = text_config(spec)["max_position_embeddings"] if spec.class_name in TEXT_ENCODERS else None
+        if longest is not None and shapes.sequence > longest:
+            raise UserError(
+                f"static_shapes.sequence: {shapes.sequence} tokens asked for, and {spec.name} reads at most {longest}"
+            )
 
     def apply(self, part: Component, planned: Planned, record: Record) -> Component:
         """The component as it is: its graphs are written by `backends.onnx.export`."""

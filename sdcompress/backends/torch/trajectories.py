@@ -48,8 +48,9 @@ def observe_activations(
 
     wanted: component -> Conv2d or Linear layer, as files call it -> what of it is watched. Histograms count a sample
     of large tensors, their extremes are of all values. `advance` hears the component, how many runs are done and how
-    many there are: a prompt through a text encoder, a denoising step, a picture decoded or encoded. Only what is wanted, and what leads there, is run. Raises
-    SourceError for pipelines and layers that this cannot be done with, and for values that are not finite.
+    many there are: a prompt through a text encoder, a denoising step, a picture decoded or encoded. Only what is
+    wanted, and what leads there, is run. Raises SourceError for pipelines and layers that this cannot be done with, and
+    for values that are not finite.
     """
     _check(source, wanted)
     if not any(wanted.values()):

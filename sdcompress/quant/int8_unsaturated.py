@@ -1,0 +1,47 @@
+"""int8-unsaturated: eight-bit codes that x86 CPUs without VNNI multiply by unsigned activations without overflow.
+
+There vpmaddubsw adds two products of an unsigned and a signed byte in 16 bits, and saturates. Codes of neighbouring
+input channels (the order in which ONNX Runtime's kernels take them) whose sum stays within 128 cannot: 255 x 128 < 2^15.
+So the scale is the largest same-sign sum of a pair, not the largest weight, by 127: about half a bit coarser, where the
+usual remedy, 7-bit weights, costs a whole one. With VNNI, AMX or ARM's dot products it is int8 with a coarser scale.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sdcompress.quant import integer
+from sdcompress.quant.format import QuantizedTensor
+from sdcompress.quant.int8 import Int8
+from sdcompress.spec import CONVOLUTIONS, Layer
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Int8Unsaturated(Int8):
+    """Per output channel only."""
+
+    name = "int8-unsaturated"
+    kinds = frozenset({"linear"}) | CONVOLUTIONS
+
+    def problem(self, layer: Layer) -> str | None:
+        return None if self.group_size is None else "is per output channel; leave group_size out"
+
+    def quantize(self, weight: torch.Tensor) -> QuantizedTensor:
+        return integer.round_to_nearest(weight, self, largest_pair)
+
+
+def largest_pair(rows: torch.Tensor) -> torch.Tensor:
+    """[rows, 1]: the largest sum of the positive, or of the negative, weights of two neighbouring input channels.
+
+    rows: [rows, in] or [rows, in, kh, kw], whose kernel positions follow one another with their channels side by side.
+    """
+    import torch
+
+    flat = rows if rows.dim() == 2 else rows.permute(0, 2, 3, 1).flatten(1)  # [rows, kh*kw*in]
+    pairs = torch.nn.functional.pad(flat, (0, flat.shape[1] % 2)).unflatten(1, (-1, 2))
+    sums = torch.stack((pairs.clamp(min=0).sum(2), (-pairs).clamp(min=0).sum(2)))
+    return sums.amax(dim=(0, 2)).unsqueeze(1)
