@@ -3,8 +3,9 @@ PYTHON ?= python3
 CONSTRAINTS ?= constraints.txt
 # Each constraints file has an environment of its own, so that changing between them installs nothing anew.
 VENV ?= .venv$(if $(filter-out constraints.txt,$(CONSTRAINTS)),-$(basename $(notdir $(CONSTRAINTS))))
-# The newest set has no optimum-onnx (see constraints-latest.txt); nothing outside the `onnx` extra needs it.
-EXTRAS ?= dev,bnb,report
+# The newest set has no optimum-onnx (see constraints-latest.txt); only tests and benchmarks need it.
+EXTRAS ?= dev,bnb,report,onnx$(if $(filter constraints.txt,$(CONSTRAINTS)),$(COMMA)optimum)
+COMMA := ,
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 DEMO = out/demo
@@ -43,6 +44,9 @@ lint: $(READY)
 bench: $(READY)
 	$(BIN)/python benchmarks/full_size.py
 	$(BIN)/python benchmarks/recipes.py
+	$(BIN)/python benchmarks/unet_step.py
+	$(BIN)/python benchmarks/pipeline.py
+	$(BIN)/python benchmarks/onnx_quality.py
 	$(BIN)/python benchmarks/readme.py
 
 clean:

@@ -1,7 +1,7 @@
 """int8-unsaturated: eight-bit codes that x86 CPUs without VNNI multiply by unsigned activations without overflow.
 
 There vpmaddubsw adds two products of an unsigned and a signed byte in 16 bits, and saturates. Codes of neighbouring
-input channels (the order in which ONNX Runtime's kernels take them) whose sum stays within 128 cannot: 255 x 128 < 2^15.
+input channels (in which order ONNX Runtime takes them) whose sum stays within 128 cannot: 255 x 128 is below 2^15.
 So the scale is the largest same-sign sum of a pair, not the largest weight, by 127: about half a bit coarser, where the
 usual remedy, 7-bit weights, costs a whole one. With VNNI, AMX or ARM's dot products it is int8 with a coarser scale.
 """

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from sdcompress.backends.onnx.passes.surgery import constant, describe_as, insert, take_over
+from sdcompress.backends.onnx.passes.surgery import constant, describe_as, insert, put_out, take_over
 from sdcompress.quant.activations import ActivationRange, LayerRanges
 
 LEVELS = 256
@@ -52,9 +52,8 @@ def quantize_convolution(graph: ir.Graph, node: ir.Node, ranges: LayerRanges) ->
     result = _quantized(graph, output, ranges.output)
     for user, index in users:
         user.replace_input_with(index, result)
-    for index, value in enumerate(graph.outputs):
-        if value is output:
-            graph.outputs[index] = result
+    if output.is_graph_output():
+        put_out(graph, output, result)
 
 
 def _quantized(graph: ir.Graph, x: ir.Value, activations: ActivationRange) -> ir.Value:

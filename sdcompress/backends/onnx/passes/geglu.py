@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from sdcompress.backends.onnx.passes.surgery import insert, nodes_of, producer, take_over
+from sdcompress.backends.onnx.passes.surgery import insert, nodes_of, producer, sole_user, take_over
 from sdcompress.backends.onnx.weights import add_rows, view_of
 
 
@@ -34,7 +34,9 @@ def _divide(graph: ir.Graph, split: ir.Node, x: ir.Value | None, weight: ir.Valu
     width = weight.shape[1]
     if axis not in (-1, len(whole.shape) - 1) or not isinstance(width, int) or width % 2:
         return False
-    if len(weight.uses()) != 1 or len(bias.uses()) != 1:
+    if any(output.shape is None or output.shape[-1] != width // 2 for output in split.outputs):
+        return False
+    if sole_user(whole, "Split") is None or len(weight.uses()) != 1 or len(bias.uses()) != 1:
         return False
     for output, rows in zip(list(split.outputs), ((0, width // 2), (width // 2, width)), strict=True):
         product = insert(graph, split, "MatMul", [x, add_rows(graph, weight, rows)], like=output)

@@ -51,7 +51,8 @@ def _transpose_before(graph: ir.Graph, conv: ir.Node, transpose: ir.Node) -> boo
     assert x is not None and x.shape is not None
     describe_as(tokens, x)
     tokens.shape = ir.Shape([x.shape[axis] for axis in TO_TOKENS])
-    take_over(graph, transpose.outputs[0], _linear(graph, conv, tokens, weight, transpose.outputs[0]))
+    result = transpose.outputs[0]
+    take_over(graph, result, _linear(graph, conv, tokens, weight, result.shape))
     return True
 
 
@@ -62,19 +63,20 @@ def _transpose_after(graph: ir.Graph, conv: ir.Node, transpose: ir.Node) -> bool
         return False
     tokens = transpose.inputs[0]
     assert tokens is not None
-    projected = _linear(graph, conv, tokens, weight, tokens)
     shape = conv.outputs[0].shape
-    if shape is not None:
-        projected.shape = ir.Shape([shape[axis] for axis in TO_TOKENS])
+    projected = _linear(
+        graph, conv, tokens, weight, None if shape is None else ir.Shape([shape[axis] for axis in TO_TOKENS])
+    )
     result = insert(graph, conv, "Transpose", [projected], {"perm": FROM_TOKENS}, like=conv.outputs[0])
     take_over(graph, conv.outputs[0], result)
     return True
 
 
-def _linear(graph: ir.Graph, conv: ir.Node, tokens: ir.Value, weight: ir.Value, like: ir.Value) -> ir.Value:
-    result = insert(graph, conv, "MatMul", [tokens, weight], like=like)
+def _linear(graph: ir.Graph, conv: ir.Node, tokens: ir.Value, weight: ir.Value, shape: ir.Shape | None) -> ir.Value:
+    result = insert(graph, conv, "MatMul", [tokens, weight], like=tokens)
+    result.shape = shape
     bias = conv.inputs[2] if len(conv.inputs) > 2 else None
-    return result if bias is None else insert(graph, conv, "Add", [result, bias], like=like)
+    return result if bias is None else insert(graph, conv, "Add", [result, bias], like=result)
 
 
 def _as_matrix(weight: ir.Value | None) -> ir.Value | None:

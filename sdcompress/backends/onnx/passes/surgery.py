@@ -37,9 +37,19 @@ def describe_as(value: ir.Value, like: ir.Value) -> None:
 
 
 def take_over(graph: ir.Graph, old: ir.Value, new: ir.Value) -> None:
-    """Lets `new` stand wherever `old` stood, the graph's outputs included, and removes what only `old` needed."""
-    ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
+    """Lets `new` stand wherever `old` stood, outputs of the graph included, and removes what only `old` needed."""
+    if old.is_graph_output():
+        put_out(graph, old, new)
+    ir.convenience.replace_all_uses_with(old, new)
     remove_unused(graph, old.producer())
+
+
+def put_out(graph: ir.Graph, old: ir.Value, new: ir.Value) -> None:
+    """Makes `new` the output of the graph that `old` was, under its name."""
+    for index, value in enumerate(graph.outputs):
+        if value is old:
+            graph.outputs[index] = new
+    old.name, new.name = new.name, old.name
 
 
 def remove_unused(graph: ir.Graph, node: ir.Node | None) -> None:
