@@ -9,11 +9,17 @@ from __future__ import annotations
 
 import json
 import re
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.contenders.summary import describe_error, digits, megabytes, picture_psnr, summarise  # noqa: E402
+
 README = ROOT / "README.md"
 RESULTS = ROOT / "benchmarks" / "results"
 
@@ -25,7 +31,7 @@ def main() -> None:
 
 def with_tables(text: str) -> str:
     """README.md's text with every generated table as the results say."""
-    for name, make in {"recipes": recipes_table, "full-size": full_size_table}.items():
+    for name, make in TABLES.items():
         result = json.loads((RESULTS / f"{name.replace('-', '_')}.json").read_text(encoding="utf-8"))
         block = f"<!-- {name} -->\n{make(result)}\n<!-- /{name} -->"
         text, count = re.subn(f"<!-- {name} -->.*<!-- /{name} -->", lambda _, block=block: block, text, flags=re.DOTALL)
@@ -77,8 +83,95 @@ def full_size_table(result: dict[str, Any]) -> str:
     return "\n".join(rows)
 
 
+def unet_step_table(result: dict[str, Any]) -> str:
+    rows = _head("contender", "seconds (range)", "of optimum's", "MB", "peak MB", "made in s", "relative error")
+    for row in summarise(result):
+        if "median_s" not in row:
+            rows.append(f"| {row['label']} | {_failure(row['failed'])} | | | | | |")
+            continue
+        spread = f"{digits(row['median_s'])} ({digits(row['low_s'])}-{digits(row['high_s'])})"
+        made = f"{row['make_s']:.0f}" if row["make_peak_bytes"] else "-"
+        rows.append(
+            f"| {row['label']} | {spread} | {row['of_baseline']:.2f}x | {megabytes(row['size_bytes'])} "
+            f"| {megabytes(row['peak_bytes'])} | {made} | {describe_error(row['error'])} |"
+        )
+    shape = "x".join(map(str, next(iter(result["inputs"]["shapes"][result["component"]].values()))))
+    openvino = result["openvino_environment"]
+    versions = {**result["environment"]["versions"], **{name: openvino[name] for name in openvino if name != "numpy"}}
+    named = ", ".join(
+        f"{name} {versions[name]}"
+        for name in ("torch", "onnxruntime", "optimum-onnx", "openvino", "nncf")
+        if name in versions
+    )
+    rows += [
+        "",
+        f"{result['model']}, {result['component']}, input {shape}, {result['weights']} weights; medians of "
+        f"{result['rounds']} rounds; error against torch in float32; {named}; {_machine(result)}.",
+    ]
+    return "\n".join(rows)
+
+
+def pipeline_table(result: dict[str, Any]) -> str:
+    rows = _head("contender", "seconds a picture (range)", "of optimum's", "UNet, s", "MB", "peak MB", "PSNR")
+    for row in summarise(result):
+        if "median_s" not in row:
+            rows.append(f"| {row['label']} | {_failure(row['failed'])} | | | | | |")
+            continue
+        spread = f"{digits(row['median_s'])} ({digits(row['low_s'])}-{digits(row['high_s'])})"
+        unet = median(sample["component_s"]["unet"] for sample in result["contenders"][row["name"]]["samples"])
+        rows.append(
+            f"| {row['label']} | {spread} | {row['of_baseline']:.2f}x | {digits(unet)} "
+            f"| {megabytes(row['size_bytes'])} | {megabytes(row['peak_bytes'])} | {picture_psnr(row['error'])} |"
+        )
+    options = result["drawing"]["options"]
+    rows += [
+        "",
+        f"{result['model']}, {options['width']}x{options['height']}, {options['num_inference_steps']} steps with "
+        f"guidance, {result['weights']} weights; medians of {result['rounds']} rounds; PSNR to torch's picture in "
+        f"float32; {_machine(result)}.",
+    ]
+    return "\n".join(rows)
+
+
+def onnx_quality_table(result: dict[str, Any]) -> str:
+    rows = _head("pipeline", "MB", "UNet bits per weight", "PSNR", "SSIM", "CLIP drift [95 %]")
+    for report in result["reports"].values():
+        compressed, change, similarity = report["compressed"], report["change"], report["similarity"]
+        low, high = change["clip_score"]["interval_95"]
+        identical = similarity["psnr_db"]["mean"] is None
+        psnr = "identical" if identical else f"{similarity['psnr_db']['mean']:.1f} dB"
+        rows.append(
+            f"| {report['label']} | {compressed['size_bytes'] / 1e6:.1f} "
+            f"| {compressed['components']['unet']['bits_per_weight']:.2f} | {psnr} | {similarity['ssim']['mean']:.4f} "
+            f"| {change['clip_score']['difference']:+.2f} [{low:+.2f}, {high:+.2f}] |"
+        )
+    first = next(iter(result["reports"].values()))
+    settings = first["settings"]
+    rows += [
+        "",
+        f"tiny-sd, {settings['prompt_count']} prompts, {settings['num_inference_steps']} steps, against the original "
+        f"in float32 (CLIP score {first['original']['clip_score']:.1f}); quantize_static calibrated with the same "
+        f"prompts, steps and seeds as the recipes.",
+    ]
+    return "\n".join(rows)
+
+
+def _failure(reason: str | None) -> str:
+    return "failed: " + (reason or "did not run").splitlines()[0].replace("|", "/")
+
+
+def _machine(result: dict[str, Any]) -> str:
+    machine = result["environment"]
+    there = [name for name, has in machine["instructions"].items() if has]
+    return f"{result['threads']} threads of {machine['cpu']} ({', '.join(there) or 'no vector extensions known'})"
+
+
 def _head(first: str, *others: str) -> list[str]:
     return [f"| {' | '.join((first, *others))} |", "|---|" + "---:|" * len(others)]
+
+
+# Name -> maker of the table between the markers of that name; its result file has underscores for dashes.
+TABLES: dict[str, Callable[[dict[str, Any]], str]] = {"recipes": recipes_table, "full-size": full_size_table}
 
 
 if __name__ == "__main__":

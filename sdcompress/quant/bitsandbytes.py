@@ -31,7 +31,7 @@ class FourBit(QuantFormat):
     targets = frozenset({"torch"})
     library = "bitsandbytes"
     keeps_sensitive = True
-    alternative = "int8"
+    alternative = "int4"
 
     @property
     def block_size(self) -> int:

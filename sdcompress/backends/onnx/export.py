@@ -18,7 +18,7 @@ from sdcompress.backends.onnx.packaging import Packager
 from sdcompress.backends.onnx.passes import run_passes, standard_passes
 from sdcompress.backends.onnx.trace import trace
 from sdcompress.components.onnx_parts import OnnxInput, OnnxPart, fix_axes, onnx_parts
-from sdcompress.errors import InternalError
+from sdcompress.errors import InternalError, SdcompressError
 from sdcompress.quant.activations import LayerRanges
 from sdcompress.quant.format import from_label
 from sdcompress.registry import formats
@@ -35,6 +35,7 @@ DATA_NAME = "model.onnx_data"
 OPSET = 21  # blocked DequantizeLinear; what the exporter's opset 23 adds to it is rewritten by the passes
 IR_VERSION = 10
 METADATA = "sdcompress"
+IN_GRAPH_BYTES = 256  # smaller tensors stand in the graph's own file
 _IR_DTYPE = {"float32": ir.DataType.FLOAT, "float16": ir.DataType.FLOAT16}
 
 
@@ -60,11 +61,24 @@ def write_component(
         model, passes = _build(part, onnx_part, step, ranges, vae_scale)
         parameters = json.loads(model.metadata_props[METADATA])["parameters"]
         used |= set(parameters)
-        ir.save(model, folder / MODEL_NAME, external_data=DATA_NAME)
+        save(model, folder)
         write_json(folder / "config.json", dict(config))
         done[onnx_part.folder] = passes
     _check_complete(part, used)
     return done
+
+
+def save(model: ir.Model, folder: Path) -> None:
+    """Writes model.onnx and its data, reading one tensor after another; errors of reading come as they were raised."""
+    try:
+        ir.save(model, folder / MODEL_NAME, external_data=DATA_NAME, size_threshold_bytes=IN_GRAPH_BYTES)
+    except (
+        ir.serde.SerdeError
+    ) as error:  # in which onnx_ir wraps those of tensors small enough to be kept in model.onnx
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, SdcompressError):
+            cause = cause.__cause__
+        raise cause or error from None
 
 
 def _build(
@@ -136,17 +150,29 @@ def _check_complete(part: Component, used: set[str]) -> None:
 
 
 class _LastLayer:
-    """Reads a component's tensors, keeping those of the layer read last: a graph may hold a weight in pieces."""
+    """Reads a component's tensors, keeping those of the layer read last: a graph may hold a weight in pieces.
+
+    A layer's scales that are too few for the external data are kept too: they go into the graph's own file, which is
+    written after it, and would have the layer quantized again.
+    """
 
     def __init__(self, read: Callable[[str], torch.Tensor]):
         self._read, self._layer = read, ""
         self._tensors: dict[str, torch.Tensor] = {}
+        self._small: dict[str, torch.Tensor] = {}
 
     def read(self, name: str) -> torch.Tensor:
         layer = name.rpartition(".")[0]
+        if name in self._small:
+            return self._small[name]
         if layer != self._layer:
             self._layer = layer
             self._tensors.clear()
         if name not in self._tensors:
             self._tensors[name] = self._read(name)
-        return self._tensors[name]
+        tensor = self._tensors[name]
+        if name.endswith(".scale") and tensor.numel() <= IN_GRAPH_BYTES:
+            self._small[name] = tensor
+        elif name.endswith(".codes"):
+            self.read(f"{layer}.scale")
+        return tensor

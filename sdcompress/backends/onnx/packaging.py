@@ -121,12 +121,34 @@ class Packager:
     def _dequantized(self, node: ir.Node, value: ir.Value, view: WeightView, layer: str) -> ir.Value:
         """The weight as a DequantizeLinear of its codes, put in front of `node`."""
         fmt = self.formats[layer]
+        blocks = self.spec.tensors[f"{layer}.scale"].shape[1:]
+        if len(blocks) == 1 and value.shape is not None and len(value.shape) > 2:
+            return self._dequantized_flat(node, value, view, layer)
         codes, scale = self._codes(view, layer), self._scale(node, view, layer)
-        blocked = self.spec.tensors[f"{layer}.scale"].shape[1:] != ()
         attributes = {"axis": 1 if view.transposed else 0}
-        if blocked:
+        if blocks:
             attributes = {"axis": 0 if view.transposed else 1, "block_size": _block_size(fmt, self.spec, layer)}
         return insert(self.model.graph, node, "DequantizeLinear", [codes, scale], attributes, like=value)
+
+    def _dequantized_flat(self, node: ir.Node, value: ir.Value, view: WeightView, layer: str) -> ir.Value:
+        """A convolution's weight whose groups take in all kernel positions: blocks of [out, in*kh*kw], reshaped."""
+        graph = self.model.graph
+        assert value.shape is not None
+        out_channels, *rest = (int(size) for size in value.shape.numpy())
+        codes = self._initializer(
+            f"{layer}.codes{_rows(view)}",
+            f"{layer}.codes",
+            view,
+            ir.DataType.INT8,
+            shape=(out_channels, math.prod(rest)),
+            change=lambda tensor: tensor.flatten(1),
+            parameters=True,
+        )
+        block = math.prod(rest) // self.spec.tensors[f"{layer}.scale"].shape[1]
+        attributes = {"axis": 1, "block_size": block}
+        flat = insert(graph, node, "DequantizeLinear", [codes, self._scale(node, view, layer)], attributes)
+        sizes = constant(graph, f"shape_{out_channels}_{'_'.join(map(str, rest))}", np.array([out_channels, *rest]))
+        return insert(graph, node, "Reshape", [flat, sizes], like=value)
 
     def _codes(self, view: WeightView, layer: str) -> ir.Value:
         """The initializer of the layer's codes, as the weight's view lies."""

@@ -1,0 +1,1 @@
+"""The ways of running a component or a pipeline that the benchmarks compare, each in processes of its own."""

@@ -1,0 +1,87 @@
+"""attention: `Attention` between split and joined heads becomes ONNX Runtime's MultiHeadAttention."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from small_graphs import TOLERANCE, build, operators, random, run
+
+from sdcompress.backends.onnx.passes import attention_mha
+
+HEADS, SIZE = 2, 4
+HIDDEN = HEADS * SIZE
+
+
+def attention(attributes: str = "", mask: str = "", extra_output: str = "") -> str:
+    """Attention on [batch, tokens, hidden]; `mask`: its type and shape."""
+    given = f", {mask} m" if mask else ""
+    also = f", float[n, {HEADS}, s, {SIZE}] a" if extra_output else ""
+    heads = "".join(
+        f"""
+            {name}r = Reshape({name}, split)
+            {name}h = Transpose<perm = [0, 2, 1, 3]>({name}r)"""
+        for name in "qkv"
+    )
+    return f"""g (float[n, s, {HIDDEN}] q, float[n, t, {HIDDEN}] k, float[n, t, {HIDDEN}] v{given})
+            => (float[n, s, {HIDDEN}] y{also})
+        <int64[4] split = {{0, 0, {HEADS}, {SIZE}}}, int64[3] join = {{0, 0, {HIDDEN}}}> {{{heads}
+            a = Attention{attributes and f"<{attributes}>"}(qh, kh, vh{", m" if mask else ""})
+            j = Transpose<perm = [0, 2, 1, 3]>(a)
+            y = Reshape(j, join)
+        }}"""
+
+
+def inputs(queries: int = 5, keys: int = 7) -> dict[str, torch.Tensor]:
+    return {
+        name: random(2, count, HIDDEN, seed=index)
+        for index, (name, count) in enumerate((("q", queries), ("k", keys), ("v", keys)))
+    }
+
+
+@pytest.mark.parametrize(
+    ("attributes", "mask", "queries", "keys"),
+    [
+        ("", None, 5, 5),
+        ("", None, 5, 7),
+        ("scale = 0.3", None, 5, 7),
+        ("is_causal = 1", None, 6, 6),
+        ("", (1, 1, 5, 7), 5, 7),
+        ("", (2, HEADS, 5, 7), 5, 7),
+    ],
+)
+def test_the_same_numbers(attributes: str, mask: tuple[int, ...] | None, queries: int, keys: int) -> None:
+    text = attention(attributes, f"float[{', '.join(map(str, mask))}]" if mask else "")
+    feeds = inputs(queries, keys) | ({"m": random(*mask, seed=9)} if mask else {})
+    model = build(text, {})
+    (before,) = run(model, feeds)
+    assert attention_mha.apply(model) == (1, 1)
+    assert operators(model) == {"MultiHeadAttention": 1}
+    assert model.graph.outputs[0].name == "y" and model.opset_imports["com.microsoft"] == 1
+    # Softmax of scores around 1: ONNX Runtime's tiles take exp in another order and approximation, 1e-6 or so.
+    np.testing.assert_allclose(run(model, feeds)[0], before, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "mask"),
+    [
+        ("softcap = 2.0", ""),  # MultiHeadAttention has none
+        ("", "bool[1, 1, 5, 7]"),  # its bias is added
+        ("", "float[5, 7]"),  # and has four axes
+    ],
+)
+def test_what_it_cannot_say_stays(attributes: str, mask: str) -> None:
+    model = build(attention(attributes, mask), {})
+    assert attention_mha.apply(model) == (1, 0)
+    assert operators(model) == {"Reshape": 4, "Transpose": 4, "Attention": 1}
+
+
+def test_heads_that_are_also_put_out_stay() -> None:
+    model = build(attention(extra_output="a"), {})
+    assert attention_mha.apply(model) == (1, 0)
+
+
+def test_heads_of_unknown_origin_stay() -> None:
+    kind = f"float[n, {HEADS}, s, {SIZE}]"
+    model = build(f"g ({kind} q, {kind} k, {kind} v) => ({kind} y) {{ y = Attention(q, k, v) }}", {})
+    assert attention_mha.apply(model) == (1, 0)

@@ -1,0 +1,60 @@
+"""attention: `Attention` as MatMul, Softmax, MatMul of the standard operators."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from small_graphs import TOLERANCE, build, operators, random, run
+
+from sdcompress.backends.onnx.passes import attention_standard
+
+KIND = "float[n, 2, s, 4]"
+OTHER = "float[n, 2, t, 4]"
+
+
+@pytest.mark.parametrize("attributes", ["", "scale = 0.3"])
+@pytest.mark.parametrize("mask", [None, (5, 7), (1, 1, 5, 7), (2, 2, 5, 7)])
+def test_the_same_numbers(attributes: str, mask: tuple[int, ...] | None) -> None:
+    given = f", float[{', '.join(map(str, mask))}] m" if mask else ""
+    model = build(
+        f"g ({KIND} q, {OTHER} k, {OTHER} v{given}) => ({KIND} y)"
+        f"{{ y = Attention{attributes and f'<{attributes}>'}(q, k, v{', m' if mask else ''}) }}",
+        {},
+    )
+    feeds = {"q": random(2, 2, 5, 4), "k": random(2, 2, 7, 4, seed=1), "v": random(2, 2, 7, 4, seed=2)}
+    feeds |= {"m": random(*mask, seed=3)} if mask else {}
+    (before,) = run(model, feeds)
+    assert attention_standard.apply(model) == (1, 1)
+    assert operators(model) == {"Mul": 1, "Transpose": 1, "MatMul": 2, "Softmax": 1, **({"Add": 1} if mask else {})}
+    assert {node.domain for node in model.graph} == {""} and model.graph.outputs[0].name == "y"
+    np.testing.assert_allclose(run(model, feeds)[0], before, atol=TOLERANCE)
+
+
+def test_keys_are_transposed_once() -> None:
+    """Where the heads are split by a transpose already, one transpose does both."""
+    model = build(
+        f"""g ({KIND} q, float[n, t, 2, 4] k, {OTHER} v) => ({KIND} y) {{
+            h = Transpose<perm = [0, 2, 1, 3]>(k)
+            y = Attention(q, h, v)
+        }}""",
+        {},
+    )
+    feeds = {"q": random(2, 2, 5, 4), "k": random(2, 7, 2, 4, seed=1), "v": random(2, 2, 7, 4, seed=2)}
+    (before,) = run(model, feeds)
+    assert attention_standard.apply(model) == (1, 1)
+    assert operators(model)["Transpose"] == 1
+    np.testing.assert_allclose(run(model, feeds)[0], before, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "mask"), [("softcap = 2.0", ""), ("is_causal = 1", ""), ("", "bool[1, 1, 5, 7]")]
+)
+def test_what_it_does_not_do_stays(attributes: str, mask: str) -> None:
+    given = f", {mask} m" if mask else ""
+    model = build(
+        f"g ({KIND} q, {OTHER} k, {OTHER} v{given}) => ({KIND} y)"
+        f"{{ y = Attention{attributes and f'<{attributes}>'}(q, k, v{', m' if mask else ''}) }}",
+        {},
+    )
+    assert attention_standard.apply(model) == (1, 0)
+    assert operators(model) == {"Attention": 1}

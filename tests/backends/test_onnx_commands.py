@@ -1,0 +1,131 @@
+"""ONNX folders in the commands: inspect, generate, verify and evaluate."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from sdcompress.artifact import sha256_of
+from sdcompress.cli import app
+from sdcompress.errors import EvaluationError, UserError
+from sdcompress.evaluate import EvaluationSettings, evaluate
+from sdcompress.source import ASSETS, MANIFEST_NAME, open_source
+
+pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (pip install 'sdcompress[onnx]')")
+
+FEW = {"prompt_count": 2, "num_inference_steps": 3, "threads": 1, "device": "cpu"}
+
+
+def test_inspect_counts_what_the_torch_pipeline_has(onnx_tiny_sd: Path) -> None:
+    original, exported = open_source("tiny-sd"), open_source(str(onnx_tiny_sd))
+    assert exported.format == "onnx" and not exported.notes
+    assert exported.pipeline_class == original.pipeline_class
+    assert {name: spec.parameters for name, spec in exported.components.items()} == {
+        name: spec.parameters for name, spec in original.components.items()
+    }
+    assert exported.weights_bytes == 4 * exported.parameters
+    answer = CliRunner().invoke(app, ["inspect", str(onnx_tiny_sd), "--json"])
+    assert answer.exit_code == 0
+    assert json.loads(answer.stdout)["components"]["vae"]["parameters"] == original.components["vae"].parameters
+
+
+def test_generate_draws_what_torch_draws(artifact: Path, tmp_path: Path) -> None:
+    pictures = []
+    for model, options in (("tiny-sd", []), (str(artifact), ["--low-memory", "--threads", "1"])):
+        out = tmp_path / f"{len(pictures)}.png"
+        command = ["generate", model, "a red heart", "-o", str(out), "--device", "cpu", "--steps", "3", *options]
+        answer = CliRunner().invoke(app, command)
+        assert answer.exit_code == 0, answer.output
+        pictures.append(np.asarray(Image.open(out)).astype(int))
+    assert pictures[0].std() > 2
+    assert np.abs(pictures[0] - pictures[1]).max() <= 1  # one of 256 levels: a value on the edge rounds either way
+
+
+def test_generate_on_what_is_not_there(onnx_tiny_sd: Path, tmp_path: Path) -> None:
+    command = ["generate", str(onnx_tiny_sd), "a cat", "-o", str(tmp_path / "a.png"), "--device", "openvino"]
+    error = CliRunner().invoke(app, command).exception
+    assert isinstance(error, UserError) and "pip install onnxruntime-openvino" in str(error)
+
+
+@pytest.fixture
+def artifact(onnx_tiny_sd: Path, tmp_path: Path) -> Path:
+    """The exported tiny-sd with the manifest of an artifact."""
+    folder = Path(shutil.copytree(onnx_tiny_sd, tmp_path / "artifact"))
+    components = open_source(str(folder)).components.items()
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    manifest = {
+        "schema_version": 1,
+        "source": {"name": "tiny-sd"},
+        "components": {
+            name: {
+                "parameters": {"compressed": spec.parameters},
+                "weights_bytes": {"compressed": spec.weights_bytes},
+            }
+            for name, spec in components
+        },
+        "files": {
+            str(file.relative_to(folder)): {"size_bytes": file.stat().st_size, "sha256": sha256_of(file)}
+            for file in files
+        },
+    }
+    (folder / MANIFEST_NAME).write_text(json.dumps(manifest))
+    return folder
+
+
+def test_verify_opens_it(artifact: Path) -> None:
+    answer = CliRunner().invoke(app, ["verify", str(artifact)])
+    assert answer.exit_code == 0 and "opens" in answer.output
+    manifest = json.loads((artifact / MANIFEST_NAME).read_text())
+    manifest["components"]["vae"]["parameters"]["compressed"] += 1
+    (artifact / "unet/config.json").unlink()
+    shutil.copy(ASSETS / "tiny-sd/unet/config.json", artifact / "unet/config.json")
+    with (artifact / "unet/model.onnx_data").open("r+b") as stream:
+        stream.write(b"spoiled")
+    (artifact / MANIFEST_NAME).write_text(json.dumps(manifest))
+    error = CliRunner().invoke(app, ["verify", str(artifact)]).exception
+    assert "model.onnx_data: its SHA-256 is not the manifest's" in str(error)
+    assert "vae: parameters is 1,557,191, the manifest says 1,557,192" in str(error)
+
+
+def test_evaluate_gives_one_report_of_torch_against_onnx(artifact: Path, tmp_path: Path) -> None:
+    settings = EvaluationSettings(**FEW, dtype="float32", low_memory=True)
+    report = evaluate("tiny-sd", str(artifact), tmp_path / "out", settings=settings)
+    original, compressed = report["original"], report["compressed"]
+    assert report["similarity"]["identical_latents"] is True
+    assert report["similarity"]["ssim"]["min"] > 0.999
+    assert report["scorer"] is not None and abs(report["change"]["clip_score"]["difference"]) < 0.1
+    assert report["change"]["parameters"]["ratio"] == 1 and report["change"]["weights_bytes"]["ratio"] == 2
+    for component in ("text_encoder", "unet", "vae", "safety_checker"):
+        assert compressed["components"][component]["latency_s"] > 0
+        assert compressed["components"][component]["parameters"] == original["components"][component]["parameters"]
+    spent = sum(part["latency_s"] for part in compressed["components"].values())
+    assert spent <= compressed["latency_s_quantiles"]["p95"] * 1.01
+    assert original["resident_weights_bytes"] > 0
+    assert compressed["resident_weights_bytes"] is None  # ONNX Runtime does not tell
+    for process in (report["processes"][side][-1] for side in ("original", "compressed")):
+        assert process["resident_after_open_bytes"] > process["resident_after_imports_bytes"]
+    assert report["environment"]["device"] == {"original": "cpu", "compressed": "cpu"}
+    assert report["environment"]["threads"] == {"original": 1, "compressed": 1}
+    assert report["settings"]["opened_with"] == {
+        "original": {"device": "cpu", "dtype": "float32", "threads": 1, "low_memory": False},
+        "compressed": {"device": "cpu", "dtype": "auto", "threads": 1, "low_memory": True},
+    }
+
+
+def test_low_memory_needs_an_onnx_folder(tmp_path: Path) -> None:
+    with pytest.raises(EvaluationError, match="--low-memory: neither pipeline is an ONNX folder"):
+        evaluate("tiny-sd", "tiny-sd", tmp_path / "out", settings=EvaluationSettings(**FEW, low_memory=True))
+
+
+def test_unlike_devices_are_not_compared() -> None:
+    from sdcompress.evaluate import _check_device
+
+    _check_device({"original": {"device": "cpu"}, "compressed": {"device": "cpu"}})
+    with pytest.raises(EvaluationError, match="the original runs on cuda, the compressed pipeline on cpu"):
+        _check_device({"original": {"device": "cuda"}, "compressed": {"device": "cpu"}})

@@ -1,0 +1,340 @@
+"""Observing activations: what is seen, that seeing changes nothing, and that one component is in memory at a time."""
+
+from __future__ import annotations
+
+import json
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sdcompress import open_source
+from sdcompress.backends.torch import trajectories
+from sdcompress.backends.torch.trajectories import Observations, Walk, observe_activations, open_component
+from sdcompress.calibration import FIRST_SEED, Calibration, Watch, choose_prompts
+from sdcompress.components.skips import skip_splits
+from sdcompress.errors import SourceError
+from sdcompress.source import Source, open_folder
+from sdcompress.spec import CONVOLUTIONS, layers_of
+
+CALIBRATION = Calibration(prompt_count=2, num_inference_steps=3)
+CPU = torch.device("cpu")
+
+
+def everything(source: Source) -> dict[str, dict[str, Watch]]:
+    splits = skip_splits(source.components["unet"].config)
+    return {
+        part: {
+            layer.name: Watch(splits.get(layer.name, ()) if part == "unet" else (), output=True)
+            for layer in layers_of(source.components[part])
+            if layer.kind in CONVOLUTIONS | {"linear"}
+        }
+        for part in trajectories.COMPONENTS
+        if part in source.components
+    }
+
+
+def observe(source: Source, wanted: Any, calibration: Calibration = CALIBRATION) -> Observations:
+    return observe_activations(source, wanted, calibration, lambda *_: None, "cpu")
+
+
+@pytest.fixture(scope="module")
+def tiny_sd() -> Source:
+    return open_source("tiny-sd")
+
+
+@pytest.fixture(scope="module")
+def observed(tiny_sd: Source) -> Observations:
+    return observe(tiny_sd, everything(tiny_sd))
+
+
+@pytest.fixture(scope="module")
+def nano_xl(nano_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random SDXL pipeline over the nano pipeline's VAE and tokenizer, saved in float16."""
+    from diffusers import (
+        EulerDiscreteScheduler,
+        StableDiffusionPipeline,
+        StableDiffusionXLPipeline,
+        UNet2DConditionModel,
+    )
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    nano = StableDiffusionPipeline.from_pretrained(nano_folder)
+    torch.manual_seed(0)
+    sizes = {
+        "vocab_size": 78, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "max_position_embeddings": 16, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1,
+    }  # fmt: skip
+    unet = UNet2DConditionModel(
+        sample_size=8, block_out_channels=(32, 64), down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), layers_per_block=1, norm_num_groups=8,
+        attention_head_dim=8, cross_attention_dim=32 + 16, addition_embed_type="text_time", addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=24 + 6 * 8,
+    )  # fmt: skip
+    pipeline = StableDiffusionXLPipeline(
+        nano.vae,
+        CLIPTextModel(CLIPTextConfig(hidden_size=32, **sizes)),
+        CLIPTextModelWithProjection(CLIPTextConfig(hidden_size=16, projection_dim=24, **sizes)),
+        nano.tokenizer,
+        nano.tokenizer,
+        unet,
+        EulerDiscreteScheduler(),
+    )
+    folder = tmp_path_factory.mktemp("models") / "nano-xl"
+    pipeline.to(torch.float16).save_pretrained(folder)
+    return folder
+
+
+def test_every_layer_is_seen_as_often_as_it_runs(tiny_sd: Source, observed: Observations) -> None:
+    wanted = everything(tiny_sd)
+    assert {part: list(layers) for part, layers in observed.items()} == {part: list(w) for part, w in wanted.items()}
+    runs = {"text_encoder": 2 * 2, "unet": 2 * 3, "vae": 2}  # prompts x (both branches, steps, once)
+    for part, layers in observed.items():
+        for name, seen in layers.items():
+            times = [histogram.tensors for histogram in seen.inputs]
+            assert times == [runs[part]] * max(1, len(wanted[part][name].splits)), name
+            assert seen.output is not None and seen.output.tensors == runs[part] and seen.first_token is None
+    # Latents are 16 x 16 x 4, and a step takes both guidance branches in one batch.
+    assert observed["unet"]["conv_in"].inputs[0].count == 2 * 3 * 2 * 4 * 16 * 16
+    assert observed["vae"]["encoder.conv_in"].inputs[0].count == 2 * 3 * 64 * 64
+    hidden, skip = observed["unet"]["up_blocks.1.resnets.2.conv_shortcut"].inputs
+    assert hidden.count == 2 * skip.count == 2 * 3 * 2 * 128 * 8 * 8
+    picture = observed["vae"]["encoder.conv_in"].inputs[0]
+    assert -1 <= picture.low < picture.high <= 1
+
+
+def test_both_guidance_branches_are_seen(tiny_sd: Source, observed: Observations) -> None:
+    """Cross-attention reads the embeddings of the prompts and of no prompt; each alone has other extremes."""
+    layer = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
+    walk = Walk(tiny_sd, {"unet": {}}, CALIBRATION, lambda *_: None, "cpu")
+    texts = walk.encode_prompts()
+    ends = {
+        name: torch.cat([text[name] for text in texts]).aminmax()
+        for name in ("prompt_embeds", "negative_prompt_embeds")
+    }
+    assert ends["prompt_embeds"] != ends["negative_prompt_embeds"]
+    (both,) = observed["unet"][layer].inputs
+    assert both.low == min(float(end.min) for end in ends.values())
+    assert both.high == max(float(end.max) for end in ends.values())
+    unguided = observe(tiny_sd, {"unet": {layer: Watch()}}, CALIBRATION.model_copy(update={"guidance_scale": 1.0}))
+    (one,) = unguided["unet"][layer].inputs
+    assert 2 * one.count == both.count
+    assert (one.low, one.high) == tuple(float(end) for end in ends["prompt_embeds"])
+
+
+def test_the_first_token_apart_from_the_others(tiny_sd: Source, observed: Observations) -> None:
+    """Both together are the whole input; the start of text, the same for every prompt, is the larger by far."""
+    layer, count = "text_model.encoder.layers.1.mlp.fc2", 2 * 2  # prompts, and what stands for none of each
+    seen = observe(tiny_sd, {"text_encoder": {layer: Watch(first_token=True)}})["text_encoder"][layer]
+    (others,), (whole,) = seen.inputs, observed["text_encoder"][layer].inputs
+    first = seen.first_token
+    assert first is not None and seen.output is None
+    assert first.tensors == others.tensors == count
+    assert first.count + others.count == whole.count and others.count == 31 * first.count  # of 32 tokens
+    assert (min(first.low, others.low), max(first.high, others.high)) == (whole.low, whole.high)
+
+
+def test_outputs_are_those_of_the_layer(tiny_sd: Source, observed: Observations) -> None:
+    """What leaves conv_in is what its two readers take in; what leaves the decoder is the picture before clamping."""
+    made = observed["unet"]["conv_in"].output
+    assert (
+        made is not None
+        and made.count == 2 * 3 * 2 * 16 * 16 * tiny_sd.components["unet"].config["block_out_channels"][0]
+    )
+    picture = observed["vae"]["decoder.conv_out"].output
+    assert picture is not None and picture.count == 2 * 3 * 64 * 64
+    encoded = observed["vae"]["encoder.conv_in"].inputs[0]
+    assert encoded.low == max(picture.low, -1) and encoded.high == min(picture.high, 1)
+
+
+def test_same_seed_same_statistics(tiny_sd: Source, observed: Observations) -> None:
+    wanted = {"unet": {"conv_in": Watch(), "conv_out": Watch()}}
+    again = observe(tiny_sd, wanted)["unet"]
+    other = observe(tiny_sd, wanted, CALIBRATION.model_copy(update={"seed": 7}))["unet"]
+    for name in wanted["unet"]:
+        first = observed["unet"][name].inputs[0]
+        (same,), (another,) = again[name].inputs, other[name].inputs
+        assert torch.equal(same.counts, first.counts) and same.high == first.high
+        assert not torch.equal(another.counts, first.counts)
+
+
+@pytest.mark.parametrize("model", ["tiny-sd", "nano_xl"])
+def test_pictures_are_those_of_the_stock_pipeline(model: str, request: pytest.FixtureRequest) -> None:
+    """Bit for bit, though components come one by one, and whether or not every layer is watched."""
+    from diffusers import DiffusionPipeline
+
+    source = open_source(model) if model == "tiny-sd" else open_folder(request.getfixturevalue(model))
+    size = {"height": 64, "width": 64} if model == "tiny-sd" else {"height": 16, "width": 32}
+    calibration = Calibration(prompt_count=2, num_inference_steps=2, **size)
+    pictures: dict[str, list[torch.Tensor]] = {}
+    for how, wanted in (("watched", everything(source)), ("unwatched", {"vae": {"decoder.conv_out": Watch()}})):
+        walk = Walk(source, wanted, calibration, lambda *_: None, "cpu")
+        pictures[how] = walk.decode(walk.denoise(walk.encode_prompts()))
+    pipeline = DiffusionPipeline.from_pretrained(source.path, torch_dtype=torch.float32, safety_checker=None)
+    chosen = choose_prompts(calibration, source)
+    guidance = {} if chosen.guidance_scale is None else {"guidance_scale": chosen.guidance_scale}
+    for index, prompt in enumerate(chosen.prompts):
+        generator = torch.Generator().manual_seed(FIRST_SEED + index)
+        stock = pipeline(
+            prompt, num_inference_steps=2, generator=generator, output_type="pt", **size, **guidance
+        ).images  # fmt: skip
+        assert torch.equal(pictures["watched"][index], pictures["unwatched"][index])
+        assert torch.equal(pictures["watched"][index] / 2 + 0.5, stock)
+
+
+def test_xl_with_an_encoded_empty_prompt(nano_xl: Path, tmp_path: Path) -> None:
+    """Without `force_zeros_for_empty_prompt` the negative embeddings are those of "", as in the stock pipeline."""
+    import shutil
+
+    from diffusers import StableDiffusionXLPipeline
+
+    folder = Path(shutil.copytree(nano_xl, tmp_path / "xl"))
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps({**index, "force_zeros_for_empty_prompt": False}))
+    walk = Walk(open_folder(folder), {"unet": {}}, CALIBRATION, lambda *_: None, "cpu")
+    texts = walk.encode_prompts()
+    pipeline = StableDiffusionXLPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    names = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
+    for prompt, text in zip(choose_prompts(CALIBRATION, open_folder(folder)).prompts, texts, strict=True):
+        stock = dict(zip(names, pipeline.encode_prompt(prompt, device=CPU), strict=True))
+        assert stock.keys() == text.keys() and bool(stock["negative_prompt_embeds"].any())
+        assert all(torch.equal(stock[name], text[name]) for name in names)
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Names of the components opened so far; opening one while another still has its weights is an error."""
+    names: list[str] = []
+    weights: list[weakref.ref[torch.Tensor]] = []
+
+    def record(source: Source, component: str, device: torch.device) -> Any:
+        assert not [weight for weight in weights if weight() is not None]
+        model = open_component(source, component, device)
+        names.append(component)
+        weights.extend(weakref.ref(parameter) for parameter in model.parameters())
+        return model
+
+    monkeypatch.setattr(trajectories, "open_component", record)
+    yield names
+
+
+@pytest.mark.parametrize(
+    ("wanted", "components"),
+    [
+        ({}, []),
+        ({"unet": {}}, []),
+        ({"text_encoder": {"text_model.encoder.layers.0.mlp.fc1": Watch()}}, ["text_encoder"]),
+        ({"unet": {"conv_in": Watch()}}, ["text_encoder", "unet"]),
+        ({"vae": {"decoder.conv_in": Watch()}}, ["text_encoder", "unet", "vae"]),
+    ],
+)
+def test_one_component_at_a_time_and_only_what_is_needed(
+    wanted: Any, components: list[str], opened: list[str], tiny_sd: Source
+) -> None:
+    assert set(observe(tiny_sd, wanted)) == {part for part, layers in wanted.items() if layers}
+    assert opened == components
+
+
+def test_progress_counts_up_to_its_total(tiny_sd: Source) -> None:
+    heard: list[tuple[str, int, int]] = []
+    wanted = {"unet": {"conv_in": Watch()}, "vae": {"encoder.conv_in": Watch()}}
+    observe_activations(tiny_sd, wanted, CALIBRATION, lambda *news: heard.append(news), "cpu")
+    labels = ["text_encoder"] * 2 + ["unet"] * 2 * 3 + ["vae"] * 2 * 2  # two prompts; decoded and encoded
+    assert heard == [(label, done, len(labels)) for done, label in enumerate(labels, start=1)]
+
+
+def test_interrupted(tiny_sd: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C in the middle takes the weights out of memory and the hooks off, and no file is written."""
+    monkeypatch.chdir(tmp_path)
+    models: list[torch.nn.Module] = []
+
+    def record(*arguments: Any) -> Any:
+        models.append(open_component(*arguments))
+        return models[-1]
+
+    def interrupt(label: str, *_: int) -> None:
+        if label == "unet":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(trajectories, "open_component", record)
+    with pytest.raises(KeyboardInterrupt):
+        observe_activations(tiny_sd, {"unet": {"conv_in": Watch()}}, CALIBRATION, interrupt, "cpu")
+    assert len(models) == 2
+    assert all(parameter.is_meta for model in models for parameter in model.parameters())
+    assert not any(module._forward_pre_hooks for model in models for module in model.modules())
+    assert not list(tmp_path.iterdir())
+
+
+def test_weights_are_those_of_the_files(nano_xl: Path) -> None:
+    from diffusers import UNet2DConditionModel
+    from transformers import CLIPTextModelWithProjection
+
+    source = open_folder(nano_xl)
+    for part, stock_class in (("unet", UNet2DConditionModel), ("text_encoder_2", CLIPTextModelWithProjection)):
+        mine = open_component(source, part, CPU).state_dict()
+        stock = stock_class.from_pretrained(nano_xl / part, torch_dtype=torch.float32).state_dict()
+        assert mine.keys() == stock.keys()
+        assert all(torch.equal(mine[name], stock[name]) and mine[name].dtype == torch.float32 for name in stock)
+
+
+def test_broken_weights_name_the_layer(nano_copy: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    file = nano_copy / "unet" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(file)
+    tensors["conv_in.bias"][0] = torch.nan
+    save_file(tensors, file)
+    layer = "down_blocks.0.resnets.0.conv1"
+    with pytest.raises(SourceError, match=rf"^unet\.{layer}: in its input \d+ of \d+ values are NaN or infinite"):
+        observe(open_folder(nano_copy), {"unet": {layer: Watch()}}, Calibration(prompt_count=1, num_inference_steps=1))
+
+
+def test_missing_weights(nano_copy: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    file = nano_copy / "unet" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(file)
+    del tensors["conv_in.bias"]
+    save_file(tensors, file)
+    with pytest.raises(SourceError, match=r"its unet lacks conv_in\.bias"):
+        observe(open_folder(nano_copy), {"unet": {"conv_out": Watch()}})
+
+
+@pytest.mark.parametrize(
+    ("wanted", "problem"),
+    [
+        ({"unet": {"conv_inn": Watch()}}, r"unet\.conv_inn: is no linear layer or convolution"),
+        ({"unet": {"conv_norm_out": Watch()}}, r"unet\.conv_norm_out: is no linear layer or convolution"),
+        ({"unet": {"conv_in": Watch((1, 2))}}, r"unet\.conv_in: has 4 input channels, which \(1, 2\) do not add up to"),
+        ({"safety_checker": {"visual_projection": Watch()}}, "safety_checker: has no activation ranges"),
+        ({"text_encoder_2": {"x": Watch()}}, "tiny-sd: has no text_encoder_2"),
+    ],
+)
+def test_layers_that_cannot_be_observed(wanted: Any, problem: str, tiny_sd: Source) -> None:
+    with pytest.raises(SourceError, match=problem):
+        observe(tiny_sd, wanted)
+
+
+def test_a_layer_that_never_runs(nano_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run_nothing(model: Any, *_: Any, **__: Any) -> Any:
+        return model.conv_in(torch.zeros(1, 4, 8, 8))
+
+    monkeypatch.setattr(Walk, "denoise", lambda self, texts: run_within(self, run_nothing))
+
+    def run_within(walk: Any, function: Any) -> list[torch.Tensor]:
+        with walk._opened("unet") as model:
+            function(model)
+        return []
+
+    with pytest.raises(SourceError, match=r"unet\.conv_out: drawing pictures never runs it"):
+        observe(open_folder(nano_copy), {"unet": {"conv_in": Watch(), "conv_out": Watch()}})
+
+
+def test_pipelines_that_cannot_be_calibrated(tiny_sd: Source) -> None:
+    with pytest.raises(SourceError, match="is a FluxPipeline; activation ranges can be calibrated for StableDiffusion"):
+        observe(open_source("flux-dev"), {"unet": {"conv_in": Watch()}})
+    with pytest.raises(SourceError, match="sd15: has no weights here"):
+        observe(open_source("sd15"), {"unet": {"conv_in": Watch()}})

@@ -1,0 +1,97 @@
+"""Calibrated ranges: of every layer whose activations a plan rounds, and the same after being written down."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from sdcompress import load_recipe, make_plan, open_source
+from sdcompress.calibration import Calibration
+from sdcompress.errors import SourceError
+from sdcompress.plan import Plan, observed_of
+from sdcompress.quant.activations import ActivationRange, LayerRanges
+from sdcompress.ranges import calibrate, dump_ranges, parse_ranges
+from sdcompress.recipe import parse_recipe
+from sdcompress.spec import CONVOLUTIONS, layers_of
+
+ROUNDED = "{format: int8, activations: int8}"
+
+
+def plan_of(components: str, **calibration: object) -> Plan:
+    text = f"schema_version: 1\ndescription: T\ntarget: onnx\ncomponents:\n{components}"
+    settings = Calibration.model_validate({"prompt_count": 1, "num_inference_steps": 2, **calibration})
+    recipe = parse_recipe(text, "r.yaml").model_copy(update={"calibration": settings})
+    return make_plan(recipe, open_source("tiny-sd"))
+
+
+def unet(also: str = "") -> str:
+    return f"  unet:\n    - cast: {{dtype: float32}}\n    - quantize: {ROUNDED}\n{also}"
+
+
+@pytest.fixture(scope="module")
+def everything() -> Plan:
+    """All three components that can be calibrated, in the way of the recipe onnx-int8."""
+    recipe = load_recipe("onnx-int8")
+    settings = Calibration(prompt_count=1, num_inference_steps=2)
+    return make_plan(recipe.model_copy(update={"calibration": settings}), open_source("tiny-sd"))
+
+
+def test_every_observed_layer_has_its_ranges(everything: Plan) -> None:
+    heard: list[tuple[str, int, int]] = []
+    ranges = calibrate(everything, lambda *news: heard.append(news))
+    wanted = observed_of(everything.steps)
+    assert set(wanted) == {"text_encoder", "unet", "vae"}
+    assert {component: set(layers) for component, layers in ranges.items()} == {
+        component: set(layers) for component, layers in wanted.items()
+    }
+    assert [done for _, done, _ in heard] == list(range(1, heard[-1][2] + 1))
+    for component, layers in ranges.items():
+        kinds = {layer.name: layer.kind for layer in layers_of(everything.source.components[component])}
+        for name, found in layers.items():
+            assert (found.output is not None) == (kinds[name] in CONVOLUTIONS), name
+            for each in (found.input, found.output, found.first_token):
+                assert each is None or each.low <= 0 <= each.high and each.low < each.high, name
+    assert all(found.first_token for found in ranges["text_encoder"].values())
+    assert {name for name, found in ranges["unet"].items() if found.first_token} == {
+        name for name in wanted["unet"] if name.endswith(("attn2.to_k", "attn2.to_v"))
+    }
+    assert not any(found.first_token for found in ranges["vae"].values())
+    assert parse_ranges(json.loads(json.dumps(dump_ranges(ranges)))) == ranges
+
+
+def test_round_trip() -> None:
+    ranges = {
+        "unet": {
+            "a": LayerRanges(ActivationRange(-1 / 3, 2e-30)),
+            "b": LayerRanges(ActivationRange(-1.0, 0.0), output=ActivationRange(0.0, 5e3)),
+        },
+        "text_encoder": {"c": LayerRanges(ActivationRange(-1.0, 1.0), first_token=ActivationRange(-40.0, 0.1))},
+    }
+    assert parse_ranges(json.loads(json.dumps(dump_ranges(ranges)))) == ranges
+    assert parse_ranges(dump_ranges({})) == {}
+
+
+def test_the_method_is_the_recipes() -> None:
+    """Of the same pictures: all values, or less of them; the same twice."""
+    only = "  unet:\n    - cast: {dtype: float32}\n    - quantize: {format: int8, activations: int8, include: [conv_out]}\n"
+    found = {
+        method: calibrate(plan_of(only, range=method), lambda *_: None)["unet"]["conv_out"].input
+        for method in ("minmax", "mse", "percentile")
+    }
+    assert found["minmax"].low <= found["mse"].low < found["mse"].high <= found["minmax"].high
+    assert found["percentile"].high < found["minmax"].high
+    assert calibrate(plan_of(only), lambda *_: None)["unet"]["conv_out"].input == found["mse"]
+
+
+def test_nothing_to_calibrate_draws_nothing() -> None:
+    plan = plan_of("  unet:\n    - cast: {dtype: float32}\n    - quantize: {format: int8}\n")
+    heard: list[tuple[str, int, int]] = []
+    assert calibrate(plan, lambda *news: heard.append(news)) == {} and not heard
+
+
+def test_without_weights_there_is_nothing_to_draw_with() -> None:
+    text = f"schema_version: 1\ndescription: T\ntarget: onnx\ncomponents:\n{unet()}"
+    plan = make_plan(parse_recipe(text, "r.yaml"), open_source("sd15"))
+    with pytest.raises(SourceError, match="sd15: has no weights here"):
+        calibrate(plan, lambda *_: None)
