@@ -38,7 +38,7 @@ class Export(Step):
 
     def plan(self, spec: ComponentSpec, target: str) -> Planned:
         if target != "onnx":
-            raise UserError("target: torch artifacts are not exported; leave this step out, or use target: onnx")
+            raise UserError("an artifact for target: torch is not exported; leave this step out, or use target: onnx")
         parts = onnx_parts(spec)
         self._check_shapes(spec)
         dtypes = {tensor.dtype for name, tensor in spec.tensors.items() if _computes(name, tensor)}

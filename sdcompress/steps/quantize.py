@@ -168,6 +168,11 @@ class Quantize(Step):
             and choice.format.group_size is None
             and choice.layer.kind in {"linear"} | CONVOLUTIONS
         ]
+        if not able:
+            raise UserError(
+                f"activations: go with 8-bit weights in linear layers and convolutions without group_size, of which "
+                f"{spec.name} gets none here; leave this out, or use format: int8"
+            )
         problems = _unmatched("activations_exclude", self.activations_exclude, able, spec)
         if problems:
             raise UserError(problems)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from sdcompress.backends.onnx.passes.attention_mask import additive_mask, can_be_added
 from sdcompress.backends.onnx.passes.surgery import (
     CONTRIB,
     insert,
@@ -38,11 +39,8 @@ def _fuse(graph: ir.Graph, node: ir.Node) -> bool:
         return False
     if any(value is not None for value in node.inputs[4:]) or node.attributes.get_float("softcap", 0.0) != 0.0:
         return False
-    mask = node.inputs[3] if len(node.inputs) > 3 else None
-    if mask is not None and not (
-        mask.shape is not None and len(mask.shape) == 4 and mask.dtype == node.outputs[0].dtype
-    ):
-        return False  # MultiHeadAttention adds its mask to the scores, all four axes of it
+    if not can_be_added(node):
+        return False
     assert query is not None and query.shape is not None
     heads, size = query.shape[1], query.shape[3]
     assert isinstance(heads, int) and isinstance(size, int)
@@ -52,6 +50,7 @@ def _fuse(graph: ir.Graph, node: ir.Node) -> bool:
     }
     if node.attributes.get_int("is_causal", 0):
         attributes["unidirectional"] = 1
+    mask = additive_mask(graph, node)
     inputs = [*factors, None, None, mask] if mask is not None else factors
     last = merged.producer()
     assert last is not None

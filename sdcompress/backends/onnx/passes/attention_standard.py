@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from sdcompress.backends.onnx.passes.attention_mask import additive_mask, can_be_added
 from sdcompress.backends.onnx.passes.surgery import constant, insert, nodes_of, permutation, producer, take_over
 
 _KEYS_TRANSPOSED = (0, 2, 3, 1)  # [batch, sequence, heads, size] -> [batch, heads, size, sequence]
@@ -20,9 +21,7 @@ def _decompose(graph: ir.Graph, node: ir.Node) -> bool:
     """softmax(q k^T scale + mask) v; the scale goes onto the queries, which are smaller than the scores."""
     query, key, value = node.inputs[:3]
     assert query is not None and key is not None and value is not None and query.shape is not None
-    mask = node.inputs[3] if len(node.inputs) > 3 else None
-    unknown = len(node.outputs) != 1 or any(each is not None for each in node.inputs[4:])
-    unknown |= mask is not None and mask.dtype != query.dtype  # one of truth values is no summand
+    unknown = len(node.outputs) != 1 or any(each is not None for each in node.inputs[4:]) or not can_be_added(node)
     if unknown or node.attributes.get_float("softcap", 0.0) != 0.0 or node.attributes.get_int("is_causal", 0) != 0:
         return False
     size = query.shape[3]
@@ -33,6 +32,7 @@ def _decompose(graph: ir.Graph, node: ir.Node) -> bool:
     scale = constant(graph, f"attention_scale_{factor:.9g}", np.array(factor, dtype=dtype.numpy()))
     scores = insert(graph, node, "MatMul", [insert(graph, node, "Mul", [query, scale], like=query),
                                             _transposed_key(graph, node, key)])  # fmt: skip
+    mask = additive_mask(graph, node)
     if mask is not None:
         scores = insert(graph, node, "Add", [scores, mask])
     shares = insert(graph, node, "Softmax", [scores], {"axis": -1})
