@@ -14,12 +14,9 @@ def mask_of(node: ir.Node) -> ir.Value | None:
 
 
 def can_be_added(node: ir.Node) -> bool:
-    """Whether the node has no mask, or one with all four axes, of truth values or of its output's type."""
+    """Whether the node has no mask, or one of truth values or of its output's type."""
     mask = mask_of(node)
-    if mask is None:
-        return True
-    four_axes = mask.shape is not None and len(mask.shape) == 4
-    return four_axes and mask.dtype in (ir.DataType.BOOL, node.outputs[0].dtype)
+    return mask is None or mask.dtype in (ir.DataType.BOOL, node.outputs[0].dtype)
 
 
 def additive_mask(graph: ir.Graph, node: ir.Node) -> ir.Value | None:

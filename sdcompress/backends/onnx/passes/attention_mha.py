@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from sdcompress.backends.onnx.passes.attention_mask import additive_mask, can_be_added
+from sdcompress.backends.onnx.passes.attention_mask import additive_mask, can_be_added, mask_of
 from sdcompress.backends.onnx.passes.surgery import (
     CONTRIB,
     insert,
@@ -39,8 +39,9 @@ def _fuse(graph: ir.Graph, node: ir.Node) -> bool:
         return False
     if any(value is not None for value in node.inputs[4:]) or node.attributes.get_float("softcap", 0.0) != 0.0:
         return False
-    if not can_be_added(node):
-        return False
+    mask = mask_of(node)
+    if not can_be_added(node) or (mask is not None and (mask.shape is None or len(mask.shape) != 4)):
+        return False  # MultiHeadAttention takes all four axes
     assert query is not None and query.shape is not None
     heads, size = query.shape[1], query.shape[3]
     assert isinstance(heads, int) and isinstance(size, int)
@@ -50,8 +51,7 @@ def _fuse(graph: ir.Graph, node: ir.Node) -> bool:
     }
     if node.attributes.get_int("is_causal", 0):
         attributes["unidirectional"] = 1
-    mask = additive_mask(graph, node)
-    inputs = [*factors, None, None, mask] if mask is not None else factors
+    inputs = factors if mask is None else [*factors, None, None, additive_mask(graph, node)]
     last = merged.producer()
     assert last is not None
     result = insert(graph, last, "MultiHeadAttention", inputs, attributes, domain=CONTRIB, like=merged)

@@ -62,11 +62,20 @@ def test_the_same_numbers(attributes: str, mask: tuple[int, ...] | None, queries
     np.testing.assert_allclose(run(model, feeds)[0], before, atol=TOLERANCE)
 
 
+def test_a_mask_of_truth_values_becomes_a_summand() -> None:
+    model = build(attention(mask="bool[1, 1, 5, 7]"), {})
+    kept = torch.ones(1, 1, 5, 7, dtype=torch.bool).tril(diagonal=2)
+    feeds = inputs(5, 7) | {"m": kept}
+    (before,) = run(model, feeds)
+    assert attention_mha.apply(model) == (1, 1)
+    assert operators(model) == {"Where": 1, "MultiHeadAttention": 1}
+    np.testing.assert_allclose(run(model, feeds)[0], before, atol=TOLERANCE)
+
+
 @pytest.mark.parametrize(
     ("attributes", "mask"),
     [
         ("softcap = 2.0", ""),  # MultiHeadAttention has none
-        ("", "bool[1, 1, 5, 7]"),  # its bias is added
         ("", "float[5, 7]"),  # and has four axes
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from small_graphs import TOLERANCE, build, operators, random, run
 
 from sdcompress.backends.onnx.passes import attention_standard
@@ -46,15 +47,18 @@ def test_keys_are_transposed_once() -> None:
     np.testing.assert_allclose(run(model, feeds)[0], before, atol=TOLERANCE)
 
 
-@pytest.mark.parametrize(
-    ("attributes", "mask"), [("softcap = 2.0", ""), ("is_causal = 1", ""), ("", "bool[1, 1, 5, 7]")]
-)
-def test_what_it_does_not_do_stays(attributes: str, mask: str) -> None:
-    given = f", {mask} m" if mask else ""
-    model = build(
-        f"g ({KIND} q, {OTHER} k, {OTHER} v{given}) => ({KIND} y)"
-        f"{{ y = Attention{attributes and f'<{attributes}>'}(q, k, v{', m' if mask else ''}) }}",
-        {},
-    )
+def test_a_mask_of_truth_values_becomes_a_summand() -> None:
+    model = build(f"g ({KIND} q, {OTHER} k, {OTHER} v, bool[5, 7] m) => ({KIND} y) {{ y = Attention(q, k, v, m) }}", {})
+    feeds = {"q": random(2, 2, 5, 4), "k": random(2, 2, 7, 4, seed=1), "v": random(2, 2, 7, 4, seed=2)}
+    feeds["m"] = torch.ones(5, 7, dtype=torch.bool).tril(diagonal=2)
+    (before,) = run(model, feeds)
+    assert attention_standard.apply(model) == (1, 1)
+    assert operators(model)["Where"] == 1
+    np.testing.assert_allclose(run(model, feeds)[0], before, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("attributes", ["softcap = 2.0", "is_causal = 1"])
+def test_what_it_does_not_do_stays(attributes: str) -> None:
+    model = build(f"g ({KIND} q, {OTHER} k, {OTHER} v) => ({KIND} y) {{ y = Attention<{attributes}>(q, k, v) }}", {})
     assert attention_standard.apply(model) == (1, 0)
     assert operators(model) == {"Attention": 1}
