@@ -171,7 +171,12 @@ def _head(first: str, *others: str) -> list[str]:
 
 
 # Name -> maker of the table between the markers of that name; its result file has underscores for dashes.
-TABLES: dict[str, Callable[[dict[str, Any]], str]] = {"recipes": recipes_table, "full-size": full_size_table}
+TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
+    "recipes": recipes_table,
+    "onnx-quality": onnx_quality_table,
+    "unet-step": unet_step_table,
+    "full-size": full_size_table,
+}
 
 
 if __name__ == "__main__":

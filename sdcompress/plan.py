@@ -18,7 +18,7 @@ from sdcompress.steps.export import Export, observed_layers
 # What a process holds before it works on a tensor: Python, torch and, where a step asks for it, bitsandbytes.
 # VmHWM on Linux with the CPU build of torch 2.13, and 10 % (tests/test_execute.py holds the plan to what is measured).
 RUNTIME_BYTES = 265 * 2**20
-CALIBRATION_BYTES = 1500 * 2**20  # activations of a picture of 512x512, beside the component itself in float32
+CALIBRATION_BYTES = 900 * 2**20  # activations and histograms at 512x512, beside the component itself in float32
 RUNTIME_BYTES_OF = {"bitsandbytes": 140 * 2**20, "onnxscript": 700 * 2**20}
 EXTRA_OF = {"bitsandbytes": "bnb", "onnx": "onnx", "onnxscript": "onnx", "onnxruntime": "onnx"}
 

@@ -86,6 +86,12 @@ def nano_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session", autouse=True)
+def graph_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Traced graphs are kept for the session, so that each is traced once; the variable may say where for longer."""
+    os.environ.setdefault("SDCOMPRESS_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
 @pytest.fixture
 def nano_copy(nano_folder: Path, tmp_path: Path) -> Path:
     """A copy of the nano pipeline that a test may spoil."""

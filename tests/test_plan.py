@@ -1,5 +1,7 @@
 """Plans: what they say of catalog models and which recipes they refuse."""
 
+import dataclasses
+
 import pytest
 
 from sdcompress.errors import RecipeError
@@ -23,7 +25,12 @@ def problems_of(model, components, target="torch"):
 @pytest.mark.parametrize("name", [name for name in shipped_recipes() if name != "pruned-int8"])
 @pytest.mark.parametrize("model", ["sd15", "sd21", "sdxl", "sd3-medium", "flux-schnell"])
 def test_shipped_recipes_fit_every_catalog_model(model, name):
-    description = describe_plan(make_plan(load_recipe(name), open_source(model)))
+    recipe, source = load_recipe(name), open_source(model)
+    if recipe.target == "onnx" and "transformer" in source.components:
+        with pytest.raises(RecipeError, match="Transformer2DModel cannot be exported to ONNX yet; use target: torch"):
+            make_plan(recipe, source)
+        return
+    description = describe_plan(make_plan(recipe, source))
     assert description["compressed"]["parameters"] == description["original"]["parameters"]
 
 
@@ -115,7 +122,112 @@ def test_mistakes_are_named(components, expected):
 
 def test_torch_only_formats_name_the_alternative_for_onnx():
     lines = problems_of("sd15", "  unet:\n    - quantize: {format: nf4}\n", target="onnx")
-    assert any("nf4 cannot be packaged for target onnx; use int8 there" in line for line in lines)
+    assert list(lines) == ["components.unet.0.quantize.format: nf4 cannot be packaged for target onnx; use int4 there"]
+    lines = problems_of("sd15", "  unet:\n    - quantize: {format: llm-int8}\n", target="onnx")
+    assert "llm-int8 cannot be packaged for target onnx; use int8 there" in lines[0]
+
+
+FLOAT = "    - cast: {dtype: float32}\n"
+ROUNDED = "    - quantize: {format: int8, activations: int8}\n"
+
+
+@pytest.mark.parametrize(
+    ("components", "target", "expected"),
+    [
+        (
+            "  unet:\n    - quantize: {format: int4}\n",
+            "torch",
+            "components.unet.0.quantize.format: int4 cannot be packaged for target torch; use nf4 there",
+        ),
+        (
+            f"  unet:\n{ROUNDED}",
+            "torch",
+            "components.unet.0.quantize.activations: are rounded for target: onnx only",
+        ),
+        (
+            f"  unet:\n    - cast: {{dtype: float16}}\n{ROUNDED}",
+            "onnx",
+            "components.unet.1.quantize.activations: 8-bit kernels give float32, and unet is in float16; put "
+            "`cast: {dtype: float32}` before this step",
+        ),
+        (
+            f"  safety_checker:\n{FLOAT}{ROUNDED}",
+            "onnx",
+            "components.safety_checker.1.quantize.activations: no ranges can be calibrated for safety_checker",
+        ),
+        (
+            f"  unet:\n{FLOAT}    - quantize: {{format: int4, activations: int8}}\n",
+            "onnx",
+            "components.unet.1.quantize.activations: go with 8-bit weights in linear layers and convolutions",
+        ),
+        (
+            f"  unet:\n{FLOAT}    - quantize: {{format: int8, group_size: 8, include: [mid_block]"
+            ", activations: int8}\n",
+            "onnx",
+            "components.unet.1.quantize.activations: go with 8-bit weights in linear layers and convolutions",
+        ),
+        (
+            f"  unet:\n{FLOAT}    - quantize: {{format: int8, activations_exclude: [conv_in]}}\n",
+            "onnx",
+            "components.unet.1.quantize.activations_exclude: says nothing without activations: int8",
+        ),
+        (
+            f"  unet:\n{FLOAT}    - quantize: {{format: int8, activations: int8, activations_exclude: [conv_inn]}}\n",
+            "onnx",
+            "components.unet.1.quantize.activations_exclude: 'conv_inn' matches no layer of unet",
+        ),
+        (
+            "  unet:\n    - export: {}\n",
+            "torch",
+            "components.unet.0.export: an artifact for target: torch is not exported; leave this step out",
+        ),
+        (f"  unet:\n{FLOAT}    - export: {{}}\n{FLOAT}", "onnx", "components.unet.2.cast: must stand before export"),
+        (
+            "  unet:\n    - cast: {dtype: bfloat16}\n",
+            "onnx",
+            "components.unet.1.export.dtype: unet has tensors in BF16; put `cast: {dtype: float32}` or float16 first",
+        ),
+        (
+            f"  vae:\n{FLOAT}{ROUNDED}  unet:\n    - prune: {{drop_mid_block: true}}\n",
+            "onnx",
+            "components: unet is pruned, and activation ranges are calibrated on the unpruned pipeline; leave out "
+            "activations: int8 (of vae) or the pruning",
+        ),
+        (
+            "  unet:\n    - export: {static_shapes: {height: 512, width: 520}}\n",
+            "onnx",
+            "components.unet.0.export.static_shapes.width: 520 is no multiple of 64, which unet's halvings need; use "
+            "512 or 576",
+        ),
+        (
+            "  vae:\n    - export: {static_shapes: {height: 516, width: 512}}\n",
+            "onnx",
+            "components.vae.0.export.static_shapes.height: 516 is no multiple of 8",
+        ),
+        (
+            "  text_encoder:\n    - export: {static_shapes: {height: 512, width: 512, sequence: 99}}\n",
+            "onnx",
+            "components.text_encoder.0.export.static_shapes.sequence: 99 tokens asked for, and text_encoder reads at "
+            "most 77",
+        ),
+    ],
+)
+def test_mistakes_about_onnx_are_named(components, target, expected):
+    lines = problems_of("sd15", components, target)
+    assert [line[: len(expected)] for line in lines] == [expected]
+
+
+def test_every_component_is_exported_though_no_key_names_it():
+    made = plan("sd15", f"  unet:\n{FLOAT}    - export: {{attention: standard}}\n", target="onnx")
+    last = {name: made.steps_of(name)[-1].step for name in made.source.components}
+    assert {step.kind for step in last.values()} == {"export"}
+    assert {name for name, step in last.items() if step.attention == "standard"} == {"unet"}
+
+
+def test_an_exported_pipeline_is_no_source():
+    source = dataclasses.replace(open_source("tiny-sd"), format="onnx")
+    with pytest.raises(RecipeError, match="tiny-sd: is exported to ONNX already; start from the original weights"):
+        make_plan(load_recipe("int8"), source)
 
 
 def test_all_problems_at_once():

@@ -15,25 +15,26 @@ from sdcompress.ranges import calibrate, dump_ranges, parse_ranges
 from sdcompress.recipe import parse_recipe
 from sdcompress.spec import CONVOLUTIONS, layers_of
 
-ROUNDED = "{format: int8, activations: int8}"
-
 
 def plan_of(components: str, **calibration: object) -> Plan:
     text = f"schema_version: 1\ndescription: T\ntarget: onnx\ncomponents:\n{components}"
-    settings = Calibration.model_validate({"prompt_count": 1, "num_inference_steps": 2, **calibration})
+    settings = Calibration.model_validate({"prompt_count": 1, "num_inference_steps": 1, **calibration})
     recipe = parse_recipe(text, "r.yaml").model_copy(update={"calibration": settings})
     return make_plan(recipe, open_source("tiny-sd"))
 
 
-def unet(also: str = "") -> str:
-    return f"  unet:\n    - cast: {{dtype: float32}}\n    - quantize: {ROUNDED}\n{also}"
+def unet(include: str = "['*']") -> str:
+    return (
+        "  unet:\n    - cast: {dtype: float32}\n"
+        f"    - quantize: {{format: int8, activations: int8, include: {include}}}\n"
+    )
 
 
 @pytest.fixture(scope="module")
 def everything() -> Plan:
     """All three components that can be calibrated, in the way of the recipe onnx-int8."""
     recipe = load_recipe("onnx-int8")
-    settings = Calibration(prompt_count=1, num_inference_steps=2)
+    settings = Calibration(prompt_count=1, num_inference_steps=1)
     return make_plan(recipe.model_copy(update={"calibration": settings}), open_source("tiny-sd"))
 
 
@@ -51,7 +52,7 @@ def test_every_observed_layer_has_its_ranges(everything: Plan) -> None:
         for name, found in layers.items():
             assert (found.output is not None) == (kinds[name] in CONVOLUTIONS), name
             for each in (found.input, found.output, found.first_token):
-                assert each is None or each.low <= 0 <= each.high and each.low < each.high, name
+                assert each is None or (each.low <= 0 <= each.high and each.low < each.high), name
     assert all(found.first_token for found in ranges["text_encoder"].values())
     assert {name for name, found in ranges["unet"].items() if found.first_token} == {
         name for name in wanted["unet"] if name.endswith(("attn2.to_k", "attn2.to_v"))
@@ -74,7 +75,7 @@ def test_round_trip() -> None:
 
 def test_the_method_is_the_recipes() -> None:
     """Of the same pictures: all values, or less of them; the same twice."""
-    only = "  unet:\n    - cast: {dtype: float32}\n    - quantize: {format: int8, activations: int8, include: [conv_out]}\n"
+    only = unet(include="[conv_out]")
     found = {
         method: calibrate(plan_of(only, range=method), lambda *_: None)["unet"]["conv_out"].input
         for method in ("minmax", "mse", "percentile")

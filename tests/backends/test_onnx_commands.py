@@ -11,7 +11,6 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from sdcompress.artifact import sha256_of
 from sdcompress.cli import app
 from sdcompress.errors import EvaluationError, UserError
 from sdcompress.evaluate import EvaluationSettings, evaluate
@@ -55,27 +54,8 @@ def test_generate_on_what_is_not_there(onnx_tiny_sd: Path, tmp_path: Path) -> No
 
 @pytest.fixture
 def artifact(onnx_tiny_sd: Path, tmp_path: Path) -> Path:
-    """The exported tiny-sd with the manifest of an artifact."""
-    folder = Path(shutil.copytree(onnx_tiny_sd, tmp_path / "artifact"))
-    components = open_source(str(folder)).components.items()
-    files = sorted(file for file in folder.rglob("*") if file.is_file())
-    manifest = {
-        "schema_version": 1,
-        "source": {"name": "tiny-sd"},
-        "components": {
-            name: {
-                "parameters": {"compressed": spec.parameters},
-                "weights_bytes": {"compressed": spec.weights_bytes},
-            }
-            for name, spec in components
-        },
-        "files": {
-            str(file.relative_to(folder)): {"size_bytes": file.stat().st_size, "sha256": sha256_of(file)}
-            for file in files
-        },
-    }
-    (folder / MANIFEST_NAME).write_text(json.dumps(manifest))
-    return folder
+    """The exported tiny-sd, as a copy that a test may spoil."""
+    return Path(shutil.copytree(onnx_tiny_sd, tmp_path / "artifact"))
 
 
 def test_verify_opens_it(artifact: Path) -> None:

@@ -86,7 +86,7 @@ def test_equals_slow_reference(
 def test_error_is_at_most_half_a_step(shape: tuple[int, int], kernel: tuple[int, ...], dtype: str, seed: int) -> None:
     weight = random_weight((*shape, *kernel), dtype, seed)
     result = Int4().quantize(weight)
-    assert -7 <= int(result.codes.min()) and int(result.codes.max()) <= 7
+    assert int(result.codes.min()) >= -7 and int(result.codes.max()) <= 7
     error = (result.dequantize(torch.float32) - weight.float()).abs()
     # Float32 multiplication of code and scale rounds once more: one unit in the last place of the weight.
     assert bool((error <= half_steps(result.scale, 32) + weight.float().abs() * 2**-23).all())

@@ -57,8 +57,8 @@ def smallest_half_at_least(value):
 )
 def test_equals_slow_reference(out_channels, groups, group, kernel, grouped, bits, dtype, seed):
     weight = random_weight((out_channels, groups * group, *kernel), dtype, seed)
-    fmt = Int8(group if grouped else None)
-    result = round_to_nearest(weight, fmt, bits)
+    fmt = type("Coarse", (Int8,), {"bits": bits})(group if grouped else None)
+    result = round_to_nearest(weight, fmt)
     codes, scales = slow_reference(weight.double(), bits, group if grouped else None)
     assert result.scale.reshape(out_channels, -1).double().tolist() == scales
     expected = torch.tensor(codes).reshape(weight.shape)
