@@ -42,7 +42,11 @@ def snapshot(folder):
     return {str(file.relative_to(folder)): file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()}
 
 
-@pytest.mark.parametrize("name", [*shipped_recipes(), *EXTRA_RECIPES])
+# Those for ONNX: tests/backends/onnx/test_export.py.
+TORCH_RECIPES = [name for name in shipped_recipes() if load_recipe(name).target == "torch"]
+
+
+@pytest.mark.parametrize("name", [*TORCH_RECIPES, *EXTRA_RECIPES])
 def test_predicted_is_actual_and_it_opens(name, nano_folder, tmp_path):
     plan = make_plan(recipe_of(name), open_source(str(nano_folder)))
     execute(plan, tmp_path / "out")
