@@ -181,7 +181,7 @@ def test_interrupt_keeps_what_is_finished(tmp_path):
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     state = tmp_path / "out.partial" / "state.json"
     for _ in range(1200):
-        if process.poll() is not None or (state.exists() and '"text_encoder"' in state.read_text()):
+        if process.poll() is not None or (state.exists() and '"safety_checker"' in state.read_text()):
             break
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)

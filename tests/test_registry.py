@@ -9,8 +9,8 @@ from sdcompress.steps import Step
 
 
 def test_finds_what_is_there():
-    assert set(registry.steps()) == {"cast", "prune", "quantize"}
-    assert set(registry.formats()) == {"int8", "nf4", "fp4", "llm-int8"}
+    assert set(registry.steps()) == {"cast", "prune", "quantize", "export"}
+    assert set(registry.formats()) == {"int8", "int8-unsaturated", "int4", "nf4", "fp4", "llm-int8"}
 
 
 def test_refuses_a_second_of_the_same_name(tmp_path, monkeypatch):
