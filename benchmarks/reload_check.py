@@ -17,8 +17,10 @@ from typing import Any
 import torch
 
 from sdcompress import open_pipeline, registry
-from sdcompress.backends.torch.packaging import layer_formats
+from sdcompress.backends.torch.packaging import layer_formats, unpack_codes
+from sdcompress.quant.compose import restored
 from sdcompress.quant.format import QuantizedTensor, from_label
+from sdcompress.quant.grid_format import GridFormat
 from sdcompress.safetensors_file import read_bytes
 from sdcompress.source import open_source
 
@@ -46,19 +48,21 @@ def dequantized(module: torch.nn.Module, artifact: Path, name: str, formats: dic
     source = open_source(str(artifact))
     known = registry.formats()
     state: dict[str, torch.Tensor] = {}
-    read = {tensor: to_tensor(read_bytes(where), where) for tensor, where in source.tensors[name].items()}
-    fresh = stock_module(module)
-    shapes = {key: value.shape for key, value in fresh.state_dict().items()}
-    for tensor, value in read.items():
+    parts: dict[str, dict[str, torch.Tensor]] = {layer: {} for layer in formats}
+    for tensor, where in source.tensors[name].items():
+        value = to_tensor(read_bytes(where), where)
         layer, _, leaf = tensor.rpartition(".")
-        if layer not in formats:
+        if layer in formats and leaf != "bias":
+            parts[layer][leaf] = value
+        else:
             state[tensor] = value.float()
-        elif leaf == "codes":
-            shape = tuple(shapes[f"{layer}.weight"])
-            quantized = QuantizedTensor(value, read[f"{layer}.scale"], from_label(formats[layer], known), shape)
-            state[f"{layer}.weight"] = quantized.dequantize(torch.float32)
-        elif leaf == "bias":
-            state[tensor] = value.float()
+    fresh = stock_module(module)
+    shapes = {key: tuple(value.shape) for key, value in fresh.state_dict().items()}
+    for layer, stored in parts.items():
+        fmt, shape = from_label(formats[layer], known), shapes[f"{layer}.weight"]
+        if isinstance(fmt, GridFormat) and fmt.bits < 8:
+            stored["codes"] = unpack_codes(stored["codes"], fmt.bits, shape, fmt.signed)
+        state[f"{layer}.weight"] = restored(QuantizedTensor.from_parts(stored, fmt, shape), torch.float32)
     fresh.load_state_dict(state)
     return fresh.eval()
 

@@ -55,6 +55,8 @@ def main() -> None:
         for one in with_needs(contenders)
     }
     made = make_all(contenders, jobs, pythons, int(arguments.make_memory_gb * 1e9), arguments.remake)
+    if arguments.make_only:
+        return
     entrants = {one.name: enter(one, jobs[one.name], pythons) for one in contenders if one.family in pythons}
     raced, race = measure(contenders, jobs, entrants, made, int(arguments.memory_gb * 1e9), arguments.rounds)
     result = {
@@ -99,6 +101,7 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--calibration-prompts", type=int, default=4)
     parser.add_argument("--calibration-steps", type=int, default=5, help="steps a prompt, each one a calibration input")
+    parser.add_argument("--make-only", action="store_true", help="stop before anything is timed")
     free = psutil.virtual_memory().available / 1e9
     parser.add_argument(
         "--memory-gb", type=float, default=round(0.8 * free, 1), help="what a group's peaks may come to"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from sdcompress.artifact import read_manifest
 from sdcompress.environment import describe_environment
 from sdcompress.errors import EvaluationError
 from sdcompress.metrics.scorer import Scorer, find_scorer
@@ -16,7 +17,7 @@ from sdcompress.prompts import PromptSet, default_prompts, is_tiny_sd
 from sdcompress.report import write_report
 from sdcompress.report.build import build_report
 from sdcompress.sample_log import SampleLog
-from sdcompress.source import Source, open_source
+from sdcompress.source import MANIFEST_NAME, Source, open_source
 from sdcompress.worker_process import WorkerProcess
 
 if TYPE_CHECKING:
@@ -144,7 +145,20 @@ def describe_model(source: Source) -> dict[str, Any]:
             }
             for name, component in source.components.items()
         },
+        "layers": _layers_of(source),
     }
+
+
+def _layers_of(source: Source) -> list[dict[str, Any]]:
+    """What became of each layer, as the artifact's manifest says; [] for a pipeline that is no artifact."""
+    if source.path is None or not (source.path / MANIFEST_NAME).is_file():
+        return []
+    components = read_manifest(source.path)["components"]
+    return [
+        {"component": component, "layer": layer, **facts}
+        for component, entry in components.items()
+        for layer, facts in entry["layers"].items()
+    ]
 
 
 def picture_path(side: str, index: int) -> str:

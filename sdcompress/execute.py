@@ -19,7 +19,7 @@ from sdcompress.components.onnx_parts import vae_scale
 from sdcompress.environment import installed_versions
 from sdcompress.errors import ArtifactError, InternalError, SdcompressError, SourceError
 from sdcompress.model_card import model_card
-from sdcompress.plan import Plan
+from sdcompress.plan import Plan, calibrated_of
 from sdcompress.ranges import Ranges, calibrate, dump_ranges, parse_ranges
 from sdcompress.recipe import dump_recipe
 from sdcompress.safetensors_file import StreamWriter, TensorRange, read_bytes
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     import torch
 
     from sdcompress.quant.activations import LayerRanges
+    from sdcompress.quant.statistics import LayerStatistics
 
 STATE_NAME = "state.json"  # in the .partial folder: which components are finished
 _LIBRARY_WEIGHTS = {"diffusers": "diffusion_pytorch_model.safetensors"}
@@ -67,10 +68,13 @@ def execute(
         state = _State.open(partial, plan, fresh)
         _check_space(plan, out, state)
         ranges = _calibrated(plan, state, calibrating)
+        statistics = _statistics(plan, calibrating) if set(source.components) - set(state.finished) else {}
         for name in source.components:
             if name not in state.finished:
                 advance(f"{name}: graph" if plan.recipe.target == "onnx" else name, 0)
-                entry = _write_component(plan, name, partial, partial_function(advance, name), ranges.get(name, {}))
+                entry = _write_component(
+                    plan, name, partial, partial_function(advance, name), ranges.get(name, {}), statistics.get(name, {})
+                )
                 state.finish(name, entry)
             else:
                 advance(name, source.components[name].weights_bytes)
@@ -193,18 +197,38 @@ def _calibrated(plan: Plan, state: _State, calibrating: Callable[[str, int, int]
     return parse_ranges(state.ranges)
 
 
+def _statistics(
+    plan: Plan, calibrating: Callable[[str, int, int], None]
+) -> Mapping[str, Mapping[str, LayerStatistics]]:
+    """Component -> layer -> what goes into it, of the layers whose rounding is calibrated; kept between runs."""
+    wanted = calibrated_of(plan.steps)
+    if not wanted:
+        return {}
+    from sdcompress.statistics import load_or_gather
+
+    return load_or_gather(plan.source, wanted, plan.recipe.calibration, calibrating)
+
+
 def _write_component(
-    plan: Plan, name: str, partial: Path, advance: Callable[[int], None], activations: Mapping[str, LayerRanges]
+    plan: Plan,
+    name: str,
+    partial: Path,
+    advance: Callable[[int], None],
+    activations: Mapping[str, LayerRanges],
+    statistics: Mapping[str, LayerStatistics],
 ) -> dict[str, Any]:
     """Runs the component's steps tensor by tensor into its file or graphs; the component's entry in the manifest."""
     ranges = plan.source.tensors[name]
     record = Record()
+    unread = set(ranges)
 
     def read_source(tensor: str) -> torch.Tensor:
-        advance(ranges[tensor].size_bytes)
+        if tensor in unread:  # some steps look at a tensor more than once
+            unread.remove(tensor)
+            advance(ranges[tensor].size_bytes)
         return to_tensor(read_bytes(ranges[tensor]), ranges[tensor])
 
-    part = Component(plan.source.components[name], read_source)
+    part = Component(plan.source.components[name], read_source, statistics)
     for step in plan.steps_of(name):
         part = step.step.apply(part, step.planned, record)
     if plan.recipe.target == "onnx":

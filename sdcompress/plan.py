@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from sdcompress import registry
 from sdcompress.errors import RecipeError, UserError
+from sdcompress.quant.statistics import Limits, block_sizes, fitting_limit
 from sdcompress.recipe import Recipe
 from sdcompress.source import Source
 from sdcompress.spec import ComponentSpec
@@ -147,16 +149,27 @@ def observed_of(steps: Iterable[PlannedStep]) -> dict[str, tuple[str, ...]]:
     return {component: layers for component, layers in found.items() if layers}
 
 
+def calibrated_of(steps: Iterable[PlannedStep]) -> dict[str, tuple[str, ...]]:
+    """Component -> the layers of whose inputs statistics have to be gathered."""
+    return {step.component: step.planned.calibrated for step in steps if step.planned.calibrated}
+
+
 def _calibration_problems(planned: Sequence[PlannedStep], source: Source) -> list[str]:
     """What stands in the way of calibrating on the original pipeline."""
-    observed = observed_of(planned)
     pruned = sorted({step.component for step in planned if step.step.kind == "prune"})
-    if not observed or not pruned:
+    if not pruned:
         return []
-    return [
-        f"components: {pruned[0]} is pruned, and activation ranges are calibrated on the unpruned pipeline; leave out "
-        f"activations: int8 (of {', '.join(observed)}) or the pruning"
-    ]
+    problems = []
+    for what, found, cure in (
+        ("activation ranges", observed_of(planned), "activations: int8"),
+        ("layer inputs", calibrated_of(planned), "calibrated rounding and bias_correction"),
+    ):
+        if found:
+            problems.append(
+                f"components: {pruned[0]} is pruned, and {what} are calibrated on the unpruned pipeline; leave out "
+                f"{cure} (of {', '.join(found)}) or the pruning"
+            )
+    return problems
 
 
 def _peak_bytes(steps: list[PlannedStep], source: Source) -> int:
@@ -164,5 +177,17 @@ def _peak_bytes(steps: list[PlannedStep], source: Source) -> int:
     packages = {package for step in steps for package in step.planned.requires}
     runtime = RUNTIME_BYTES + sum(RUNTIME_BYTES_OF.get(package, 0) for package in packages)
     working = runtime + max((step.planned.working_bytes for step in steps), default=0)
-    calibrated = [4 * source.components[name].parameters for name in observed_of(steps)]
-    return max(working, RUNTIME_BYTES + CALIBRATION_BYTES + max(calibrated)) if calibrated else working
+    names = {*observed_of(steps), *calibrated_of(steps)}
+    calibrating = max((4 * source.components[name].parameters for name in names), default=0)
+    if not names:
+        return working
+    moments = [_moments_bytes(source.components[name], layers) for name, layers in calibrated_of(steps).items()]
+    return max(working, RUNTIME_BYTES + CALIBRATION_BYTES + calibrating + max(moments, default=0))
+
+
+def _moments_bytes(spec: ComponentSpec, layers: Iterable[str]) -> int:
+    """Bytes of the blocks of second moments that are gathered of a component's layers."""
+    shapes = [spec.tensors[f"{layer}.weight"].shape for layer in layers]
+    widths = [(math.prod(shape[1:]), math.prod(shape[2:])) for shape in shapes]
+    limit = fitting_limit(widths, Limits())
+    return sum(4 * size**2 for columns, kernel in widths for size in block_sizes(columns, kernel, limit))

@@ -25,7 +25,7 @@ def calibrate(plan: Plan, advance: Callable[[str, int, int], None]) -> Ranges:
     observed = observed_of(plan.steps)
     if not observed:
         return {}
-    from sdcompress.backends.torch.trajectories import observe_activations
+    from sdcompress.backends.torch.observers import observe_activations
 
     wanted = {name: watches(plan.source.components[name], layers) for name, layers in observed.items()}
     seen = observe_activations(plan.source, wanted, plan.recipe.calibration, advance)

@@ -1,4 +1,4 @@
-"""Finds the steps and formats: every class with a name of its own in the files of a package."""
+"""Finds the steps, formats and ways of rounding: every class with a name of its own in the files of a package."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from sdcompress.errors import InternalError
 
 if TYPE_CHECKING:
     from sdcompress.quant.format import QuantFormat
+    from sdcompress.quant.rounding import Rounding
     from sdcompress.steps import Step
 
 
@@ -31,6 +32,14 @@ def formats() -> dict[str, type[QuantFormat]]:
     from sdcompress.quant.format import QuantFormat
 
     return _find("sdcompress.quant", QuantFormat, "name")
+
+
+@cache
+def roundings() -> dict[str, type[Rounding]]:
+    """Name -> class of the ways of choosing codes, for every file of `sdcompress/quant/rounding/`."""
+    from sdcompress.quant.rounding import Rounding
+
+    return _find("sdcompress.quant.rounding", Rounding, "name")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

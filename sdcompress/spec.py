@@ -12,7 +12,8 @@ from typing import Any
 from sdcompress.safetensors_file import DTYPE_BYTES
 
 KINDS = ("linear", "conv1x1", "conv3x3", "conv", "embedding", "norm", "other")
-HALF_BYTE_DTYPES = frozenset({"I4", "U4"})  # ONNX packs two to a byte; safetensors files have none
+# Codes of less than a byte: ONNX has the 4-bit ones, safetensors files none (backends/torch/packaging.py packs them).
+SUB_BYTE_BITS = {"I4": 4, "I2": 2, "I3": 3, "I5": 5, "I6": 6, "U2": 2, "U3": 3, "U4": 4, "U5": 5, "U6": 6}
 CONVOLUTIONS = frozenset({"conv1x1", "conv3x3", "conv"})
 
 # Modules whose two-dimensional weight is a lookup table. Names as in diffusers and transformers.
@@ -27,13 +28,15 @@ class TensorSpec:
     """One stored tensor; `parameters` counts the model parameters it stands for (scales and buffers: 0)."""
 
     shape: tuple[int, ...]
-    dtype: str  # safetensors' names: F16, BF16, F32, I8, U8, ...; I4 and U4 in ONNX
+    dtype: str  # safetensors' names: F16, BF16, F32, I8, U8, ...; for unpacked codes also those of SUB_BYTE_BITS
     parameters: int
 
     @property
     def size_bytes(self) -> int:
         count = math.prod(self.shape)
-        return -(-count // 2) if self.dtype in HALF_BYTE_DTYPES else count * DTYPE_BYTES[self.dtype]
+        if self.dtype in SUB_BYTE_BITS:
+            return -(-count * SUB_BYTE_BITS[self.dtype] // 8)
+        return count * DTYPE_BYTES[self.dtype]
 
 
 def parameter(shape: tuple[int, ...], dtype: str) -> TensorSpec:

@@ -106,7 +106,10 @@ BAD_RECIPES = {
     "key": ("unet: [{quantize: {format: int8, bits: 8}}]", "components.unet.0.quantize.bits: no such key"),
     "component": ("unett: [{quantize: {format: int8}}]", "components.unett: the pipeline has no such component"),
     "pattern": ("unet: [{quantize: {format: int8, include: [conv_im]}}]", "'conv_im' matches no layer of unet"),
-    "group": ("unet: [{quantize: {format: int8, group_size: 48}}]", "group_size: 48 does not divide"),
+    "group": (
+        "unet: [{cast: {dtype: float32}}, {quantize: {format: int8, group_size: 48}}]}\ntarget: onnx\n#",
+        "group_size: 48 does not divide",
+    ),
 }
 
 

@@ -30,6 +30,16 @@ EXTRA_RECIPES = {
     "groups": "  unet:\n    - quantize: {format: int8, group_size: 16, exclude: [conv_in]}\n",
     "bfloat16": '  "*":\n    - cast: {dtype: bfloat16}\n',
     "pruned": "  unet:\n    - prune: {drop_mid_block: true, layers_per_block: 1}\n",
+    "int2": "  unet:\n    - quantize: {format: int2, group_size: 16, keep_sensitive: false}\n",
+    "uint3": "  unet:\n    - quantize: {format: uint3, group_size: 24, scale_bits: 8, rounding: hqq}\n",
+    "uint5": "  text_encoder:\n    - quantize: {format: uint5, group_size: 128, rounding: search}\n",
+    "codebook3": "  vae:\n    - quantize: {format: codebook3, group_size: 8}\n",
+    "rotated": "  unet:\n    - quantize: {format: int4, hadamard: true, rank: 2, scale_bits: 8, exclude: [conv_in, conv_out]}\n",
+    "gptq": "  unet:\n    - quantize: {format: uint4, rounding: gptq, bias_correction: true}\n"
+    "  text_encoder:\n    - quantize: {format: normal-float4, rounding: weighted-search}\n"
+    "calibration: {prompts: [ab], num_inference_steps: 2}\n",
+    "smoothed": "  unet:\n    - smooth: {format: uint4, group_size: 16}\n    - quantize: {format: uint4, group_size: 16}\n"
+    "calibration: {prompts: [ab], num_inference_steps: 1}\n",
     "untouched": "  vae:\n    - cast: {dtype: float16}\n",
 }
 

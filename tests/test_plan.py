@@ -93,8 +93,52 @@ def test_published_block_pruning_counts():
             "components.unet.0.quantize.overrides.0.layers: 'nope' matches no layer of unet",
         ),
         (
-            "  unet:\n    - quantize: {format: int8, group_size: 48, include: [conv_out]}\n",
-            "components.unet.0.quantize.group_size: 48 does not divide 320 (conv_out); use 16, 32 or 64",
+            "  unet:\n    - quantize: {format: int3, roundin: gptq}\n",
+            "components.unet.0.quantize.roundin: no such key; did you mean rounding?",
+        ),
+        (
+            "  unet:\n    - quantize: {format: int3, rounding: gtpq}\n",
+            "components.unet.0.quantize.rounding: no way of rounding 'gtpq'; did you mean gptq?",
+        ),
+        (
+            "  unet:\n    - quantize: {format: nf4, rounding: gptq}\n",
+            "components.unet.0.quantize.rounding: nf4 is rounded by nearest only",
+        ),
+        (
+            "  unet:\n    - quantize: {format: nf4, rank: 8}\n",
+            "components.unet.0.quantize.rank: nf4 has no such option; leave it out, or use int4",
+        ),
+        (
+            "  unet:\n    - quantize: {format: int8, overrides: [{layers: [conv_in], format: codebook4, scale_bits: 8}]}\n",
+            "components.unet.0.quantize.overrides.0.scale_bits: codebook4 has no such option",
+        ),
+        (
+            "  unet:\n    - quantize: {format: uint4, rank: 320, include: [conv_in]}\n",
+            "components.unet.0.quantize.format: uint4 applies to no layer of unet; matches no include pattern",
+        ),
+        (
+            "  unet:\n    - quantize: {format: uint4, rank: 320, keep_sensitive: false, include: [conv_in]}\n",
+            "components.unet.0.quantize.rank: 320 is not below the rank of conv_in [320, 4, 3, 3]; use less",
+        ),
+        (
+            "  safety_checker:\n    - quantize: {format: uint4, rounding: gptq}\n",
+            "components.safety_checker.0.quantize.rounding: nothing can be calibrated for safety_checker",
+        ),
+        (
+            "  unet:\n    - quantize: {format: uint4}\n    - smooth: {format: uint4}\n",
+            "components.unet.1.smooth: must stand before quantize",
+        ),
+        (
+            "  safety_checker:\n    - smooth: {format: uint44}\n",
+            "components.safety_checker.0.smooth.format: no format 'uint44'; did you mean uint4?",
+        ),
+        (
+            "  safety_checker:\n    - smooth: {format: uint4}\n",
+            "components.safety_checker.0.smooth: safety_checker (StableDiffusionSafetyChecker) has no place where scales",
+        ),
+        (
+            "  unet:\n    - prune: {drop_mid_block: true}\n    - quantize: {format: uint4, rounding: gptq}\n",
+            "components: unet is pruned, and layer inputs are calibrated on the unpruned pipeline; leave out calibrated",
         ),
         (
             "  vae:\n    - prune: {drop_mid_block: true}\n",
@@ -120,6 +164,49 @@ def test_mistakes_are_named(components, expected):
     assert any(expected in line for line in problems_of("sd15", components)), problems_of("sd15", components)
 
 
+def test_groups_that_do_not_divide_end_in_a_smaller_one():
+    """320 channels are six groups of 48 and one of 32: seven scales for each output channel."""
+    spec = plan("sd15", "  unet:\n    - quantize: {format: int8, group_size: 48, include: [conv_out]}\n").after("unet")
+    assert spec.tensors["conv_out.scale"].shape == (4, 7)
+
+
+def test_calibrated_layers_are_planned_with_their_memory():
+    plain = plan("sd15", "  unet:\n    - quantize: {format: uint4, group_size: 64}\n")
+    calibrated = plan("sd15", "  unet:\n    - quantize: {format: uint4, group_size: 64, rounding: gptq}\n")
+    outcomes = {one.layer: one for one in calibrated.steps[0].planned.layers}
+    assert outcomes["mid_block.resnets.0.conv1"].method == "gptq"
+    assert set(calibrated.steps[0].planned.calibrated) == {name for name, one in outcomes.items() if one.format}
+    assert plain.steps[0].planned.calibrated == ()
+    assert plain.after("unet").tensors == calibrated.after("unet").tensors
+    # The UNet in float32 and its layers' moments, at most Limits.blocks_bytes, are in memory while pictures are drawn.
+    assert 4 * 859_520_964 < calibrated.peak_bytes - plain.peak_bytes < 4 * 859_520_964 + 2**31 + 2**30
+
+
+def test_an_embedding_is_rounded_without_calibration():
+    made = plan("sd15", "  text_encoder:\n    - quantize: {format: uint4, rounding: gptq}\n")
+    methods = {one.kind: one.method for one in made.steps[0].planned.layers if one.format}
+    assert methods == {"embedding": "search", "linear": "gptq"}
+
+
+@pytest.mark.parametrize(
+    ("options", "bits"),
+    [
+        # 4 bits, and for each group of 64 a scale and a zero point of 8 bits, or scales alone of 16 or 8.
+        ("format: uint4, group_size: 64, scale_bits: 8", 4 + 16 / 64),
+        ("format: int4, group_size: 64", 4 + 16 / 64),
+        ("format: int3, group_size: 32, scale_bits: 8", 3 + 8 / 32),
+        ("format: normal-float4, group_size: 64, scale_bits: 8", 4 + 8 / 64),
+        ("format: codebook2", 2),
+    ],
+)
+def test_bits_per_weight_of_sd15(options, bits):
+    """A layer whose groups divide: 1280 input channels, 3x3. The step of a row's scales is 16 bits in 11,520."""
+    spec = plan("sd15", f"  unet:\n    - quantize: {{{options}, include: [mid_block.resnets.0.conv1]}}\n").after("unet")
+    parts = [tensor for name, tensor in spec.tensors.items() if name.startswith("mid_block.resnets.0.conv1.")]
+    stored = [tensor for tensor in parts if tensor.shape != (1280,) or tensor.parameters == 0]
+    assert 8 * sum(tensor.size_bytes for tensor in stored) / (1280 * 1280 * 9) == pytest.approx(bits, abs=0.002)
+
+
 def test_torch_only_formats_name_the_alternative_for_onnx():
     lines = problems_of("sd15", "  unet:\n    - quantize: {format: nf4}\n", target="onnx")
     assert list(lines) == ["components.unet.0.quantize.format: nf4 cannot be packaged for target onnx; use int4 there"]
@@ -135,9 +222,19 @@ ROUNDED = "    - quantize: {format: int8, activations: int8}\n"
     ("components", "target", "expected"),
     [
         (
-            "  unet:\n    - quantize: {format: int4}\n",
-            "torch",
-            "components.unet.0.quantize.format: int4 cannot be packaged for target torch; use nf4 there",
+            f"  unet:\n{FLOAT}    - quantize: {{format: uint4}}\n",
+            "onnx",
+            "components.unet.1.quantize.format: uint4 cannot be packaged for target onnx; use int4 there",
+        ),
+        (
+            f"  unet:\n{FLOAT}    - quantize: {{format: int4, scale_bits: 8, include: [mid_block]}}\n",
+            "onnx",
+            "components.unet.1.quantize.scale_bits: cannot be packaged for target onnx; leave it out there",
+        ),
+        (
+            f"  unet:\n{FLOAT}    - quantize: {{format: int8, group_size: 48, include: [conv_out]}}\n",
+            "onnx",
+            "components.unet.1.quantize.group_size: 48 does not divide 320 (conv_out); use 16, 32 or 64",
         ),
         (
             f"  unet:\n{ROUNDED}",

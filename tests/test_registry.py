@@ -9,8 +9,11 @@ from sdcompress.steps import Step
 
 
 def test_finds_what_is_there():
-    assert set(registry.steps()) == {"cast", "prune", "quantize", "export"}
-    assert set(registry.formats()) == {"int8", "int8-unsaturated", "int4", "nf4", "fp4", "llm-int8"}
+    assert set(registry.steps()) == {"cast", "prune", "smooth", "quantize", "export"}
+    ours = {"int8", "int8-unsaturated", "normal-float4"} | {f"int{bits}" for bits in range(2, 7)}
+    ours |= {f"{name}{bits}" for name in ("uint", "codebook") for bits in (2, 3, 4, 5, 6, 8)}
+    assert set(registry.formats()) == ours | {"fp4", "llm-int8", "nf4"}
+    assert set(registry.roundings()) == {"nearest", "search", "weighted-search", "hqq", "gptq"}
 
 
 def test_refuses_a_second_of_the_same_name(tmp_path, monkeypatch):

@@ -37,7 +37,7 @@ class FourBit(QuantFormat):
     def block_size(self) -> int:
         return self.group_size or BLOCK_SIZES[0]
 
-    def problem(self, layer: Layer) -> str | None:
+    def problem(self, layer: Layer, target: str = "torch") -> str | None:
         if self.block_size in BLOCK_SIZES:
             return None
         usable = ", ".join(map(str, BLOCK_SIZES))
@@ -152,7 +152,7 @@ class LLMInt8(QuantFormat):
     keeps_sensitive = False
     alternative = "int8"
 
-    def problem(self, layer: Layer) -> str | None:
+    def problem(self, layer: Layer, target: str = "torch") -> str | None:
         return None if self.group_size is None else f"llm-int8 has one scale per row and no groups ({layer.name})"
 
     def stored(self, weight: TensorSpec) -> dict[str, TensorSpec]:

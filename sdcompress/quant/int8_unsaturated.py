@@ -11,8 +11,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sdcompress.quant import integer
-from sdcompress.quant.format import QuantizedTensor
 from sdcompress.quant.int8 import Int8
 from sdcompress.spec import CONVOLUTIONS, Layer
 
@@ -26,12 +24,14 @@ class Int8Unsaturated(Int8):
 
     name = "int8-unsaturated"
     kinds = frozenset({"linear"}) | CONVOLUTIONS
+    options = frozenset()
+    roundings = frozenset({"nearest"})  # another code or scale, and a pair could saturate
 
-    def problem(self, layer: Layer) -> str | None:
+    def problem(self, layer: Layer, target: str = "torch") -> str | None:
         return None if self.group_size is None else "is per output channel; leave group_size out"
 
-    def quantize(self, weight: torch.Tensor) -> QuantizedTensor:
-        return integer.round_to_nearest(weight, self, largest_pair)
+    def largest(self, weight: torch.Tensor, grouped: torch.Tensor) -> torch.Tensor:
+        return largest_pair(weight)
 
 
 def largest_pair(rows: torch.Tensor) -> torch.Tensor:

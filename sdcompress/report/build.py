@@ -132,6 +132,7 @@ def describe_side(
         "pictures": len(taken),
         **{flag: sum(entry[flag] for entry in taken) for flag in FLAGS},
         "components": components,
+        "layers": list(model["layers"]),
     }
 
 

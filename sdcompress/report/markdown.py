@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sdcompress.report.layers import FORMAT_COLUMNS, LAYER_COLUMNS, format_rows, layer_rows
 from sdcompress.report.wording import component_rows, findings, pipeline_rows, subject_text
 
 SHOWN_PAIRS = 16
@@ -32,6 +33,7 @@ def to_markdown(report: Mapping[str, Any]) -> str:
             component_rows(report),
         ),
         "",
+        *_layers(report),
         "## Pictures",
         "",
         "Original above compressed, same prompt, seed and initial latents.",
@@ -53,6 +55,27 @@ def to_markdown(report: Mapping[str, Any]) -> str:
         *([] if report["command"] is None else ["", *(f"    {line}" for line in report["command"].splitlines())]),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _layers(report: Mapping[str, Any]) -> list[str]:
+    formats = format_rows(report)
+    if not formats:
+        return []
+    return [
+        "## Layers",
+        "",
+        "Signal to quantization noise ratio of weights, in dB: the median over the layers, the lowest in brackets; of"
+        " the layers' outputs where what goes into them was calibrated.",
+        "",
+        *_table(FORMAT_COLUMNS, formats),
+        "",
+        "<details><summary>Every quantized layer, the largest error first</summary>",
+        "",
+        *_table(LAYER_COLUMNS, layer_rows(report)),
+        "",
+        "</details>",
+        "",
+    ]
 
 
 _COMPONENT_COLUMNS = ("parameters", "weights", "bits per weight", "time per picture")

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from sdcompress.openers import opener_of
 from sdcompress.plan import Plan
+from sdcompress.report.layers import described
 from sdcompress.spec import ComponentSpec
 
 
@@ -65,7 +66,7 @@ def _render_component(name: str, part: dict[str, Any], console: Console, layers:
     console.print(f"[bold]{name}[/]: {steps}; opens with {part['opens_with']}", highlight=False)
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for layer in part["layers"]:
-        said = ("", layer["format"]) if layer["format"] else ("left alone: ", layer["reason"])
+        said = ("", described(layer)) if layer["format"] else ("left alone: ", layer["reason"])
         if layer["reason"] == "removed":
             said = ("", "removed")
         groups.setdefault((said[0], str(said[1])), []).append(layer)
@@ -109,6 +110,7 @@ def _layers(plan: Plan, component: str) -> list[dict[str, Any]]:
             "kind": outcome.kind,
             "parameters": outcome.parameters,
             "format": outcome.format,
+            "rounding": outcome.method or "nearest",
             "reason": outcome.reason,
         }
         for step in plan.steps_of(component)

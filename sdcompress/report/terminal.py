@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from sdcompress.report.layers import format_rows
 from sdcompress.report.wording import component_rows, findings, pipeline_rows, subject_text
 
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ def print_report(report: Mapping[str, Any], console: Console) -> None:
     console.print(Text(subject_text(report), style="dim"))
     console.print(_pipeline_table(report))
     console.print(_component_table(report))
+    if layers := _layer_table(report):
+        console.print(layers)
     for line in findings(report):
         console.print(Text(line))
 
@@ -38,6 +41,18 @@ def _component_table(report: Mapping[str, Any]) -> Table:
     for name, *cells in component_rows(report):
         table.add_row(name, "original", *cells[0::2])
         table.add_row("", "compressed", *cells[1::2], end_section=True)
+    return table
+
+
+def _layer_table(report: Mapping[str, Any]) -> Table | None:
+    """One line for each format of each component, with its layers' errors; None for a pipeline that is no artifact."""
+    rows = [row for row in format_rows(report) if not row[1].startswith("left alone")]
+    if not rows:
+        return None
+    table = _table("layers of", "format", "count", "bits", "weights dB", "outputs dB")
+    table.columns[1].justify = "left"
+    for component, text, count, _, bits, weight, output in rows:
+        table.add_row(component, text, count, bits, weight, output)
     return table
 
 

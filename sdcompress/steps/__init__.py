@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -15,6 +15,8 @@ from sdcompress.spec import ComponentSpec
 if TYPE_CHECKING:
     import torch
 
+    from sdcompress.quant.statistics import LayerStatistics
+
 
 class Stage(IntEnum):
     """The order in which steps of a component must stand in a recipe."""
@@ -23,8 +25,9 @@ class Stage(IntEnum):
     PRUNE = 2
     RECOVER = 3
     CAST = 4
-    QUANTIZE = 5
-    EXPORT = 6
+    SMOOTH = 5
+    QUANTIZE = 6
+    EXPORT = 7
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,7 @@ class LayerOutcome:
     parameters: int
     format: str | None
     reason: str = ""
+    method: str = ""  # how its codes are chosen
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,8 @@ class Planned:
     notes: tuple[str, ...] = ()
     working_bytes: int = 0  # the most a single tensor's processing holds at once
     requires: frozenset[str] = frozenset()  # packages that must be importable to apply it
+    calibrated: tuple[str, ...] = ()  # layers of whose inputs applying it needs statistics
+    target: str = "torch"  # the backend that will package it
 
 
 @dataclass
@@ -58,10 +64,18 @@ class Record:
 
 @dataclass(frozen=True)
 class Component:
-    """A component being worked on: its spec, and a reader that makes each of its tensors when it is asked for."""
+    """A component being worked on: its spec, and a reader that makes each of its tensors when it is asked for.
+
+    `statistics`: layer -> what goes into it, of the layers that a step's plan says it needs them of.
+    """
 
     spec: ComponentSpec
     read: Callable[[str], torch.Tensor]
+    statistics: Mapping[str, LayerStatistics] = field(default_factory=dict)
+
+    def becomes(self, spec: ComponentSpec, read: Callable[[str], torch.Tensor]) -> Component:
+        """The component with another spec and reader."""
+        return replace(self, spec=spec, read=read)
 
 
 class Step(BaseModel):

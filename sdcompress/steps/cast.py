@@ -49,7 +49,7 @@ class Cast(Step):
                 )
             return result
 
-        return Component(planned.spec, read)
+        return part.becomes(planned.spec, read)
 
 
 def _casts(tensor: TensorSpec, dtype: str) -> bool:

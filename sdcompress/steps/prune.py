@@ -59,7 +59,7 @@ class Prune(Step):
         def read(name: str) -> torch.Tensor:
             return part.read(kept[name])
 
-        return Component(planned.spec, read)
+        return part.becomes(planned.spec, read)
 
     def _kept(self, spec: ComponentSpec) -> dict[str, str]:
         """Tensor name in the pruned UNet -> its name before."""

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from sdcompress import registry
 from sdcompress.backends.torch.packaging import is_stock, package, package_specs, packed_specs
 from sdcompress.components.observed import CALIBRATED
-from sdcompress.components.sensitive import sensitive_patterns
 from sdcompress.errors import UserError
-from sdcompress.patterns import first_match, unmatched
-from sdcompress.quant.error import sqnr_db
+from sdcompress.layer_formats import Choice, Override, choose, unmatched_patterns
+from sdcompress.patterns import first_match
+from sdcompress.quant.compose import quantize_weight, restored
+from sdcompress.quant.corrections.bias import corrected_bias
+from sdcompress.quant.error import output_sqnr_db, rounding_sqnr_db, sqnr_db
 from sdcompress.quant.format import from_label
-from sdcompress.spec import CONVOLUTIONS, ComponentSpec, Layer, TensorSpec, layers_of
+from sdcompress.quant.statistics import Limits, block_sizes
+from sdcompress.spec import CONVOLUTIONS, ComponentSpec, Layer, TensorSpec
 from sdcompress.steps import Component, LayerOutcome, Planned, Record, Stage, Step
 
 if TYPE_CHECKING:
@@ -23,38 +26,24 @@ if TYPE_CHECKING:
 
     from sdcompress.quant.format import QuantFormat, QuantizedTensor
 
-_NOTHING_TO_ROUND = frozenset({"norm", "other"})
-
-
-class Override(BaseModel):
-    """Another format for the layers that match: `{layers: ["mid_block"], format: nf4}`; `format: null` spares them."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    layers: tuple[str, ...] = Field(min_length=1)
-    format: str | None
-    group_size: int | None = Field(default=None, ge=1)
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What one layer gets: a format, or None and why not."""
-
-    layer: Layer
-    format: QuantFormat | None
-    reason: str = ""
-
 
 class Quantize(Step):
     """`quantize: {format: int8}`: every layer the format can store, but those a pattern or the sensitive list spares.
 
     include, exclude and the overrides' layers are patterns of module names with `*`; a pattern also takes in all
     modules inside the one it names. Overrides come first, the first that matches wins; then exclude, then include.
+    weighted-search, gptq and bias_correction are calibrated on what goes into the layers while pictures are drawn.
     """
 
     kind = "quantize"
     stage = Stage.QUANTIZE
     format: str
     group_size: int | None = Field(default=None, ge=1)
+    scale_bits: Literal[8, 16] = 16  # 8: scales are rounded to 8 bits themselves
+    rank: int = Field(default=0, ge=0)  # of a float16 low-rank correction; 0: none
+    hadamard: bool = False  # rotate blocks of input channels
+    rounding: str = "nearest"  # how codes are chosen: nearest, search, weighted-search, hqq, gptq
+    bias_correction: bool = False  # shift biases by the mean error of the layer's output
     include: tuple[str, ...] = ("*",)
     exclude: tuple[str, ...] = ()
     overrides: tuple[Override, ...] = ()
@@ -64,38 +53,46 @@ class Quantize(Step):
     activations_exclude: tuple[str, ...] = ()  # patterns of layers whose weights alone are quantized
 
     def plan(self, spec: ComponentSpec, target: str) -> Planned:
-        choices = self._choices(spec, target)
+        choices = choose(self, spec, target)
         observed = self._observed(choices, spec, target)
+        calibrated = self._calibrated(choices, spec)
         chosen = {choice.layer.name: choice.format for choice in choices if choice.format is not None}
-        packaged = package_specs(spec, chosen)
+        packaged = package_specs(spec, chosen, target)
         if observed:
             quantization = {**packaged.config["quantization_config"], "activations": observed}
             packaged = packaged.replace(config={**packaged.config, "quantization_config": quantization})
-        largest = max((_working_bytes(spec.tensors[f"{name}.weight"]) for name in chosen), default=0)
+        working = [
+            _working_bytes(spec.tensors[f"{choice.layer.name}.weight"], choice.layer.name in calibrated)
+            for choice in choices
+            if choice.format is not None
+        ]
         outcomes = tuple(
             LayerOutcome(
                 choice.layer.name, choice.layer.kind, choice.layer.parameters,
-                choice.format.label if choice.format else None, choice.reason,
+                choice.format.label if choice.format else None, choice.reason, choice.rounding,
             )
             for choice in choices
         )  # fmt: skip
         libraries = frozenset(fmt.library for fmt in chosen.values()) - {"sdcompress"}
-        count = len(observed)
-        notes = (f"activations in 8 bits: {count} layers, calibrated ranges",) if observed else ()
-        return Planned(packaged, outcomes, notes, largest, libraries)
+        notes = []
+        if observed:
+            notes.append(f"activations in 8 bits: {len(observed)} layers, calibrated ranges")
+        if calibrated:
+            notes.append(f"calibrated on what goes into them: {len(calibrated)} layers")
+        return Planned(packaged, outcomes, tuple(notes), max(working, default=0), libraries, calibrated, target)
 
     def apply(self, part: Component, planned: Planned, record: Record) -> Component:
-        formats = {
-            outcome.layer: from_label(outcome.format, registry.formats())
-            for outcome in planned.layers
-            if outcome.format
-        }
+        import torch
+
+        outcomes = {outcome.layer: outcome for outcome in planned.layers if outcome.format}
+        formats = {name: from_label(str(one.format), registry.formats()) for name, one in outcomes.items()}
         stock = is_stock(part.spec, formats)
-        layer_of = {
-            name: layer
-            for layer, fmt in formats.items()
-            for name in packed_specs(layer, fmt, part.spec.tensors[f"{layer}.weight"], stock)
-        }
+        layer_of: dict[str, str] = {}
+        for layer, fmt in formats.items():
+            weight = part.spec.tensors[f"{layer}.weight"]
+            layer_of |= dict.fromkeys(packed_specs(layer, fmt, weight, stock, planned.target), layer)
+            if layer in planned.calibrated and self.bias_correction and f"{layer}.bias" in part.spec.tensors:
+                layer_of[f"{layer}.bias"] = layer
         ready: dict[str, torch.Tensor] = {}  # what is left of the layer quantized last
 
         def read(name: str) -> torch.Tensor:
@@ -103,45 +100,38 @@ class Quantize(Step):
                 return part.read(name)
             if name not in ready:
                 layer = layer_of[name]
-                tensor = _quantize(part, layer, formats[layer], record)
                 ready.clear()
-                ready.update(package(tensor, layer, part.spec.tensors[f"{layer}.weight"], stock))
+                weight = part.read(f"{layer}.weight")
+                tensor = _quantize(part, layer, weight, formats[layer], outcomes[layer].method, record)
+                ready.update(package(tensor, layer, part.spec.tensors[f"{layer}.weight"], stock, planned.target))
+                bias = f"{layer}.bias"
+                if bias in layer_of:
+                    mean = part.statistics[layer].mean
+                    ready[bias] = corrected_bias(part.read(bias), weight, restored(tensor, torch.float32), mean)
             return ready.pop(name)
 
-        return Component(planned.spec, read)
+        return part.becomes(planned.spec, read)
 
-    def _choices(self, spec: ComponentSpec, target: str) -> list[Choice]:
-        """Every layer's choice; raises UserError with all that is wrong with the step."""
-        default = _format(self.format, self.group_size, target, "format")
-        problems: list[str] = [default] if isinstance(default, str) else []
-        others: list[tuple[Override, QuantFormat | None]] = []
-        for index, override in enumerate(self.overrides):
-            fmt = None
-            if override.format is not None:
-                made = _format(override.format, override.group_size, target, f"overrides.{index}.format")
-                if isinstance(made, str):
-                    problems.append(made)
-                    continue
-                fmt = made
-            others.append((override, fmt))
-        layers = layers_of(spec)
-        names = [layer.name for layer in layers if layer.kind not in _NOTHING_TO_ROUND]
-        problems += _unmatched("include", self.include, names, spec)
-        problems += _unmatched("exclude", self.exclude, names, spec)
-        for index, override in enumerate(self.overrides):
-            problems += _unmatched(f"overrides.{index}.layers", override.layers, names, spec)
-        if problems or isinstance(default, str):
-            raise UserError(problems)
-        choices = [self._choice(layer, spec, default, others) for layer in layers]
-        problems += sorted(
-            {f"group_size: {problem}" for choice in choices if choice.format
-             and (problem := choice.format.problem(choice.layer))}
-        )[:8]  # fmt: skip
-        if not problems and not any(choice.format for choice in choices):
-            problems.append(f"format: {self.format} applies to no layer of {spec.name}; {_reasons(choices)}")
-        if problems:
-            raise UserError(problems)
-        return choices
+    def _calibrated(self, choices: list[Choice], spec: ComponentSpec) -> tuple[str, ...]:
+        """The layers of whose inputs statistics are needed. UserError where none can be gathered."""
+        roundings = registry.roundings()
+        layers = tuple(
+            choice.layer.name
+            for choice in choices
+            if choice.format is not None
+            and choice.layer.kind in {"linear"} | CONVOLUTIONS
+            and (roundings[choice.rounding].calibrated or self._corrects(choice.layer, spec))
+        )
+        if layers and spec.class_name not in CALIBRATED:
+            field = "rounding" if roundings[self.rounding].calibrated else "bias_correction"
+            raise UserError(
+                f"{field}: nothing can be calibrated for {spec.name} ({spec.class_name}); give it a step of its own, "
+                f"with rounding: search or hqq"
+            )
+        return layers
+
+    def _corrects(self, layer: Layer, spec: ComponentSpec) -> bool:
+        return self.bias_correction and f"{layer.name}.bias" in spec.tensors
 
     def _observed(self, choices: list[Choice], spec: ComponentSpec, target: str) -> list[str]:
         """The layers whose activations are rounded too. UserError where that cannot be done."""
@@ -173,91 +163,53 @@ class Quantize(Step):
                 f"activations: go with 8-bit weights in linear layers and convolutions without group_size, of which "
                 f"{spec.name} gets none here; leave this out, or use format: int8"
             )
-        problems = _unmatched("activations_exclude", self.activations_exclude, able, spec)
+        problems = unmatched_patterns("activations_exclude", self.activations_exclude, able, spec)
         if problems:
             raise UserError(problems)
         return [name for name in able if not first_match(self.activations_exclude, name)]
 
-    def _choice(
-        self,
-        layer: Layer,
-        spec: ComponentSpec,
-        default: QuantFormat,
-        overrides: list[tuple[Override, QuantFormat | None]],
-    ) -> Choice:
-        if layer.kind in _NOTHING_TO_ROUND:
-            return Choice(layer, None, "norms and bare parameters stay as they are")
-        for override, fmt in overrides:
-            if pattern := first_match(override.layers, layer.name):
-                if fmt is None:
-                    return Choice(layer, None, f"spared by override {pattern}")
-                return self._storable(layer, spec, fmt, convolutions=True)
-        if pattern := first_match(self.exclude, layer.name):
-            return Choice(layer, None, f"excluded by {pattern}")
-        if not first_match(self.include, layer.name):
-            return Choice(layer, None, "matches no include pattern")
-        keep_sensitive = default.keeps_sensitive if self.keep_sensitive is None else self.keep_sensitive
-        if keep_sensitive and (pattern := first_match(sensitive_patterns(spec.class_name), layer.name)):
-            return Choice(layer, None, f"sensitive layer {pattern} (keep_sensitive)")
-        own = default.library == "sdcompress"
-        return self._storable(layer, spec, default, own if self.convolutions is None else self.convolutions)
 
-    def _storable(self, layer: Layer, spec: ComponentSpec, fmt: QuantFormat, convolutions: bool) -> Choice:
-        if layer.kind in CONVOLUTIONS and not convolutions:
-            return Choice(layer, None, f"{fmt.name} here is for linear layers only (set convolutions: true)")
-        if layer.kind not in fmt.kinds:
-            return Choice(layer, None, f"{fmt.name} cannot store a layer of kind {layer.kind}")
-        if layer.kind == "conv" and len(layer.shape) != 4:
-            return Choice(layer, None, "only two-dimensional convolutions are supported")
-        if fmt.library == "bitsandbytes" and layer.name.endswith(".wo") and spec.class_name.startswith(("T5", "UMT5")):
-            return Choice(layer, None, "stock transformers keeps T5's wo in float")
-        if layer.name == "shared" and spec.class_name.startswith(("T5", "UMT5")):
-            return Choice(layer, None, "embedding shared between two modules")
-        return Choice(layer, fmt)
+def _working_bytes(weight: TensorSpec, calibrated: bool) -> int:
+    """Bytes held while one weight is worked on: itself, its codes, twice in float32 for its error, and chunks.
 
-
-def _format(name: str, group_size: int | None, target: str, path: str) -> QuantFormat | str:
-    """The format, or what is wrong with asking for it."""
-    known = registry.formats()
-    if name not in known:
-        return f"{path}: no format {name!r}; {registry.nearest(name, known)}"
-    fmt = known[name](group_size)
-    if target not in fmt.targets:
-        return f"{path}: {name} cannot be packaged for target {target}; use {fmt.alternative} there"
-    return fmt
-
-
-def _unmatched(path: str, patterns: tuple[str, ...], names: list[str], spec: ComponentSpec) -> list[str]:
-    return [
-        f"{path}: {pattern!r} matches no layer of {spec.name}; `sdcompress inspect MODEL --layers` lists them"
-        for pattern in unmatched(patterns, names)
-    ]
-
-
-def _reasons(choices: list[Choice]) -> str:
-    return "; ".join(sorted({choice.reason for choice in choices if choice.reason}))
-
-
-def _working_bytes(weight: TensorSpec) -> int:
-    """Bytes held while one weight is worked on: itself, its codes, twice in float32 for its error, and chunks."""
+    Calibrated rounding holds five more copies in float32, and four of the blocks of its inputs' moments.
+    """
     count = weight.parameters
-    return weight.size_bytes + count + 8 * count + 6 * 4 * min(count, 2**22)
+    plain = weight.size_bytes + count + 8 * count + 6 * 4 * min(count, 2**22)
+    if not calibrated:
+        return plain
+    columns = math.prod(weight.shape[1:])
+    blocks = block_sizes(columns, math.prod(weight.shape[2:]), Limits().columns)
+    return plain + 20 * count + 16 * sum(size**2 for size in blocks)
 
 
-def _quantize(part: Component, layer: str, fmt: QuantFormat, record: Record) -> QuantizedTensor:
+def _quantize(
+    part: Component, layer: str, weight: torch.Tensor, fmt: QuantFormat, rounding: str, record: Record
+) -> QuantizedTensor:
     """The layer's weight in `fmt`; its error goes into the record. UserError for a weight with NaN or Inf."""
     import torch
 
     name = f"{layer}.weight"
-    weight = part.read(name)
+    statistics = part.statistics.get(layer)
     try:
-        tensor = fmt.quantize(weight)
+        tensor = quantize_weight(weight, fmt, registry.roundings()[rounding](), statistics)
     except ValueError as error:
         raise UserError(f"{part.spec.name}.{name}: {error}; the source's weights are broken") from None
     stored_bytes = sum(spec.size_bytes for spec in fmt.stored(part.spec.tensors[name]).values())
     record.layers[layer] = {
         "format": fmt.label,
+        "rounding": rounding,
         "bits_per_weight": 8 * stored_bytes / weight.numel(),
-        "weight_sqnr_db": sqnr_db(weight, tensor.dequantize(torch.float32)),
+        "weight_sqnr_db": _weight_sqnr_db(weight, tensor),
     }
+    if statistics is not None:
+        record.layers[layer]["output_sqnr_db"] = output_sqnr_db(weight, restored(tensor, torch.float32), statistics)
     return tensor
+
+
+def _weight_sqnr_db(weight: torch.Tensor, tensor: QuantizedTensor) -> float:
+    import torch
+
+    if tensor.format.library != "sdcompress" or tensor.format.hadamard or tensor.palette is not None:
+        return sqnr_db(weight, restored(tensor, torch.float32))
+    return rounding_sqnr_db(weight, tensor)

@@ -13,7 +13,9 @@ import torch
 
 from sdcompress import open_source
 from sdcompress.backends.torch import trajectories
-from sdcompress.backends.torch.trajectories import Observations, Walk, observe_activations, open_component
+from sdcompress.backends.torch.observers import HistogramObserver, Observations, observe_activations
+from sdcompress.backends.torch.source_parts import open_component
+from sdcompress.backends.torch.trajectories import Walk
 from sdcompress.calibration import FIRST_SEED, Calibration, Watch, choose_prompts
 from sdcompress.components.skips import skip_splits
 from sdcompress.errors import SourceError
@@ -171,7 +173,7 @@ def test_pictures_are_those_of_the_stock_pipeline(model: str, request: pytest.Fi
     calibration = Calibration(prompt_count=2, num_inference_steps=2, **size)
     pictures: dict[str, list[torch.Tensor]] = {}
     for how, wanted in (("watched", everything(source)), ("unwatched", {"vae": {"decoder.conv_out": Watch()}})):
-        walk = Walk(source, wanted, calibration, lambda *_: None, "cpu")
+        walk = Walk(source, wanted, calibration, lambda *_: None, "cpu", HistogramObserver(wanted))
         pictures[how] = walk.decode(walk.denoise(walk.encode_prompts()))
     pipeline = DiffusionPipeline.from_pretrained(source.path, torch_dtype=torch.float32, safety_checker=None)
     chosen = choose_prompts(calibration, source)

@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sdcompress.quant.int8 import Int8
-from sdcompress.quant.integer import round_to_nearest
 from sdcompress.spec import parameter
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -58,7 +57,7 @@ def smallest_half_at_least(value):
 def test_equals_slow_reference(out_channels, groups, group, kernel, grouped, bits, dtype, seed):
     weight = random_weight((out_channels, groups * group, *kernel), dtype, seed)
     fmt = type("Coarse", (Int8,), {"bits": bits})(group if grouped else None)
-    result = round_to_nearest(weight, fmt)
+    result = fmt.quantize(weight)
     codes, scales = slow_reference(weight.double(), bits, group if grouped else None)
     assert result.scale.reshape(out_channels, -1).double().tolist() == scales
     expected = torch.tensor(codes).reshape(weight.shape)
@@ -96,7 +95,7 @@ def test_zero_rows_stay_zero():
 def test_chunks_do_not_change_the_codes(monkeypatch):
     weight = random_weight((33, 24, 3, 3))
     whole = Int8(8).quantize(weight)
-    monkeypatch.setattr("sdcompress.quant.integer.CHUNK", 500)
+    monkeypatch.setattr("sdcompress.quant.grid_format.PIECE", 500)
     pieces = Int8(8).quantize(weight)
     assert torch.equal(whole.codes, pieces.codes) and torch.equal(whole.scale, pieces.scale)
 

@@ -14,6 +14,18 @@ from sdcompress.report.build import build_report
 
 ENVIRONMENT = {"python": "3.11", "platform": "Linux", "cpu": "A CPU", "cores": 2, "memory_bytes": 1, "versions": {}}
 
+ROUNDED = {"kind": "conv3x3", "parameters": 9_000_000, "format": "uint4/64+scale8", "rounding": "gptq"}
+LAYERS = [
+    {"component": "unet", "layer": "a.conv1", **ROUNDED, "bits_per_weight": 4.25, "weight_sqnr_db": 21.5,
+     "output_sqnr_db": 27.25},
+    {"component": "unet", "layer": "a.conv2", **ROUNDED, "bits_per_weight": 4.75, "weight_sqnr_db": 20.5,
+     "output_sqnr_db": 25.75},
+    {"component": "unet", "layer": "conv_in", "kind": "conv3x3", "parameters": 2_000_000, "format": None,
+     "reason": "sensitive layer conv_in (keep_sensitive)"},
+    {"component": "vae", "layer": "conv", "kind": "conv1x1", "parameters": 2_000_000, "format": "int8",
+     "rounding": "nearest", "bits_per_weight": 8.0, "weight_sqnr_db": 42.0},
+]  # fmt: skip
+
 
 def _make_report(
     count: int = 4,
@@ -87,8 +99,9 @@ def _make_report(
             "unet": {"parameters": 20_000_000, "weights_bytes": 40_000_000, "bits_per_weight": 16.0},
             "vae": {"parameters": 2_000_000, "weights_bytes": 4_000_000, "bits_per_weight": 16.0},
         },
+        "layers": [],
     }
-    smaller = {**model, "name": "tiny-int8", "size_bytes": 22_100_000, "weights_bytes": 22_000_000}
+    smaller = {**model, "layers": LAYERS, "name": "tiny-int8", "size_bytes": 22_100_000, "weights_bytes": 22_000_000}
     arguments: dict[str, Any] = {
         "environment": ENVIRONMENT,
         "settings": {"prompt_set": "general", "num_inference_steps": None, "guidance_scale": 3.0},

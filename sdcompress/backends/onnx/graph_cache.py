@@ -1,21 +1,19 @@
 """Traced graphs kept on disk, so that exporting a model again, in another format, need not trace it again.
 
 A graph without weights is a few MB, and tracing a full-size UNet takes half a minute to a minute. The folder is
-`$SDCOMPRESS_CACHE`, else `sdcompress` in the user's cache folder; it can be deleted at any time.
+`graphs` in sdcompress's cache folder (sdcompress/cache.py).
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import sdcompress
 from sdcompress.backends.onnx.cleanup import parameters_as_inputs
+from sdcompress.cache import cache_folder, replacing
 from sdcompress.components.onnx_parts import OnnxInput, OnnxPart
 from sdcompress.environment import installed_versions
 from sdcompress.spec import ComponentSpec
@@ -23,7 +21,6 @@ from sdcompress.spec import ComponentSpec
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-CACHE_VARIABLE = "SDCOMPRESS_CACHE"
 _TRACERS = ("torch", "diffusers", "transformers", "onnxscript", "onnx")
 
 
@@ -38,14 +35,8 @@ def cached_graph(
         model = make()
         with parameters_as_inputs(model) as names:
             model.metadata_props["parameters"] = json.dumps(names)
-            file.parent.mkdir(parents=True, exist_ok=True)
-            handle, unfinished = tempfile.mkstemp(dir=file.parent, suffix=".unfinished")
-            os.close(handle)
-            try:
+            with replacing(file) as unfinished:
                 ir.save(model, unfinished, format="protobuf")
-                os.replace(unfinished, file)
-            finally:
-                Path(unfinished).unlink(missing_ok=True)
     model = ir.load(file)
     stored = set(json.loads(model.metadata_props.pop("parameters")))
     parameters = [value for value in model.graph.inputs if value.name in stored]
@@ -55,14 +46,6 @@ def cached_graph(
     for value in parameters:
         model.graph.initializers.add(value)
     return model
-
-
-def cache_folder() -> Path:
-    """Where traced graphs are kept; the folder may not exist yet."""
-    if chosen := os.environ.get(CACHE_VARIABLE):
-        return Path(chosen).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA")
-    return (Path(base) if base else Path.home() / ".cache") / "sdcompress"
 
 
 def _key(spec: ComponentSpec, part: OnnxPart, inputs: tuple[OnnxInput, ...], dtype: str) -> str:

@@ -1,51 +1,100 @@
-"""Modules that hold a weight as codes and dequantize it, one layer at a time, when they run."""
+"""Modules that hold a weight as codes and dequantize it, one layer at a time, when they run.
+
+They are subclasses of the layers they stand for, so that whoever asks for the layer's kind (PEFT when it puts a LoRA on
+top, diffusers' own loaders) finds it. `weight` is computed when it is read, and cannot be written.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from sdcompress.backends.torch.computed_weight import ComputedWeight
 from sdcompress.backends.torch.dtypes import TORCH_DTYPE
 from sdcompress.backends.torch.names import living_name
+from sdcompress.backends.torch.packaging import packed_specs
+from sdcompress.backends.torch.unpacking import dequantize_stored, logical, pick_rows
 from sdcompress.errors import ArtifactError
-from sdcompress.quant.format import QuantFormat, QuantizedTensor
+from sdcompress.quant.format import QuantFormat
+from sdcompress.quant.grid_format import GridFormat
 from sdcompress.spec import TensorSpec, parameter
+
+PIECE = 2**22  # weights dequantized before they are used: few enough to stay in a CPU's last-level cache until then
+PIECE_ROWS = 64  # that a piece has a multiple of, as the kernels' blocks do
 
 
 class QuantizedLayer(nn.Module):
-    """A layer whose weight is `codes` and `scale`; `weight` dequantizes it in the scale's dtype."""
+    """A layer whose weight is the parts that its format stores, each a buffer of that name."""
 
     codes: torch.Tensor
-    scale: torch.Tensor
 
     def __init__(self, original: nn.Module, fmt: QuantFormat):
-        super().__init__()
+        nn.Module.__init__(self)  # not the layer's own, which would make a weight
         weight = original.weight
         assert isinstance(weight, torch.Tensor)
         self.format = fmt
         self.shape = tuple(weight.shape)
         device = weight.device if weight.device.type == "meta" else torch.device("cpu")
-        for name, spec in fmt.stored(parameter(self.shape, "F32")).items():
-            self.register_buffer(name, _empty(spec, device))
+        for name, spec in packed_specs("", fmt, parameter(self.shape, "F32"), stock=False).items():
+            self.register_buffer(name.removeprefix("."), _empty(spec, device))
         bias = getattr(original, "bias", None)
         self.bias = bias if isinstance(bias, nn.Parameter) else None
 
-    def dequantized(self, dtype: torch.dtype) -> torch.Tensor:
-        return QuantizedTensor(self.codes, self.scale, self.format, self.shape).dequantize(dtype)
+    @property
+    def stored(self) -> dict[str, torch.Tensor]:
+        """Part -> tensor as it lies in the file."""
+        return {name: value for name, value in self._buffers.items() if value is not None}
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """The floating-point type of what is stored."""
+        return next(value.dtype for value in self.stored.values() if value.is_floating_point())
 
     @property
     def weight(self) -> torch.Tensor:
-        return self.dequantized(self.scale.dtype)
+        """The weight the codes stand for, in the input channels the layer is given."""
+        from sdcompress.quant.compose import restored
+
+        weight = restored(logical(self.stored, self.format, self.shape), self.compute_dtype)
+        return weight.as_subclass(ComputedWeight)
+
+    def dequantized(self, dtype: torch.dtype) -> torch.Tensor:
+        """The weight that a rotated input is multiplied with, where the format rotates; else the weight."""
+        return dequantize_stored(self.stored, self.format, self.shape, dtype)
+
+    def pieces(self, dtype: torch.dtype, groups: int = 1) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
+        """The dequantized weight and the bias, some output channels at a time on a CPU, elsewhere all at once."""
+        count, columns = self.shape[0], math.prod(self.shape[1:])
+        whole = self.codes.device.type != "cpu" or torch.compiler.is_compiling() or groups > 1
+        if whole or count * columns <= PIECE or not isinstance(self.format, GridFormat):
+            yield self.dequantized(dtype), self.bias
+            return
+        rows = -(-count // -(-count * columns // PIECE))
+        rows += -rows % PIECE_ROWS
+        for start in range(0, count, rows):
+            part = slice(start, min(start + rows, count))
+            stored, fmt = pick_rows(self.stored, self.format, part)
+            shape = (part.stop - start, *self.shape[1:])
+            yield dequantize_stored(stored, fmt, shape, dtype), None if self.bias is None else self.bias[part]
+
+    def rotated(self, x: torch.Tensor, dim: int) -> torch.Tensor:
+        """The input for the dequantized weight; axis `dim` are its channels."""
+        if not self.format.hadamard:
+            return x
+        from sdcompress.quant.corrections.hadamard import block_size, rotated_input
+
+        return rotated_input(x, dim, block_size(self.shape[1]))
 
     def extra_repr(self) -> str:
         return f"{list(self.shape)}, format={self.format.label}"
 
 
-class QuantizedLinear(QuantizedLayer):
+class QuantizedLinear(QuantizedLayer, nn.Linear):  # type: ignore[misc, override]
     """y = x W^T + b."""
 
     def __init__(self, original: nn.Linear, fmt: QuantFormat):
@@ -53,11 +102,18 @@ class QuantizedLinear(QuantizedLayer):
         self.in_features, self.out_features = original.in_features, original.out_features
 
     def forward(self, x: torch.Tensor, *_: Any) -> torch.Tensor:
-        return F.linear(x, self.dequantized(x.dtype), self.bias)
+        x = self.rotated(x, -1)
+        return _joined([F.linear(x, weight, bias) for weight, bias in self.pieces(x.dtype)], -1)
 
 
-class QuantizedConv2d(QuantizedLayer):
+class QuantizedConv2d(QuantizedLayer, nn.Conv2d):  # type: ignore[misc, override]
     """A two-dimensional convolution with the original's stride, padding, dilation and groups."""
+
+    def __new__(cls, *arguments: Any, **options: Any) -> Any:
+        """A plain convolution for nn.Conv2d's own arguments: PEFT makes those of a LoRA by the class of the layer."""
+        if not arguments or isinstance(arguments[0], nn.Module):  # none: copying and unpickling
+            return super().__new__(cls)
+        return nn.Conv2d(*arguments, **options)
 
     def __init__(self, original: nn.Conv2d, fmt: QuantFormat):
         super().__init__(original, fmt)
@@ -66,24 +122,32 @@ class QuantizedConv2d(QuantizedLayer):
         self.in_channels, self.out_channels = original.in_channels, original.out_channels
         self.kernel_size, self.stride = original.kernel_size, original.stride
         self.padding, self.dilation, self.groups = original.padding, original.dilation, original.groups
+        self.padding_mode, self.transposed = original.padding_mode, original.transposed
+        self.output_padding = original.output_padding
 
     def forward(self, x: torch.Tensor, *_: Any) -> torch.Tensor:
-        weight = self.dequantized(x.dtype)
-        return F.conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+        x = self.rotated(x, 1)
+        outputs = [
+            F.conv2d(x, _laid_out_as(weight, x), bias, self.stride, self.padding, self.dilation, self.groups)
+            for weight, bias in self.pieces(x.dtype, self.groups)
+        ]
+        return _joined(outputs, 1)
 
 
-class QuantizedEmbedding(QuantizedLayer):
+class QuantizedEmbedding(QuantizedLayer, nn.Embedding):  # type: ignore[override]
     """Rows of a table; only the rows asked for are dequantized."""
 
     def __init__(self, original: nn.Embedding, fmt: QuantFormat):
         super().__init__(original, fmt)
         self.num_embeddings, self.embedding_dim = original.num_embeddings, original.embedding_dim
+        self.padding_idx, self.max_norm, self.norm_type = original.padding_idx, original.max_norm, original.norm_type
+        self.scale_grad_by_freq, self.sparse = original.scale_grad_by_freq, original.sparse
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         rows = ids.reshape(-1)
-        picked = (rows.numel(), self.embedding_dim)
-        tensor = QuantizedTensor(self.codes[rows], self.scale[rows], self.format, picked)
-        return tensor.dequantize(self.scale.dtype).view(*ids.shape, self.embedding_dim)
+        picked, fmt = pick_rows(self.stored, self.format, rows)
+        values = dequantize_stored(picked, fmt, (rows.numel(), self.embedding_dim), self.compute_dtype)
+        return self.rotated(values, -1).view(*ids.shape, self.embedding_dim)
 
 
 def replace_layers(model: nn.Module, formats: Mapping[str, QuantFormat]) -> None:
@@ -102,11 +166,16 @@ def set_layer(model: nn.Module, name: str, layer: nn.Module) -> None:
 
 
 def cast_scales(model: nn.Module) -> None:
-    """Brings every scale to the model's floating-point type, as loaders do with weights (not all do with buffers)."""
+    """Brings scales, palettes and low-rank parts to the model's floating-point type.
+
+    As loaders do with weights; not all do with buffers. Codes and scales that are codes themselves stay.
+    """
     dtype = next(tensor.dtype for tensor in model.parameters() if tensor.is_floating_point())
     for module in model.modules():
         if isinstance(module, QuantizedLayer):
-            module.scale = module.scale.to(dtype)
+            for name, value in module.stored.items():
+                if value.is_floating_point():
+                    setattr(module, name, value.to(dtype))
 
 
 def _quantized(original: nn.Module, fmt: QuantFormat, name: str) -> QuantizedLayer:
@@ -117,6 +186,18 @@ def _quantized(original: nn.Module, fmt: QuantFormat, name: str) -> QuantizedLay
     if isinstance(original, nn.Embedding):
         return QuantizedEmbedding(original, fmt)
     raise ArtifactError(f"{name} is a {type(original).__name__}, which {fmt.label} has no module for")
+
+
+def _joined(outputs: list[torch.Tensor], dim: int) -> torch.Tensor:
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim)
+
+
+def _laid_out_as(weight: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """The weight of a convolution as its kernel wants it for the input `x`."""
+    if x.device.type == "cpu":
+        return weight  # channels_last, as packed codes are unpacked, is no slower there for inputs that are not
+    last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    return weight.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
 
 
 def _empty(spec: TensorSpec, device: torch.device) -> torch.Tensor:

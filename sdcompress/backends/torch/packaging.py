@@ -1,18 +1,21 @@
 """Names and configs under which quantized weights are stored for torch.
 
 Two layouts. `bitsandbytes`: one of its formats on linear layers alone, in its own stock serialization, which stock
-diffusers and transformers open. `sdcompress`: everything else; a layer's `weight` becomes `codes` and `scale`, and the
-component's config.json lists the format of each layer.
+diffusers and transformers open. `sdcompress`: everything else; a layer's `weight` becomes `codes`, `scale` and whatever
+else its format stores, and the component's config.json lists the format of each layer. safetensors files have no type
+of less than a byte, so such codes are packed, each output channel in whole bytes of its own.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from sdcompress.quant.format import QuantFormat, QuantizedTensor
-from sdcompress.spec import ComponentSpec, TensorSpec, layers_of
+from sdcompress.quant.packing import _PLANES, pack, row_bytes
+from sdcompress.spec import SUB_BYTE_BITS, ComponentSpec, TensorSpec, layers_of
 
 if TYPE_CHECKING:
     import torch
@@ -22,27 +25,36 @@ CONFIG_SCHEMA = 1
 _TORCH_NAME = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float32"}
 
 
-def package_specs(spec: ComponentSpec, formats: Mapping[str, QuantFormat]) -> ComponentSpec:
-    """The component with each layer of `formats` quantized: its tensors as stored, and its config."""
+def package_specs(spec: ComponentSpec, formats: Mapping[str, QuantFormat], target: str = "torch") -> ComponentSpec:
+    """The component with each layer of `formats` quantized: its tensors as stored, and its config.
+
+    For target onnx codes stay as they are, for its backend to pack.
+    """
     stock = is_stock(spec, formats)
     tensors: dict[str, TensorSpec] = {}
     for name, tensor in spec.tensors.items():
         layer = name.removesuffix(".weight")
         if layer in formats and name.endswith(".weight"):
-            tensors.update(packed_specs(layer, formats[layer], tensor, stock))
+            tensors.update(packed_specs(layer, formats[layer], tensor, stock, target))
         else:
             tensors[name] = tensor
     config = {**spec.config, "quantization_config": _quantization_config(spec, formats, stock)}
     return spec.replace(tensors=tensors, config=config)
 
 
-def package(tensor: QuantizedTensor, layer: str, weight: TensorSpec, stock: bool) -> dict[str, torch.Tensor]:
+def package(
+    tensor: QuantizedTensor, layer: str, weight: TensorSpec, stock: bool, target: str = "torch"
+) -> dict[str, torch.Tensor]:
     """Tensor name -> tensor as stored, in the order and with the specs of `package_specs`."""
     import torch
 
     fmt = tensor.format
     if not stock:
-        return {f"{layer}.codes": tensor.codes, f"{layer}.scale": tensor.scale}
+        parts = tensor.parts()
+        if target == "torch" and _is_packed(fmt.stored(weight)["codes"]):
+            parts["codes"] = pack_codes(parts["codes"], fmt.bits)
+        return {f"{layer}.{part}": value for part, value in parts.items()}
+    assert tensor.scale is not None
     if fmt.bits == 8:
         row_major = torch.zeros((), dtype=torch.uint8)  # bitsandbytes' code for its only remaining weight layout
         return {f"{layer}.weight": tensor.codes, f"{layer}.SCB": tensor.scale, f"{layer}.weight_format": row_major}
@@ -73,10 +85,16 @@ def layer_formats(config: Mapping[str, Any]) -> dict[str, str] | None:
     return dict(quantization["layers"])
 
 
-def packed_specs(layer: str, fmt: QuantFormat, weight: TensorSpec, stock: bool) -> dict[str, TensorSpec]:
+def packed_specs(
+    layer: str, fmt: QuantFormat, weight: TensorSpec, stock: bool, target: str = "torch"
+) -> dict[str, TensorSpec]:
     """Tensor name -> spec of all that stands in the place of the layer's `weight`, in file order."""
     stored = fmt.stored(weight)
     if not stock:
+        codes = stored["codes"]
+        if target == "torch" and _is_packed(codes):
+            row = row_bytes(math.prod(codes.shape[1:]), fmt.bits)
+            stored = {**stored, "codes": TensorSpec((codes.shape[0], row), "U8", codes.parameters)}
         return {f"{layer}.{part}": spec for part, spec in stored.items()}
     if fmt.bits == 8:
         return {
@@ -90,6 +108,48 @@ def packed_specs(layer: str, fmt: QuantFormat, weight: TensorSpec, stock: bool) 
         f"{layer}.weight.quant_map": TensorSpec((16,), "F32", 0),
         f"{layer}.weight.quant_state.bitsandbytes__{fmt.name}": TensorSpec((len(_state_json(fmt, weight)),), "U8", 0),
     }
+
+
+def pack_codes(codes: torch.Tensor, bits: int) -> torch.Tensor:
+    """Codes [out, in, ...] of less than 8 bits as bytes [out, row bytes]; signed ones are counted from their lowest.
+
+    A convolution's are packed with the input channels last, [out, kh, kw, in], the order in which its kernels are
+    fastest, and in which a group of input channels is a run.
+    """
+    import torch
+
+    rows = codes.movedim(1, -1).flatten(1)
+    return pack((rows + 2 ** (bits - 1)).to(torch.uint8) if codes.dtype == torch.int8 else rows, bits)
+
+
+def unpack_codes(packed: torch.Tensor, bits: int, shape: tuple[int, ...], signed: bool) -> torch.Tensor:
+    """The codes [out, in, ...] that `pack_codes` packed: int8 if `signed`, else uint8; `shape` is the weight's."""
+    import torch
+
+    rows = _unpacked(packed, bits, math.prod(shape[1:]))
+    codes = rows.view(shape[0], *shape[2:], shape[1]).movedim(-1, 1)  # a convolution's: channels_last in memory
+    return codes.to(torch.int8) - 2 ** (bits - 1) if signed else codes
+
+
+def _unpacked(packed: torch.Tensor, bits: int, count: int) -> torch.Tensor:
+    """What `quant.packing.unpack` gives, without writing into parts of tensors, which torch.compile cannot trace."""
+    import torch
+
+    codes = None
+    start = shift = 0
+    for plane in _PLANES[bits]:
+        size = row_bytes(count, plane)
+        shifts = torch.arange(0, 8, plane, dtype=torch.uint8, device=packed.device).view(-1, 1)
+        runs = (packed[:, start : start + size].unsqueeze(1) >> shifts) & (2**plane - 1)  # [rows, 8 / plane, size]
+        part = runs.view(packed.shape[0], -1)[:, :count] << shift
+        codes = part if codes is None else codes | part
+        start, shift = start + size, shift + plane
+    assert codes is not None
+    return codes
+
+
+def _is_packed(codes: TensorSpec) -> bool:
+    return codes.dtype in SUB_BYTE_BITS
 
 
 def _state_json(fmt: QuantFormat, weight: TensorSpec) -> bytes:

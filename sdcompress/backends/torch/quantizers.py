@@ -34,15 +34,20 @@ def register_transformers() -> None:
 
 
 def formats_of(layers: Mapping[str, str]) -> dict[str, QuantFormat]:
-    """Layer -> format from layer -> label. ArtifactError for a format this version does not have."""
+    """Layer -> format from layer -> label. ArtifactError for a format or an option this version does not have."""
     from sdcompress import registry
     from sdcompress.quant.format import from_label
 
     known = registry.formats()
-    unknown = sorted({label for label in layers.values() if label.partition("/")[0] not in known})
-    if unknown:
-        raise ArtifactError(f"format {unknown[0]} is unknown to this version of sdcompress; install a newer one")
-    return {name: from_label(label, known) for name, label in layers.items()}
+    formats: dict[str, QuantFormat] = {}
+    for label in sorted(set(layers.values())):
+        try:
+            formats[label] = from_label(label, known)
+        except (KeyError, ValueError):
+            raise ArtifactError(
+                f"format {label} is unknown to this version of sdcompress; install a newer one"
+            ) from None
+    return {name: formats[label] for name, label in layers.items()}
 
 
 def _classes(config_mixin: type[Any], quantizer_base: type[Any]) -> tuple[type[Any], type[Any]]:
@@ -83,6 +88,7 @@ def _classes(config_mixin: type[Any], quantizer_base: type[Any]) -> tuple[type[A
             from sdcompress.backends.torch.modules import cast_scales
 
             cast_scales(model)
+            model.is_quantized = False  # so that both libraries let it be cast: scales follow, codes are integers
             return model
 
         def is_serializable(self, *_: Any, **__: Any) -> bool:

@@ -21,7 +21,7 @@ from sdcompress.backends.torch.packaging import package, package_specs  # noqa: 
 from sdcompress.errors import InternalError, UserError  # noqa: E402
 from sdcompress.quant.activations import ActivationRange, LayerRanges  # noqa: E402
 from sdcompress.quant.format import QuantFormat, QuantizedTensor  # noqa: E402
-from sdcompress.quant.int4 import Int4  # noqa: E402
+from sdcompress.quant.symmetric import Int4  # noqa: E402
 from sdcompress.quant.int8 import Int8  # noqa: E402
 from sdcompress.spec import ComponentSpec, parameter  # noqa: E402
 
@@ -75,8 +75,8 @@ def quantized_model(
     quantized = {layer: fmt.quantize(plain[f"{layer}.weight"]) for layer, fmt in formats.items()}
     stored = {name: tensor for name, tensor in plain.items() if name.removesuffix(".weight") not in formats}
     for layer, tensor in quantized.items():
-        stored |= package(tensor, layer, unpacked.tensors[f"{layer}.weight"], stock=False)
-    result = Packaged(model, package_specs(unpacked, formats), stored, quantized)
+        stored |= package(tensor, layer, unpacked.tensors[f"{layer}.weight"], stock=False, target="onnx")
+    result = Packaged(model, package_specs(unpacked, formats, "onnx"), stored, quantized)
     packager = Packager(
         model, result.spec, formats, ranges or {}, stored.__getitem__, ir.DataType.FLOAT, contrib, result.counts
     )

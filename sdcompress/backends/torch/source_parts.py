@@ -1,0 +1,76 @@
+"""A source's pipeline in pieces: one component in memory at a time, the rest without its models."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from typing import Any
+
+import torch
+from torch import nn
+
+from sdcompress.backends.torch.dtypes import TORCH_DTYPE
+from sdcompress.backends.torch.names import living_name
+from sdcompress.errors import SourceError
+from sdcompress.safetensors_file import read_bytes
+from sdcompress.source import Source, is_buffer
+
+XL = "StableDiffusionXLPipeline"
+TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
+
+
+def open_without_models(source: Source) -> Any:
+    """The source's pipeline with nothing but its tokenizers and scheduler."""
+    import diffusers
+    from diffusers.utils import logging
+
+    models = (*TEXT_ENCODERS, "unet", "vae", "safety_checker", "image_encoder", "feature_extractor")
+    pipeline_class = getattr(diffusers, source.pipeline_class)
+    absent = dict.fromkeys(name for name in models if name in inspect.signature(pipeline_class).parameters)
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        return pipeline_class.from_pretrained(
+            str(source.path), local_files_only=True, **absent, **pipeline_options(source)
+        )
+    finally:
+        if bars:
+            logging.enable_progress_bar()
+
+
+def pipeline_options(source: Source) -> dict[str, bool]:
+    """What keeps the pipeline class from missing the parts that are left out."""
+    return {"add_watermarker": False} if source.pipeline_class == XL else {"requires_safety_checker": False}
+
+
+def open_component(source: Source, component: str, device: torch.device) -> Any:
+    """The component as its own class in float32 on `device`, read tensor by tensor, so that it is in memory once.
+
+    Raises SourceError when it is quantized, or its files lack one of its tensors.
+    """
+    if "quantization_config" in source.components[component].config:
+        raise SourceError(f"{source.name}: its {component} is quantized already; calibrate the original pipeline")
+    model = empty_model(source, component)
+    for name, where in source.tensors[component].items():
+        living = None if is_buffer(name) else living_name(model, name)
+        if living is not None:
+            flat = torch.frombuffer(read_bytes(where), dtype=TORCH_DTYPE[where.dtype])
+            value = flat.view(where.shape).to(device, torch.float32)
+            owner, _, leaf = living.rpartition(".")
+            setattr(model.get_submodule(owner), leaf, nn.Parameter(value, requires_grad=False))
+    missing = [name for name, value in model.named_parameters() if value.is_meta]
+    if missing:
+        raise SourceError(f"{source.path}: its {component} lacks {missing[0]}; download or save it again")
+    return model.to(device).eval()
+
+
+def empty_model(source: Source, component: str) -> Any:
+    """The component as its class with parameters that take no memory."""
+    from accelerate import init_empty_weights
+
+    spec = source.components[component]
+    model_class = getattr(importlib.import_module(spec.library), spec.class_name)
+    with init_empty_weights(include_buffers=False):
+        if spec.library == "diffusers":
+            return model_class.from_config(dict(spec.config))
+        return model_class(model_class.config_class.from_dict(dict(spec.config)))
