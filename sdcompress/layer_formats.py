@@ -108,12 +108,13 @@ def unmatched_patterns(path: str, patterns: Sequence[str], names: list[str], spe
 def wanted_format(asked: Asked, target: str, path: str, problems: list[str]) -> QuantFormat | None:
     """The format with its options that a step asks for; None where something is wrong, which `problems` tells."""
     known: Mapping[str, type[QuantFormat]] = registry.formats()
-    if asked.format not in known:
-        problems.append(f"{path}format: no format {asked.format!r}; {registry.nearest(str(asked.format), known)}")
+    name = str(asked.format)
+    if name not in known:
+        problems.append(f"{path}format: no format {name!r}; {registry.nearest(name, known)}")
         return None
-    options = {name: getattr(asked, name, absent) for name, absent in OPTIONS.items()}
-    given = {name: value for name, value in options.items() if value != OPTIONS[name]}
-    fmt = known[asked.format](asked.group_size, **given)
+    options = {option: getattr(asked, option, absent) for option, absent in OPTIONS.items()}
+    given = {option: value for option, value in options.items() if value != OPTIONS[option]}
+    fmt = known[name](asked.group_size, **given)
     found = [
         f"{path}{option}: {fmt.name} has no such option; leave it out"
         + (f", or use {fmt.alternative}" if fmt.alternative else "")

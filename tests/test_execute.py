@@ -34,11 +34,13 @@ EXTRA_RECIPES = {
     "uint3": "  unet:\n    - quantize: {format: uint3, group_size: 24, scale_bits: 8, rounding: hqq}\n",
     "uint5": "  text_encoder:\n    - quantize: {format: uint5, group_size: 128, rounding: search}\n",
     "codebook3": "  vae:\n    - quantize: {format: codebook3, group_size: 8}\n",
-    "rotated": "  unet:\n    - quantize: {format: int4, hadamard: true, rank: 2, scale_bits: 8, exclude: [conv_in, conv_out]}\n",
+    "rotated": "  unet:\n    - quantize: {format: int4, hadamard: true,"
+    " rank: 2, scale_bits: 8, exclude: [conv_in, conv_out]}\n",
     "gptq": "  unet:\n    - quantize: {format: uint4, rounding: gptq, bias_correction: true}\n"
     "  text_encoder:\n    - quantize: {format: normal-float4, rounding: weighted-search}\n"
     "calibration: {prompts: [ab], num_inference_steps: 2}\n",
-    "smoothed": "  unet:\n    - smooth: {format: uint4, group_size: 16}\n    - quantize: {format: uint4, group_size: 16}\n"
+    "smoothed": "  unet:\n    - smooth: {format: uint4, group_size: 16}\n"
+    "    - quantize: {format: uint4, group_size: 16}\n"
     "calibration: {prompts: [ab], num_inference_steps: 1}\n",
     "untouched": "  vae:\n    - cast: {dtype: float16}\n",
 }

@@ -61,7 +61,7 @@ class Affine(GridFormat):
         return self._grid(scale, middle, self.layout(shape).scale_shape, up=False)
 
     def _grid(self, scale: torch.Tensor, middle: torch.Tensor, shape: tuple[int, ...], up: bool) -> Grid:
-        """The grid of these scales, rounded `up` or to nearest; `middle` [rows, groups]: what the middle code is for."""
+        """The grid of these scales, rounded `up` or to nearest; `middle` [rows, groups]: the middle code's value."""
         import torch
 
         top = 2**self.bits - 1

@@ -65,6 +65,7 @@ class FourBit(QuantFormat):
     def dequantize(self, tensor: QuantizedTensor, dtype: torch.dtype) -> torch.Tensor:
         import torch
 
+        assert tensor.scale is not None
         if tensor.codes.is_cuda:
             return _dequantize_on_gpu(self, tensor, dtype)
         # bitsandbytes' CPU kernels either go through torch.compile for every shape or are wrong where a block is longer
@@ -86,6 +87,7 @@ class FourBit(QuantFormat):
 
 def _dequantize_on_gpu(fmt: FourBit, tensor: QuantizedTensor, dtype: torch.dtype) -> torch.Tensor:
     functional = _functional()
+    assert tensor.scale is not None
     state = functional.QuantState(
         absmax=tensor.scale.float(),
         shape=tensor.shape,  # type: ignore[arg-type]
@@ -170,5 +172,6 @@ class LLMInt8(QuantFormat):
         return QuantizedTensor(codes.view(weight.shape), row_maxima, self, tuple(weight.shape))
 
     def dequantize(self, tensor: QuantizedTensor, dtype: torch.dtype) -> torch.Tensor:
+        assert tensor.scale is not None
         scale = (tensor.scale / 127).to(dtype)
         return tensor.codes.to(dtype) * scale.view(-1, *[1] * (tensor.codes.dim() - 1))

@@ -102,12 +102,10 @@ class QuantizedTensor:
         return {name: value for name, value in values.items() if value is not None}
 
     def rows(self, start: int, stop: int) -> QuantizedTensor:
-        """The same of some output channels alone."""
+        """The same of some output channels alone, as far as there are any."""
         shared = ("palette", "low_rank_down")
         parts = {name: value if name in shared else value[start:stop] for name, value in self.parts().items()}
-        return self.from_parts(
-            parts, self.format, (len(range(*slice(start, stop).indices(self.shape[0]))), *self.shape[1:])
-        )
+        return self.from_parts(parts, self.format, (parts["codes"].shape[0], *self.shape[1:]))
 
     def dequantize(self, dtype: torch.dtype) -> torch.Tensor:
         return self.format.dequantize(self, dtype)
@@ -126,7 +124,8 @@ def from_label(label: str, known: Mapping[str, type[QuantFormat]]) -> QuantForma
         option = next((option for option, said in _OPTIONS.items() if said == word), None)
         if option is None:
             raise ValueError(f"{label}: no option {text!r}")
-        fmt = replace(fmt, **{option: int(text[len(word) :]) if text != word else True})
+        value: Any = int(text[len(word) :]) if text != word else True
+        fmt = replace(fmt, **{option: value})
     return fmt
 
 

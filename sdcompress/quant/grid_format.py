@@ -26,7 +26,7 @@ class GridFormat(QuantFormat):
     kinds = frozenset({"linear", "embedding"}) | CONVOLUTIONS
     targets = frozenset({"torch"})
     options = frozenset({"scale_bits", "rank", "hadamard"})
-    roundings = None
+    roundings: ClassVar[frozenset[str] | None] = None
     alternative = "int4"
     keeps_sensitive = True
 
@@ -43,6 +43,15 @@ class GridFormat(QuantFormat):
         """The grid of rows of a weight [rows, in, ...], float32, wide enough that nothing is clipped.
 
         search: instead the one that loses least of sum h (w - w')^2; `importance` [columns] is h, all alike if None.
+        """
+
+    @abstractmethod
+    def stored_grid(
+        self, scale: torch.Tensor | None, zero: torch.Tensor | None, levels: torch.Tensor | None, shape: tuple[int, ...]
+    ) -> Grid:
+        """The nearest grid that can be stored, for rows of a weight of `shape`.
+
+        scale, zero: [rows, groups]; levels: a palette's, [palettes, levels].
         """
 
     def layout(self, shape: tuple[int, ...]) -> Layout:

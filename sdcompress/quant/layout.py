@@ -58,7 +58,7 @@ class Layout:
         return (channels[:, None] * positions + torch.arange(positions)).flatten()
 
     def grouped(self, weight: torch.Tensor) -> torch.Tensor:
-        """Rows of the weight [rows, in, ...] as [rows, groups, weights of a group], a smaller last one padded with 0."""
+        """Rows of the weight [rows, in, ..] as [rows, groups, weights of a group], a smaller last one filled with 0."""
         import torch
 
         rows = weight.shape[0]

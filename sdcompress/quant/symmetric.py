@@ -10,7 +10,7 @@ channels below 8 bits, at each kernel position apart, as in ONNX's blocked Dequa
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from sdcompress.quant import scales
 from sdcompress.quant.fitting import best_scale
@@ -28,7 +28,7 @@ class Symmetric(GridFormat):
     """Codes without a zero point."""
 
     signed = True
-    default_group = 32
+    default_group: ClassVar[int | None] = 32
 
     @property
     def high(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
@@ -67,7 +67,7 @@ class Smooth(Step):
         statistics = _ScaledStatistics(part.statistics, by_tensor, scales)
         return Component(planned.spec, read, statistics)
 
-    def _options(self) -> dict[str, int]:
+    def _options(self) -> dict[str, Any]:
         return {} if self.scale_bits == 16 else {"scale_bits": self.scale_bits}
 
 

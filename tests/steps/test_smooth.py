@@ -1,4 +1,4 @@
-"""The smooth step: the component computes what it did, and what is quantized afterwards is calibrated on scaled inputs."""
+"""The smooth step: the component computes what it did, and what follows is calibrated on scaled inputs."""
 
 from __future__ import annotations
 

@@ -21,8 +21,8 @@ from sdcompress.backends.torch.packaging import package, package_specs  # noqa: 
 from sdcompress.errors import InternalError, UserError  # noqa: E402
 from sdcompress.quant.activations import ActivationRange, LayerRanges  # noqa: E402
 from sdcompress.quant.format import QuantFormat, QuantizedTensor  # noqa: E402
-from sdcompress.quant.symmetric import Int4  # noqa: E402
 from sdcompress.quant.int8 import Int8  # noqa: E402
+from sdcompress.quant.symmetric import Int4  # noqa: E402
 from sdcompress.spec import ComponentSpec, parameter  # noqa: E402
 
 INT8, GROUPED, INT4 = Int8(), Int8(16), Int4()
