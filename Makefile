@@ -47,6 +47,8 @@ bench: $(READY)
 	$(BIN)/python benchmarks/unet_step.py
 	$(BIN)/python benchmarks/pipeline.py
 	$(BIN)/python benchmarks/onnx_quality.py
+	$(BIN)/python benchmarks/quality_per_byte.py
+	$(BIN)/python benchmarks/torch_step.py
 	$(BIN)/python benchmarks/readme.py
 
 clean:

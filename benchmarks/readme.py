@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.contenders.summary import describe_error, digits, megabytes, picture_psnr, summarise  # noqa: E402
+from benchmarks.quality.table import quality_per_byte_table  # noqa: E402
 
 README = ROOT / "README.md"
 RESULTS = ROOT / "benchmarks" / "results"
@@ -176,6 +177,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "onnx-quality": onnx_quality_table,
     "unet-step": unet_step_table,
     "full-size": full_size_table,
+    "quality-per-byte": quality_per_byte_table,
 }
 
 
