@@ -32,15 +32,16 @@ from benchmarks.contenders.contest import make_all, measure  # noqa: E402
 from benchmarks.contenders.inputs import record_inputs  # noqa: E402
 from benchmarks.contenders.job import Job  # noqa: E402
 from benchmarks.contenders.models import is_random, open_model  # noqa: E402
-from benchmarks.contenders.openvino_environment import make_environment, openvino_versions  # noqa: E402
 from benchmarks.contenders.plot import draw_race  # noqa: E402
 from benchmarks.contenders.race import Entrant  # noqa: E402
 from benchmarks.contenders.summary import race_table  # noqa: E402
 from benchmarks.full_size import commit  # noqa: E402
+from benchmarks.virtual_environment import make_environment, versions_in  # noqa: E402
 from sdcompress.environment import describe_cpu, describe_environment  # noqa: E402
 
 RESULT = ROOT / "benchmarks" / "results" / "unet_step.json"
 PICTURE = ROOT / "docs" / "unet_step.png"
+REQUIREMENTS = ROOT / "benchmarks" / "openvino-requirements.txt"
 COMPONENTS = ("unet", "vae_decoder", "text_encoder", "text_encoder_2")
 
 
@@ -117,8 +118,8 @@ def find_pythons(contenders: Sequence[Contender], work: Path) -> tuple[dict[str,
     if not any(one.family == "openvino" for one in contenders):
         return pythons, {}
     try:
-        python = make_environment(work.resolve() / "venv-openvino")
-        return {**pythons, "openvino": python}, openvino_versions(python)
+        python = make_environment(work.resolve() / "venv-openvino", REQUIREMENTS, "OpenVINO and NNCF, about 1 GB")
+        return {**pythons, "openvino": python}, versions_in(python, ("openvino", "nncf", "onnx", "numpy"))
     except subprocess.CalledProcessError as error:
         return pythons, {"failed": f"{' '.join(map(str, error.cmd))} returned {error.returncode}"}
 

@@ -1,6 +1,6 @@
 """A component on OpenVINO: optimum's ONNX export converted, and NNCF's int8 of it, full and hybrid.
 
-Runs in an environment of its own (openvino_environment.py). Shapes are fixed before compiling, as OpenVINO advises
+Runs in an environment of its own (virtual_environment.py). Shapes are fixed before compiling, as OpenVINO advises
 for speed. Full: `nncf.quantize` with model_type TRANSFORMER. Hybrid, what optimum-intel does for diffusion models:
 weights of linear layers and embeddings to int8, everything else quantized with its activations.
 """
