@@ -193,7 +193,7 @@ def test_interrupted_run_resumes(nano_folder, tmp_path):
 def test_killed_run_leaves_a_partial_that_resumes(tmp_path):
     """SIGKILL at a moment chosen by progress, from outside, on the real command line."""
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "sdcompress", "compress", "tiny-sd", "--recipe", "int8", "--out", str(out)]
+    command = [sys.executable, "-m", "sdcompress", "compress", "tiny-sd", "--recipe", "int4", "--out", str(out)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     state = partial_folder(out) / "state.json"
     for _ in range(1200):
