@@ -46,7 +46,10 @@ class Smooth(Step):
         if problems:
             raise UserError(problems)
         consumers = tuple(dict.fromkeys(layer for fold in found for layer in fold.consumers))
-        notes = (f"input channels scaled at {len(found)} places, for {len(consumers)} layers",)
+        notes = (
+            f"input channels scaled at {len(found)} places, for {len(consumers)} layers",
+            "a LoRA made for the original does not fit scaled layers; fuse it before",
+        )
         largest = 40 * max(spec.tensors[f"{layer}.weight"].parameters for layer in consumers)
         return Planned(spec, notes=notes, working_bytes=largest, calibrated=consumers, target=target)
 
