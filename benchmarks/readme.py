@@ -172,12 +172,26 @@ def _head(first: str, *others: str) -> list[str]:
 
 
 # Name -> maker of the table between the markers of that name; its result file has underscores for dashes.
+def torch_step_table(result: dict[str, Any]) -> str:
+    rows = _head("weights", "MB", "seconds (range)", "of bfloat16's (range)")
+    plain = result["contenders"][result["baseline"]]["seconds"]
+    for name, one in result["contenders"].items():
+        seconds, ratios = one["seconds"], [own / base for own, base in zip(one["seconds"], plain, strict=True)]
+        rows.append(
+            f"| `{name}` | {megabytes(one['size_bytes'])} | {digits(median(seconds))} ({digits(min(seconds))}-"
+            f"{digits(max(seconds))}) | {median(ratios):.2f}x ({min(ratios):.2f}-{max(ratios):.2f}) |"
+        )
+    rows += ["", f"{result['model']}; medians of {result['rounds']} rounds in turns; {_machine(result)}."]
+    return "\n".join(rows)
+
+
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "recipes": recipes_table,
     "onnx-quality": onnx_quality_table,
     "unet-step": unet_step_table,
     "full-size": full_size_table,
     "quality-per-byte": quality_per_byte_table,
+    "torch-step": torch_step_table,
 }
 
 
