@@ -18,7 +18,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.contenders.summary import describe_error, digits, megabytes, picture_psnr, summarise  # noqa: E402
+from benchmarks.contenders.summary import describe_error, digits, megabytes, summarise  # noqa: E402
 from benchmarks.quality.table import quality_per_byte_table  # noqa: E402
 
 README = ROOT / "README.md"
@@ -113,23 +113,27 @@ def unet_step_table(result: dict[str, Any]) -> str:
 
 
 def pipeline_table(result: dict[str, Any]) -> str:
-    rows = _head("contender", "seconds a picture (range)", "of optimum's", "UNet, s", "MB", "peak MB", "PSNR")
+    parts = ("text_encoder", "unet", "vae")
+    rows = _head(
+        "contender", "seconds a picture (range)", "of optimum's", *(f"{part}, s" for part in parts), "MB", "peak MB"
+    )
     for row in summarise(result):
         if "median_s" not in row:
-            rows.append(f"| {row['label']} | {_failure(row['failed'])} | | | | | |")
+            rows.append(f"| {row['label']} | {_failure(row['failed'])} | | | | | | |")
             continue
         spread = f"{digits(row['median_s'])} ({digits(row['low_s'])}-{digits(row['high_s'])})"
-        unet = median(sample["component_s"]["unet"] for sample in result["contenders"][row["name"]]["samples"])
+        samples = result["contenders"][row["name"]]["samples"]
+        spent = " | ".join(digits(median(sample["component_s"][part] for sample in samples)) for part in parts)
         rows.append(
-            f"| {row['label']} | {spread} | {row['of_baseline']:.2f}x | {digits(unet)} "
-            f"| {megabytes(row['size_bytes'])} | {megabytes(row['peak_bytes'])} | {picture_psnr(row['error'])} |"
+            f"| {row['label']} | {spread} | {row['of_baseline']:.2f}x | {spent} "
+            f"| {megabytes(row['size_bytes'])} | {megabytes(row['peak_bytes'])} |"
         )
     options = result["drawing"]["options"]
     rows += [
         "",
         f"{result['model']}, {options['width']}x{options['height']}, {options['num_inference_steps']} steps with "
-        f"guidance, {result['weights']} weights; medians of {result['rounds']} rounds; PSNR to torch's picture in "
-        f"float32; {_machine(result)}.",
+        f"guidance, {result['weights']} weights, which have no quality to compare; medians of {result['rounds']} "
+        f"rounds; {_machine(result)}.",
     ]
     return "\n".join(rows)
 
@@ -189,6 +193,9 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "recipes": recipes_table,
     "onnx-quality": onnx_quality_table,
     "unet-step": unet_step_table,
+    "vae-decoder-step": unet_step_table,
+    "text-encoder-step": unet_step_table,
+    "pipeline": pipeline_table,
     "full-size": full_size_table,
     "quality-per-byte": quality_per_byte_table,
     "torch-step": torch_step_table,

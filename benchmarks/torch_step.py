@@ -7,7 +7,7 @@ to nearest (palettes are quantiles): they say nothing about quality but all abou
 channels_last, batch 2 for guidance, latents of 64x64. All contenders are in one process, on the same inputs, and take
 turns, A B C A B C, so that drift hits all alike; a ratio is to bfloat16's step of the same round. `relative_error`
 compares outputs with bfloat16's, so that a fast wrong answer shows. Let nothing else run meanwhile.
-Keeps raw samples in benchmarks/results/torch_step.json.
+Keeps raw samples in benchmarks/results/torch_step.json, and the ratios that plans show in sdcompress/step_cost.json.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import json
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from statistics import NormalDist, median
 from typing import Any
@@ -28,18 +29,24 @@ import torch  # noqa: E402
 from torch import nn  # noqa: E402
 
 from benchmarks.full_size import commit  # noqa: E402
-from sdcompress import catalog, registry  # noqa: E402
+from sdcompress import catalog, registry, step_cost  # noqa: E402
 from sdcompress.backends.torch.modules import cast_scales, replace_layers  # noqa: E402
 from sdcompress.backends.torch.packaging import package  # noqa: E402
 from sdcompress.environment import describe_cpu, describe_environment  # noqa: E402
 from sdcompress.quant.codebook import Codebook  # noqa: E402
+from sdcompress.quant.corrections.hadamard import rotated_weight  # noqa: E402
 from sdcompress.quant.format import QuantFormat, QuantizedTensor, from_label  # noqa: E402
 from sdcompress.quant.grid import Grid  # noqa: E402
 from sdcompress.spec import parameter  # noqa: E402
+from sdcompress.step_cost import ROUNDED  # noqa: E402
 
 RESULT = ROOT / "benchmarks" / "results" / "torch_step.json"
 BASELINE = "bf16"
-CONTENDERS = ("int8", "int4/64", "uint4/64+scale8", "normal-float4/64", "codebook4", "int3/64", "int2/32")
+CONTENDERS = (
+    *("int8", "int8" + ROUNDED, "uint8/64", "uint6/64", "uint5/64", "int4/64", "uint4/64", "uint4/64+scale8"),
+    *("uint4/64+rank16", "uint4/64+hadamard", "normal-float4/64", "uint3/64", "uint2/32"),
+    *("codebook8", "codebook6", "codebook5", "codebook4", "codebook3", "codebook2", "nf4", "llm-int8"),
+)
 WARM_UPS = 1
 
 
@@ -79,8 +86,21 @@ def main() -> None:
     }
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    if arguments.out == RESULT:
+        step_cost.FILE.write_text(json.dumps(summary_of(result), indent=1) + "\n", encoding="utf-8")
     print(step_table(result))
     print(f"written: {arguments.out}", file=sys.stderr)
+
+
+def summary_of(result: Mapping[str, Any]) -> dict[str, Any]:
+    """What plans show of a result."""
+    labels = [label for label in result["contenders"] if label != result["baseline"]]
+    return step_cost.summary(result, {label: step_cost.cost_key(*parsed(label)) for label in labels})
+
+
+def parsed(label: str) -> tuple[QuantFormat, bool]:
+    """The format a contender's label names, and whether its linear layers round their inputs."""
+    return from_label(label.removesuffix(ROUNDED), registry.formats()), label.endswith(ROUNDED)
 
 
 def parse() -> argparse.Namespace:
@@ -114,30 +134,42 @@ def quantized_unet(original: nn.Module, label: str) -> nn.Module:
     layers = [name for name, module in original.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
     with torch.device("meta"):
         model = type(original).from_config(original.config).to(torch.bfloat16).eval()
-    fmt = from_label(label, registry.formats())
-    replace_layers(model, dict.fromkeys(layers, fmt))
+    fmt, rounded = parsed(label)
+    linear = [name for name in layers if isinstance(original.get_submodule(name), nn.Linear)]
+    # A layer of few channels has no use for a low-rank correction.
+    formats = {
+        name: fmt if fmt.rank < len(original.get_submodule(name).weight) else replace(fmt, rank=0) for name in layers
+    }
+    replace_layers(model, formats, linear if rounded else ())
     shared = dict(original.named_parameters())
     for name, _ in list(model.named_parameters()):
         owner, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(owner), leaf, shared[name])
     for layer in layers:
         module = model.get_submodule(layer)
-        for part, value in quantized_parts(shared[f"{layer}.weight"], fmt).items():
+        for part, value in quantized_parts(shared[f"{layer}.weight"], formats[layer]).items():
             setattr(module, part, value)
     cast_scales(model)
     return model.to(memory_format=torch.channels_last)
 
 
 def quantized_parts(weight: torch.Tensor, fmt: QuantFormat) -> dict[str, torch.Tensor]:
-    """Part -> tensor as stored. Palettes are quantiles of a normal distribution: k-means would take minutes."""
+    """Part -> tensor as stored. Palettes are quantiles of a normal distribution, and low-rank corrections are 0:
+    k-means and singular vectors would take minutes, and their values do not change the time of a step."""
     tensor: QuantizedTensor
+    if fmt.hadamard:
+        weight = rotated_weight(weight.float()).to(weight.dtype)
     if isinstance(fmt, Codebook):
         levels = [NormalDist().inv_cdf((index + 0.5) / 2**fmt.bits) for index in range(2**fmt.bits)]
         palette = (torch.tensor(levels) * float(weight.float().std())).half().unsqueeze(0)
         grid = Grid(None, None, palette[0].float(), 0, 2**fmt.bits - 1, {"palette": palette})
         tensor = fmt.assemble(fmt.nearest(weight.float().contiguous(), grid), grid, tuple(weight.shape))
     else:
-        tensor = fmt.quantize(weight.contiguous())
+        tensor = replace(fmt, rank=0).quantize(weight.contiguous())
+    if fmt.rank:
+        rows, columns = weight.flatten(1).shape
+        down = torch.zeros(fmt.rank, columns, dtype=torch.float16)
+        tensor = replace(tensor, format=fmt, low_rank_up=torch.zeros(rows, fmt.rank).half(), low_rank_down=down)
     stored = package(tensor, "", parameter(tuple(weight.shape), "BF16"), stock=False)
     return {name.removeprefix("."): value for name, value in stored.items()}
 

@@ -152,8 +152,11 @@ def test_output_error():
 
 
 def turns(group, *seconds):
+    def parts(each):
+        return {"text_encoder": each / 8, "unet": each / 2, "vae": each / 4}
+
     return [
-        {"group": group, "round": number, "seconds": each, "component_s": {"unet": each / 2}, "peak_bytes": GB}
+        {"group": group, "round": number, "seconds": each, "component_s": parts(each), "peak_bytes": GB}
         for number, each in enumerate(seconds)
     ]
 
@@ -241,8 +244,8 @@ def test_one_that_died_on_the_way_has_no_figures(result):
 
 def test_component_table(result):
     lines = component_table(result).splitlines()
-    assert lines[0] == "| contender | unet, s | rest, s | PSNR |"
-    assert lines[2] == "| torch, float32 | 4.00 | 4.00 | 60.0 dB |"
+    assert lines[0] == "| contender | text_encoder, s | unet, s | vae, s | rest, s | PSNR |"
+    assert lines[2] == "| torch, float32 | 1.00 | 4.00 | 2.00 | 1.00 | 60.0 dB |"
     assert len(lines) == 2 + 3
 
 
@@ -348,7 +351,7 @@ def test_recipes_calibrate_with_as_much_as_the_peers(tmp_path):
     "name", [name for name, one in CONTENDERS.items() if one.family == "sdcompress" and one.makes != "nothing"]
 )
 def test_those_recipes_are_calibrated_that_quantize_activations(name):
-    text = shipped_recipes()[name].read_text(encoding="utf-8")
+    text = shipped_recipes()[CONTENDERS[name].options["recipe"]].read_text(encoding="utf-8")
     assert CONTENDERS[name].calibrated == ("activations: int8" in text)
 
 

@@ -238,9 +238,9 @@ ROUNDED = "    - quantize: {format: int8, activations: int8}\n"
             "components.unet.1.quantize.group_size: 48 does not divide 320 (conv_out); use 16, 32 or 64",
         ),
         (
-            f"  unet:\n{ROUNDED}",
+            "  unet:\n    - quantize: {format: int4, activations: int8}\n",
             "torch",
-            "components.unet.0.quantize.activations: are rounded for target: onnx only",
+            "components.unet.0.quantize.activations: go with 8-bit weights in linear layers without group_size",
         ),
         (
             f"  unet:\n    - cast: {{dtype: float16}}\n{ROUNDED}",

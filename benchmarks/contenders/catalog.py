@@ -142,8 +142,26 @@ _ALL = (
     _ours("onnx-fp32"),
     _ours("onnx-fp16", by_default=False),
     _ours("onnx-int8", calibrated=True),
-    _ours("onnx-int4"),
+    _ours("onnx-int4", calibrated=True),
     _ours("onnx-mixed", by_default=False, calibrated=True),
+    Contender(
+        "onnx-int8-standard",
+        "sdcompress onnx-int8, attention: standard",
+        "sdcompress",
+        "onnx_runtime",
+        {"recipe": "onnx-int8", "calibrated": True, "attention": "standard"},
+        "pipeline",
+        by_default=False,
+        calibrated=True,
+    ),
+    Contender(
+        "onnx-int8-openvino",
+        "sdcompress onnx-int8, attention: standard, on OpenVINO",
+        "openvino",
+        "openvino_models",
+        {"how": "onnx", "precision": None, "files_of": "onnx-int8-standard"},
+        needs=("onnx-int8-standard",),
+    ),
     # Pictures only: of one component alone nothing is left to be let go.
     Contender(
         "onnx-int8-low-memory",

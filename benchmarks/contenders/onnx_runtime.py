@@ -21,10 +21,11 @@ NUMPY_TYPES = {
 }
 
 
-def make(job: Job, recipe: str | None, calibrated: bool = False) -> dict[str, Any]:
+def make(job: Job, recipe: str | None, calibrated: bool = False, attention: str | None = None) -> dict[str, Any]:
     """Exports the whole pipeline: with optimum when `recipe` is None, else as that recipe says.
 
     calibrated: with as many calibration prompts and steps as the recorded inputs have, which the peers are given.
+    attention: of the UNet's export step, where it is not the default.
     """
     if recipe is None:
         from optimum.exporters.onnx import main_export
@@ -34,7 +35,8 @@ def make(job: Job, recipe: str | None, calibrated: bool = False) -> dict[str, An
     from sdcompress.cli import main
 
     settings = read_settings(job.work) if calibrated else None
-    used = recipe if settings is None else str(write_recipe(recipe, settings, Path(job.work) / "recipes"))
+    changed = settings is not None or attention is not None
+    used = str(write_recipe(recipe, settings, Path(job.work) / "recipes", attention)) if changed else recipe
     sys.argv = ["sdcompress", "compress", job.source, "--recipe", used, "--out", str(job.folder()), "--force"]
     try:
         main()
@@ -44,17 +46,21 @@ def make(job: Job, recipe: str | None, calibrated: bool = False) -> dict[str, An
     return {"call": f"sdcompress compress MODEL --recipe {recipe}", "calibration": settings}
 
 
-def write_recipe(recipe: str, settings: Mapping[str, Any], folder: Path) -> Path:
+def write_recipe(recipe: str, settings: Mapping[str, Any] | None, folder: Path, attention: str | None = None) -> Path:
     """A copy of the shipped recipe that calibrates with as many prompts and steps as `settings` says."""
     import yaml
 
     from sdcompress.recipe import shipped_recipes
 
     content = yaml.safe_load(shipped_recipes()[recipe].read_text(encoding="utf-8"))
-    counts = {"prompt_count": settings["calibration_prompts"], "num_inference_steps": settings["steps"]}
-    content["calibration"] = {**content.get("calibration", {}), **counts}
+    if settings is not None:
+        counts = {"prompt_count": settings["calibration_prompts"], "num_inference_steps": settings["steps"]}
+        content["calibration"] = {**content.get("calibration", {}), **counts}
+    if attention is not None:
+        content["components"]["unet"].append({"export": {"attention": attention}})
     folder.mkdir(parents=True, exist_ok=True)
-    file = folder / f"{recipe}.yaml"
+    file = folder / "-".join([recipe, *([attention] if attention else [])])
+    file = file.with_suffix(".yaml")
     file.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
     return file
 
@@ -64,7 +70,7 @@ def import_libraries() -> None:
     import onnxruntime  # noqa: F401
 
 
-def load(job: Job, inputs: Mapping[str, np.ndarray], recipe: str | None = None, calibrated: bool = False) -> Runner:
+def load(job: Job, inputs: Mapping[str, np.ndarray], **_: Any) -> Runner:
     """A session over the contender's model.onnx, all options but the threads left as they are."""
     file = job.part() / "model.onnx"
     session = open_session(file, job.threads)

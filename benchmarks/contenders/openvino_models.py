@@ -15,6 +15,7 @@ import numpy as np
 
 from benchmarks.contenders.component_worker import Runner
 from benchmarks.contenders.job import OUTPUTS, TEXT_OUTPUTS, Job
+from benchmarks.contenders.onnx_runtime import onnx_bytes
 
 
 def make(job: Job, how: str, precision: str | None) -> dict[str, Any]:
@@ -96,12 +97,16 @@ def import_libraries() -> None:
 def load(
     job: Job, inputs: Mapping[str, np.ndarray], how: str | None, precision: str | None, files_of: str | None = None
 ) -> Runner:
-    """The compiled model with the shapes of `inputs`; precision None leaves OpenVINO its choice for floats."""
+    """The compiled model with the shapes of `inputs`; precision None leaves OpenVINO its choice for floats.
+
+    how: "onnx" for an ONNX file as it is.
+    """
     import openvino
 
     folder = job.part(files_of)
     core = openvino.Core()
-    model = core.read_model(folder / "model.xml")
+    onnx = how == "onnx"
+    model = core.read_model(folder / ("model.onnx" if onnx else "model.xml"))
     model.reshape({name: list(value.shape) for name, value in feed_of(model, inputs).items()})
     config: dict[str, Any] = {"INFERENCE_NUM_THREADS": job.threads, "NUM_STREAMS": 1}
     if precision is not None:
@@ -117,7 +122,7 @@ def load(
         prepare=lambda given: feed_of(model, given),
         run=lambda feed: request.infer(feed, share_inputs=True, share_outputs=True),
         read=lambda outputs: np.array(outputs[wanted], dtype=np.float32),
-        size_bytes=openvino_bytes(folder),
+        size_bytes=onnx_bytes(folder) if onnx else openvino_bytes(folder),
         details={
             key.lower(): str(compiled.get_property(key))
             for key in ("INFERENCE_PRECISION_HINT", "INFERENCE_NUM_THREADS", "EXECUTION_DEVICES")

@@ -137,8 +137,9 @@ def _variants() -> Iterator[Contender]:
     yield from _line("uint", "GPTQ, Hadamard", {**GPTQ, "hadamard": True}, low, name="gptq-hadamard")
     yield from _line("uint", "GPTQ after smoothing", {**GPTQ, SMOOTH: True}, low, name="gptq-smooth")
     for group in (16, 32, 128):
+        options = {**GPTQ, "group_size": group}
         yield from _line(
-            "uint", f"GPTQ, groups of {group}", {**GPTQ, "group_size": group}, low, name=f"gptq-group{group}"
+            "uint", f"GPTQ, groups of {group}", options, (8, *LOW_BITS), ("unet", "all"), name=f"gptq-group{group}"
         )
     yield from _line("uint", "GPTQ, 16-bit scales", {**GPTQ, "scale_bits": 16}, low, name="gptq-scale16")
     spared = {**GPTQ, "keep_sensitive": True}

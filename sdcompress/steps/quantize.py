@@ -8,17 +8,27 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from sdcompress import registry
-from sdcompress.backends.torch.packaging import is_stock, package, package_specs, packed_specs
+from sdcompress.backends.torch.packaging import (
+    DYNAMIC,
+    dynamic_layers,
+    is_stock,
+    package,
+    package_specs,
+    packed_specs,
+    rounds_inputs,
+)
 from sdcompress.components.observed import CALIBRATED
 from sdcompress.errors import UserError
 from sdcompress.layer_formats import Choice, Override, choose, unmatched_patterns
 from sdcompress.patterns import first_match
 from sdcompress.quant.compose import quantize_weight, restored
 from sdcompress.quant.corrections.bias import corrected_bias
+from sdcompress.quant.corrections.hadamard import block_size, joined_sizes
 from sdcompress.quant.error import output_sqnr_db, rounding_sqnr_db, sqnr_db
 from sdcompress.quant.format import from_label
 from sdcompress.quant.statistics import Limits, block_sizes
 from sdcompress.spec import CONVOLUTIONS, ComponentSpec, Layer, TensorSpec
+from sdcompress.step_cost import cost_note
 from sdcompress.steps import Component, LayerOutcome, Planned, Record, Stage, Step
 
 if TYPE_CHECKING:
@@ -49,20 +59,23 @@ class Quantize(Step):
     overrides: tuple[Override, ...] = ()
     keep_sensitive: bool | None = None  # None: as the format does (4-bit formats keep them, 8-bit ones do not)
     convolutions: bool | None = None  # None: as the format's library does (bitsandbytes leaves them alone)
-    activations: Literal["int8"] | None = None  # also round what goes into the layers, in calibrated ranges (ONNX)
+    # Also round what goes into the layers: for ONNX in calibrated ranges, in torch as they run, into linear ones alone.
+    activations: Literal["int8"] | None = None
     activations_exclude: tuple[str, ...] = ()  # patterns of layers whose weights alone are quantized
 
     def plan(self, spec: ComponentSpec, target: str) -> Planned:
         choices = choose(self, spec, target)
         observed = self._observed(choices, spec, target)
+        rounded = sorted(self._rounded(choices, spec, target))
         calibrated = self._calibrated(choices, spec)
         chosen = {choice.layer.name: choice.format for choice in choices if choice.format is not None}
         packaged = package_specs(spec, chosen, target)
-        if observed:
-            quantization = {**packaged.config["quantization_config"], "activations": observed}
-            packaged = packaged.replace(config={**packaged.config, "quantization_config": quantization})
+        for key, layers in (("activations", observed), (DYNAMIC, rounded)):
+            if layers:
+                quantization = {**packaged.config["quantization_config"], key: layers}
+                packaged = packaged.replace(config={**packaged.config, "quantization_config": quantization})
         working = [
-            _working_bytes(spec.tensors[f"{choice.layer.name}.weight"], choice.layer.name in calibrated)
+            _working_bytes(spec.tensors[f"{choice.layer.name}.weight"], choice.format, choice.layer.name in calibrated)
             for choice in choices
             if choice.format is not None
         ]
@@ -77,8 +90,16 @@ class Quantize(Step):
         notes = []
         if observed:
             notes.append(f"activations in 8 bits: {len(observed)} layers, calibrated ranges")
+        if rounded:
+            notes.append(
+                f"activations in 8 bits: {len(rounded)} linear layers, rounded as they run, a scale for each token"
+            )
         if calibrated:
             notes.append(f"calibrated on what goes into them: {len(calibrated)} layers")
+        costs = ((chosen[name], name in rounded) for name in map(_unpacked_layer, choices) if name)
+        denoises = spec.class_name.startswith("UNet") or spec.class_name.endswith("Transformer2DModel")
+        if target == "torch" and denoises and (note := cost_note(costs)):
+            notes.append(note)
         return Planned(packaged, outcomes, tuple(notes), max(working, default=0), libraries, calibrated, target)
 
     def apply(self, part: Component, planned: Planned, record: Record) -> Component:
@@ -93,6 +114,7 @@ class Quantize(Step):
             layer_of |= dict.fromkeys(packed_specs(layer, fmt, weight, stock, planned.target), layer)
             if layer in planned.calibrated and self.bias_correction and f"{layer}.bias" in part.spec.tensors:
                 layer_of[f"{layer}.bias"] = layer
+        dynamic = frozenset(dynamic_layers(planned.spec.config))
         ready: dict[str, torch.Tensor] = {}  # what is left of the layer quantized last
 
         def read(name: str) -> torch.Tensor:
@@ -103,6 +125,8 @@ class Quantize(Step):
                 ready.clear()
                 weight = part.read(f"{layer}.weight")
                 tensor = _quantize(part, layer, weight, formats[layer], outcomes[layer].method, record)
+                if layer in dynamic:
+                    record.layers[layer]["activations"] = "int8"
                 ready.update(package(tensor, layer, part.spec.tensors[f"{layer}.weight"], stock, planned.target))
                 bias = f"{layer}.bias"
                 if bias in layer_of:
@@ -134,13 +158,13 @@ class Quantize(Step):
         return self.bias_correction and f"{layer.name}.bias" in spec.tensors
 
     def _observed(self, choices: list[Choice], spec: ComponentSpec, target: str) -> list[str]:
-        """The layers whose activations are rounded too. UserError where that cannot be done."""
+        """The layers whose activations are rounded in calibrated ranges. UserError where that cannot be done."""
         if self.activations is None:
             if self.activations_exclude:
                 raise UserError("activations_exclude: says nothing without activations: int8")
             return []
         if target != "onnx":
-            raise UserError("activations: are rounded for target: onnx only; leave this out, or use target: onnx")
+            return []
         if spec.class_name not in CALIBRATED:
             raise UserError(
                 f"activations: no ranges can be calibrated for {spec.name} ({spec.class_name}); leave this out"
@@ -158,10 +182,25 @@ class Quantize(Step):
             and choice.format.group_size is None
             and choice.layer.kind in {"linear"} | CONVOLUTIONS
         ]
+        return self._not_excluded(able, "linear layers and convolutions", spec)
+
+    def _rounded(self, choices: list[Choice], spec: ComponentSpec, target: str) -> list[str]:
+        """The layers that round their inputs as they run, in torch. UserError where there are none to be had."""
+        if self.activations is None or target != "torch":
+            return []
+        able = [
+            choice.layer.name
+            for choice in choices
+            if choice.format is not None and choice.layer.kind == "linear" and rounds_inputs(choice.format)
+        ]
+        return self._not_excluded(able, "linear layers", spec)
+
+    def _not_excluded(self, able: list[str], kinds: str, spec: ComponentSpec) -> list[str]:
+        """Those of the layers whose activations can be rounded that no pattern spares."""
         if not able:
             raise UserError(
-                f"activations: go with 8-bit weights in linear layers and convolutions without group_size, of which "
-                f"{spec.name} gets none here; leave this out, or use format: int8"
+                f"activations: go with 8-bit weights in {kinds} without group_size, of which {spec.name} gets none "
+                f"here; leave this out, or use format: int8"
             )
         problems = unmatched_patterns("activations_exclude", self.activations_exclude, able, spec)
         if problems:
@@ -169,18 +208,29 @@ class Quantize(Step):
         return [name for name in able if not first_match(self.activations_exclude, name)]
 
 
-def _working_bytes(weight: TensorSpec, calibrated: bool) -> int:
+def _unpacked_layer(choice: Choice) -> str | None:
+    """The layer's name if it unpacks its whole weight at each step: an embedding looks some rows up."""
+    return None if choice.format is None or choice.layer.kind == "embedding" else choice.layer.name
+
+
+def _working_bytes(weight: TensorSpec, fmt: QuantFormat, calibrated: bool) -> int:
     """Bytes held while one weight is worked on: itself, its codes, twice in float32 for its error, and chunks.
 
-    Calibrated rounding holds five more copies in float32, and four of the blocks of its inputs' moments.
+    A low-rank correction holds three more copies in float32 and, for the singular vectors, four square matrices of the
+    shorter side. Calibrated rounding holds five more copies, and four of the blocks of its inputs' moments.
     """
     count = weight.parameters
-    plain = weight.size_bytes + count + 8 * count + 6 * 4 * min(count, 2**22)
-    if not calibrated:
-        return plain
     columns = math.prod(weight.shape[1:])
-    blocks = block_sizes(columns, math.prod(weight.shape[2:]), Limits().columns)
-    return plain + 20 * count + 16 * sum(size**2 for size in blocks)
+    size = weight.size_bytes + count + 8 * count + 6 * 4 * min(count, 2**22)
+    if fmt.rank:
+        size += 12 * count + 16 * min(weight.shape[0], columns) ** 2
+    if calibrated:
+        positions = math.prod(weight.shape[2:])
+        blocks = block_sizes(columns, positions, Limits().columns)
+        if fmt.hadamard:
+            blocks = joined_sizes(blocks, positions * block_size(weight.shape[1]))
+        size += 20 * count + 16 * sum(block**2 for block in blocks)
+    return size
 
 
 def _quantize(

@@ -149,7 +149,7 @@ def test_compiled_layers(backend):
     """One graph, no breaks; every way of turning codes into weights."""
     if backend == "inductor" and shutil.which("g++") is None:
         pytest.skip("torch.compile needs a C++ compiler")
-    labels = ["int8", "uint3/16+scale8", "normal-float4+rank2", "codebook4/5+hadamard", "int5"]
+    labels = ["int8", "uint3/16+scale8", "normal-float4+rank2", "codebook4/5+hadamard", "int5+hadamard"]
     layers = [quantized_pair(nn.Linear(48, 48), label)[0] for label in labels]
     conv, _ = quantized_pair(nn.Conv2d(4, 8, 3), "uint4/3+scale8")
     model = nn.Sequential(*layers, nn.Unflatten(1, (4, 12)), nn.Flatten(2), nn.Unflatten(2, (4, 3)), conv)

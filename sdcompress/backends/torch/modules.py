@@ -7,7 +7,7 @@ top, diffusers' own loaders) finds it. `weight` is computed when it is read, and
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -16,10 +16,12 @@ from torch import nn
 
 from sdcompress.backends.torch.computed_weight import ComputedWeight
 from sdcompress.backends.torch.dtypes import TORCH_DTYPE
+from sdcompress.backends.torch.integer_linear import integer_linear
 from sdcompress.backends.torch.names import living_name
-from sdcompress.backends.torch.packaging import packed_specs
+from sdcompress.backends.torch.packaging import packed_specs, rounds_inputs
 from sdcompress.backends.torch.unpacking import dequantize_stored, logical, pick_rows
 from sdcompress.errors import ArtifactError
+from sdcompress.quant import scales
 from sdcompress.quant.format import QuantFormat
 from sdcompress.quant.grid_format import GridFormat
 from sdcompress.spec import TensorSpec, parameter
@@ -32,6 +34,7 @@ class QuantizedLayer(nn.Module):
     """A layer whose weight is the parts that its format stores, each a buffer of that name."""
 
     codes: torch.Tensor
+    rounds_input = False
 
     def __init__(self, original: nn.Module, fmt: QuantFormat):
         nn.Module.__init__(self)  # not the layer's own, which would make a weight
@@ -91,11 +94,11 @@ class QuantizedLayer(nn.Module):
         return rotated_input(x, dim, block_size(self.shape[1]))
 
     def extra_repr(self) -> str:
-        return f"{list(self.shape)}, format={self.format.label}"
+        return f"{list(self.shape)}, format={self.format.label}" + (", int8 inputs" if self.rounds_input else "")
 
 
 class QuantizedLinear(QuantizedLayer, nn.Linear):  # type: ignore[misc, override]
-    """y = x W^T + b."""
+    """y = x W^T + b; with `rounds_input` in 8-bit integers (integer_linear.py says how)."""
 
     def __init__(self, original: nn.Linear, fmt: QuantFormat):
         super().__init__(original, fmt)
@@ -103,6 +106,9 @@ class QuantizedLinear(QuantizedLayer, nn.Linear):  # type: ignore[misc, override
 
     def forward(self, x: torch.Tensor, *_: Any) -> torch.Tensor:
         x = self.rotated(x, -1)
+        if self.rounds_input:
+            scale = scales.value(self.stored["scale"], self.stored.get("scale_step"), torch.float32)
+            return integer_linear(x, self.codes, scale, self.bias)
         return _joined([F.linear(x, weight, bias) for weight, bias in self.pieces(x.dtype)], -1)
 
 
@@ -150,13 +156,21 @@ class QuantizedEmbedding(QuantizedLayer, nn.Embedding):  # type: ignore[override
         return self.rotated(values, -1).view(*ids.shape, self.embedding_dim)
 
 
-def replace_layers(model: nn.Module, formats: Mapping[str, QuantFormat]) -> None:
-    """Puts a quantized module in the place of every layer named; ArtifactError when the model has no such layer."""
+def replace_layers(model: nn.Module, formats: Mapping[str, QuantFormat], dynamic: Collection[str] = ()) -> None:
+    """Puts a quantized module in the place of every layer named; ArtifactError when the model has no such layer.
+
+    dynamic: those, all of them linear and in 8 bits, that round what goes into them too.
+    """
     for name, fmt in formats.items():
         living = living_name(model, name)
         if living is None:
             raise ArtifactError(f"{type(model).__name__} has no layer {name}, which its config lists")
-        set_layer(model, living, _quantized(model.get_submodule(living), fmt, name))
+        layer = _quantized(model.get_submodule(living), fmt, name)
+        if name in dynamic:
+            if not isinstance(layer, QuantizedLinear) or not rounds_inputs(fmt):
+                raise ArtifactError(f"{name} is in {fmt.label}, whose inputs cannot be rounded as its config says")
+            layer.rounds_input = True
+        set_layer(model, living, layer)
 
 
 def set_layer(model: nn.Module, name: str, layer: nn.Module) -> None:

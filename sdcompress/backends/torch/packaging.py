@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 QUANT_METHOD = "sdcompress"
 CONFIG_SCHEMA = 1
+DYNAMIC = "dynamic_activations"  # in quantization_config: the layers that round their inputs as they run
+INTEGER_FORMATS = ("int8", "int8-unsaturated")
 _TORCH_NAME = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float32"}
 
 
@@ -83,6 +85,17 @@ def layer_formats(config: Mapping[str, Any]) -> dict[str, str] | None:
     if not isinstance(quantization, Mapping) or quantization.get("quant_method") != QUANT_METHOD:
         return None
     return dict(quantization["layers"])
+
+
+def rounds_inputs(fmt: QuantFormat) -> bool:
+    """Whether a linear layer in this format can be multiplied in integers: int8 codes, a scale an output channel."""
+    return fmt.library == "sdcompress" and fmt.name in INTEGER_FORMATS and fmt.group_size is None and not fmt.rank
+
+
+def dynamic_layers(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """The layers of a component in our own layout that round their inputs as they run."""
+    quantization = config.get("quantization_config")
+    return tuple(quantization.get(DYNAMIC, ())) if isinstance(quantization, Mapping) else ()
 
 
 def packed_specs(

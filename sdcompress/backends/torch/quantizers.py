@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import Enum
 from typing import Any
 
-from sdcompress.backends.torch.packaging import CONFIG_SCHEMA, QUANT_METHOD
+from sdcompress.backends.torch.packaging import CONFIG_SCHEMA, DYNAMIC, QUANT_METHOD
 from sdcompress.errors import ArtifactError
 from sdcompress.quant.format import QuantFormat
 
@@ -57,17 +57,25 @@ def _classes(config_mixin: type[Any], quantizer_base: type[Any]) -> tuple[type[A
         SDCOMPRESS = QUANT_METHOD
 
     class SdcompressConfig(config_mixin):  # type: ignore[misc]
-        """`layers`: layer name -> format label."""
+        """`layers`: layer name -> format label; `dynamic_activations`: those that round their inputs as they run."""
 
-        def __init__(self, layers: Mapping[str, str], schema_version: int = CONFIG_SCHEMA, **_: Any):
+        def __init__(
+            self,
+            layers: Mapping[str, str],
+            schema_version: int = CONFIG_SCHEMA,
+            dynamic_activations: Sequence[str] = (),
+            **_: Any,
+        ):
             if schema_version > CONFIG_SCHEMA:
                 raise ArtifactError(f"quantization_config has schema {schema_version}; install a newer sdcompress")
             self.quant_method = Method.SDCOMPRESS
             self.schema_version = schema_version
             self.layers = dict(layers)
+            self.dynamic_activations = list(dynamic_activations)
 
         def to_dict(self) -> dict[str, Any]:
-            return {"quant_method": QUANT_METHOD, "schema_version": self.schema_version, "layers": dict(self.layers)}
+            said = {"quant_method": QUANT_METHOD, "schema_version": self.schema_version, "layers": dict(self.layers)}
+            return said | ({DYNAMIC: list(self.dynamic_activations)} if self.dynamic_activations else {})
 
         def to_diff_dict(self) -> dict[str, Any]:
             return self.to_dict()
@@ -80,7 +88,8 @@ def _classes(config_mixin: type[Any], quantizer_base: type[Any]) -> tuple[type[A
         def _process_model_before_weight_loading(self, model: Any, **_: Any) -> Any:
             from sdcompress.backends.torch.modules import replace_layers
 
-            replace_layers(model, formats_of(self.quantization_config.layers))
+            asked = self.quantization_config
+            replace_layers(model, formats_of(asked.layers), frozenset(asked.dynamic_activations))
             model.config.quantization_config = self.quantization_config
             return model
 

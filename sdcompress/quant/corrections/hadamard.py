@@ -72,15 +72,27 @@ def rotated_statistics(statistics: LayerStatistics, in_channels: int) -> LayerSt
     return replace(statistics, mean=mean, moments=tuple(moments))
 
 
+def joined_sizes(sizes: Sequence[int], multiple: int) -> tuple[int, ...]:
+    """The sizes of blocks of moments when those that part channels rotated together are joined."""
+    return tuple(sum(part) for part in _in_multiples(sizes, multiple))
+
+
 def _joined(moments: Sequence[torch.Tensor], multiple: int) -> list[torch.Tensor]:
     """The blocks as they are where their sizes are multiples of `multiple`, neighbours joined where they are not."""
     import torch
 
-    joined: list[torch.Tensor] = []
-    waiting: list[torch.Tensor] = []
-    for block in moments:
-        waiting.append(block)
-        if sum(one.shape[0] for one in waiting) % multiple == 0:
-            joined.append(waiting[0] if len(waiting) == 1 else torch.block_diag(*waiting))
+    blocks = iter(moments)
+    parts = [[next(blocks) for _ in part] for part in _in_multiples([len(block) for block in moments], multiple)]
+    return [part[0] if len(part) == 1 else torch.block_diag(*part) for part in parts]
+
+
+def _in_multiples(sizes: Sequence[int], multiple: int) -> list[list[int]]:
+    """The sizes in runs as short as can be, the sum of each a multiple of `multiple`."""
+    runs: list[list[int]] = []
+    waiting: list[int] = []
+    for size in sizes:
+        waiting.append(size)
+        if sum(waiting) % multiple == 0:
+            runs.append(waiting)
             waiting = []
-    return joined
+    return runs

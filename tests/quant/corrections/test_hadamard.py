@@ -152,22 +152,16 @@ def test_moment_blocks_that_part_rotated_channels_are_joined() -> None:
     torch.testing.assert_close(torch.block_diag(*result.moments), rotation @ whole @ rotation, atol=1e-12, rtol=0)
 
 
-def test_compiled_graphs_have_the_matrix_as_a_constant() -> None:
-    graphs = []
+def test_several_rotations_in_one_compiled_graph() -> None:
+    def layers(x: torch.Tensor) -> torch.Tensor:
+        wide = rotated_input(torch.cat([rotated_input(x, -1) * 2, x], -1), -1)
+        return wide + rotated_input(x.repeat(1, 2), -1)
 
-    def remember(graph: torch.fx.GraphModule, example: list[torch.Tensor]) -> torch.fx.GraphModule:
-        graphs.append(graph)
-        return graph
-
-    def layer(x: torch.Tensor) -> torch.Tensor:
-        return rotated_input(x, -1) * 2
-
-    compiled = torch.compile(layer, backend=remember, fullgraph=True)
+    compiled = torch.compile(layers, backend="aot_eager", fullgraph=True)
     x = random((3, 96), dtype=torch.float32)
     with torch.inference_mode():
-        compiled(x)
-    assert torch.equal(compiled(x), layer(x))
-    assert all(sum(node.op.startswith("call") for node in graph.graph.nodes) <= 4 for graph in graphs)
+        # The same operations in the same order; matrices of 2^5 and 2^6 are the same numbers made twice.
+        assert torch.equal(compiled(x), layers(x))
 
 
 def test_gradients_flow_after_inference_mode() -> None:

@@ -1,0 +1,50 @@
+"""A linear layer multiplied in 8-bit integers: the weight as its codes, each token of the input rounded as it comes.
+
+y = s_x s_w (X W^T) + b with a scale s_x for each token and s_w for each output channel: the vector-wise products of
+LLM.int8 (arXiv:2208.07339, section 2.1) for all values alike. Sums are exact, in 32 bits.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+LARGEST = 127
+# Outputs, or inputs if they are more, that are worked on at once on a CPU: their sums are scaled while in the cache.
+PIECE = 2**19
+PIECE_ROWS = 32  # that a piece has a multiple of, as the kernels' blocks do
+SMALLEST_SCALE = 1e-12  # of a token of zeros, whose codes are 0
+
+
+def integer_linear(
+    x: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None
+) -> torch.Tensor:
+    """x W^T + b in the type of `x` [..., in]; codes: [out, in] int8, scale: [out], both of W, bias: [out] or None."""
+    rows = x.reshape(-1, x.shape[-1])
+    scale, bias = scale.float(), None if bias is None else bias.float()
+    if rows.device.type != "cpu" or torch.compiler.is_compiling():
+        output = _scaled(rows, codes, scale, bias).to(x.dtype)
+    else:
+        output = torch.empty(rows.shape[0], codes.shape[0], dtype=x.dtype)
+        size = max(PIECE // max(codes.shape) // PIECE_ROWS, 1) * PIECE_ROWS
+        for start in range(0, rows.shape[0], size):
+            output[start : start + size] = _scaled(rows[start : start + size], codes, scale, bias)
+    return output.view(*x.shape[:-1], codes.shape[0])
+
+
+def _scaled(rows: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """[rows, out] float32."""
+    exact = rows.float()
+    step = exact.abs().amax(dim=1, keepdim=True).clamp_min(SMALLEST_SCALE) / LARGEST
+    rounded = (exact / step).round_().to(torch.int8)
+    output = _sums(rounded, codes).mul_(step).mul_(scale)
+    return output if bias is None else output.add_(bias)
+
+
+def _sums(rounded: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+    """X W^T of two int8 matrices as float32; by the device's integer kernel where it has one for their sizes."""
+    on_cuda = rounded.device.type == "cuda"
+    fits = rounded.shape[0] > 16 and codes.shape[0] % 8 == 0 and codes.shape[1] % 8 == 0  # what cuBLAS asks for
+    if rounded.device.type == "cpu" or (on_cuda and fits):
+        return torch._int_mm(rounded, codes.T).float()
+    return F.linear(rounded.float(), codes.float())  # exact up to 1,040 columns, whose sums are below 2^24

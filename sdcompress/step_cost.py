@@ -1,0 +1,66 @@
+"""What unpacking weights costs a step in torch: the ratios that were measured, for the plan to show.
+
+`step_cost.json` beside this file is written by `benchmarks/torch_step.py`, with the machine it was measured on.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sdcompress.quant.format import QuantFormat
+
+FILE = Path(__file__).parent / "step_cost.json"
+OPTIONS = ("rank", "hadamard")  # what else a step has to compute; how scales are stored was measured to cost nothing
+ROUNDED = " with 8-bit activations"
+# Unpacked by the same operations, those with a zero point by one more: the slower one was measured.
+ALIKE = {f"int{bits}": f"uint{bits}" for bits in (2, 3, 5, 6)} | {"int8-unsaturated": "int8", "fp4": "nf4"}
+
+
+def cost_note(layers: Iterable[tuple[QuantFormat, bool]]) -> str | None:
+    """A line on the time of a step with layers like these, each a format and whether it rounds its inputs.
+
+    None without layers.
+    """
+    keys = sorted({cost_key(fmt, rounded) for fmt, rounded in layers})
+    if not keys:
+        return None
+    measured = _measured()
+    parts = []
+    if told := [f"{key} {measured['ratios'][key]:.2f}x" for key in keys if key in measured["ratios"]]:
+        parts.append(
+            f"time of a step on a CPU against bfloat16's, were every layer so stored: {', '.join(told)} (Stable "
+            f"Diffusion 1.5's UNet, {measured['machine']})"
+        )
+    if unknown := [key for key in keys if key not in measured["ratios"]]:
+        parts.append(f"what it costs a step in time was not measured: {', '.join(unknown)}")
+    return "; ".join(parts)
+
+
+def cost_key(fmt: QuantFormat, rounded: bool) -> str:
+    """The name that formats have together which cost a step the same."""
+    options = [option for option in OPTIONS if getattr(fmt, option, 0)]
+    return "+".join([ALIKE.get(fmt.name, fmt.name), *options]) + (ROUNDED if rounded else "")
+
+
+def summary(result: Mapping[str, Any], keys: Mapping[str, str]) -> dict[str, Any]:
+    """What FILE holds, from a result of benchmarks/torch_step.py; keys: contender -> what `cost_key` calls it."""
+    from statistics import median
+
+    baseline = result["contenders"][result["baseline"]]["seconds"]
+    ratios = {}
+    for label, key in keys.items():
+        seconds = result["contenders"][label]["seconds"]
+        ratios[key] = round(median(own / base for own, base in zip(seconds, baseline, strict=True)), 2)
+    threads, environment = result["threads"], result["environment"]
+    return {"machine": f"{threads} threads of {environment['cpu']}", "ratios": dict(sorted(ratios.items()))}
+
+
+@cache
+def _measured() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(FILE.read_text(encoding="utf-8"))
+    return found
