@@ -7,8 +7,6 @@ print goes to stderr, which the parent writes to a log.
 from __future__ import annotations
 
 import faulthandler
-import functools
-import hashlib
 import inspect
 import json
 import os
@@ -21,6 +19,7 @@ from typing import Any
 
 from sdcompress.energy import EnergyMeter
 from sdcompress.errors import SdcompressError
+from sdcompress.initial_latents import keep_latents
 from sdcompress.judge import Judge
 from sdcompress.process_meters import ComponentClock, peak_bytes, resident_bytes, synchronize
 
@@ -75,7 +74,7 @@ class Worker:
         self._latents_sha256: str | None = None
         self._recorder: Any = None
         self._energy = EnergyMeter(self._ran_on)
-        _keep_latents(self._pipeline, self._remember_latents)
+        keep_latents(self._pipeline, self._remember_latents)
         return {
             "load_s": load_s,
             "resident_after_imports_bytes": after_imports,
@@ -210,34 +209,6 @@ def _import_classes(path: Path, onnx: bool) -> None:
             importlib.import_module("diffusers.pipelines.stable_diffusion.safety_checker")
 
 
-def _keep_latents(pipeline: Any, remember: Callable[[str], None]) -> None:
-    """Makes the pipeline draw its initial latents in float32 whatever its dtype, and tells their SHA-256.
-
-    The same seed gives other numbers in another dtype, and two pipelines compared must start from the same noise.
-    """
-    inner = getattr(pipeline, "prepare_latents", None)
-    if inner is None:
-        return
-    signature = inspect.signature(inner)
-
-    @functools.wraps(inner)
-    def prepare(*args: Any, **kwargs: Any) -> Any:
-        import torch
-
-        bound = signature.bind(*args, **kwargs)
-        dtype = bound.arguments.get("dtype")
-        if dtype is not None:
-            bound.arguments["dtype"] = torch.float32
-        result = inner(*bound.args, **bound.kwargs)
-        latents = result[0] if isinstance(result, tuple) else result
-        remember(hashlib.sha256(latents.detach().float().cpu().contiguous().numpy().tobytes()).hexdigest())
-        if dtype is None:
-            return result
-        return (latents.to(dtype), *result[1:]) if isinstance(result, tuple) else latents.to(dtype)
-
-    pipeline.prepare_latents = prepare
-
-
 def _weights_bytes(pipeline: Any) -> dict[str, int]:
     """Component -> bytes its parameters and buffers take in memory; what runs in ONNX Runtime has none that we see."""
     import torch
@@ -268,10 +239,10 @@ def _save(image: Any, picture: str | None) -> dict[str, Any]:
     }
 
 
-def serve(requests: Any, answers: Any) -> None:
-    """Answers each line of `requests` on `answers` until they end; an unforeseen error's traceback is logged."""
+def list_actions() -> dict[str, Callable[..., dict[str, Any]]]:
+    """Name of a request -> what answers it, of one worker and one judge."""
     worker, judge = Worker(), Judge()
-    actions: dict[str, Callable[..., dict[str, Any]]] = {
+    return {
         "open": worker.open,
         "draw": worker.draw,
         "draw_batch": worker.draw_batch,
@@ -282,6 +253,11 @@ def serve(requests: Any, answers: Any) -> None:
         "score": judge.score,
         "score_sets": judge.score_sets,
     }
+
+
+def serve(requests: Any, answers: Any) -> None:
+    """Answers each line of `requests` on `answers` until they end; an unforeseen error's traceback is logged."""
+    actions = list_actions()
     for line in requests:
         request = json.loads(line)
         try:

@@ -10,23 +10,24 @@ from sdcompress.report.sample_metrics import METRICS
 from sdcompress.report.wording import MISSING, bytes_text, ratio_text
 
 NAMES = {
-    "clip_score": "CLIP score drift",
-    "psnr_db": "PSNR, dB",
+    "clip_score": "CLIP drift",
+    "psnr_db": "PSNR",
     "ssim": "SSIM",
-    **{name: called for name, (_, _, called) in METRICS.items()},
+    **{name: called for name, (_, called) in METRICS.items()},
 }
-SOURCE_NAMES = {"seed": "another seed", "bfloat16": "in bfloat16", "batch": "in batches of 2"}
-DIGITS = {"clip_score": 2, "psnr_db": 1, "ssim": 4, "ms_ssim": 4, "clip_image": 2, "lpips": 4}
+LABELS = {"cmmd": "CMMD", "energy": "energy"}
+DIGITS = {"clip_score": 2, "psnr_db": 1, "ssim": 3, "ms_ssim": 3, "clip_image": 2, "lpips": 3}
 
 QUALITY_NOTE = (
-    "Beside each figure: the same between the original and itself, drawn again. CLIP drift is judged by its interval "
-    "and by how far redrawing moves it; similarity by what another arithmetic leaves of it."
+    "Beside each figure: the same between the original and itself, drawn again with another seed, in bfloat16, or in "
+    "batches of 2. CLIP drift is judged by its interval and by how far redrawing moves it; similarity by what other "
+    "arithmetic leaves of it."
 )
 
 
 def quality_header(report: Mapping[str, Any]) -> tuple[str, ...]:
     """The columns of `quality_rows`: the figure, then each measured source of noise, then the verdict."""
-    return ("", "compressed", *(SOURCE_NAMES[source] for source in _sources(report)), "verdict")
+    return ("", "compressed", *_sources(report), "verdict")
 
 
 def quality_rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
@@ -59,7 +60,7 @@ def verdict_findings(report: Mapping[str, Any]) -> list[str]:
         told.append(f"Within noise: {', '.join(quiet)}.")
     floor = report["noise_floor"]
     reasons = {} if floor is None else {f"noise in {name}": why for name, why in floor["not_measured"].items()}
-    reasons |= {NAMES.get(name, name.upper()): why for name, why in report["not_measured"].items()}
+    reasons |= {NAMES.get(name, LABELS.get(name, name)): why for name, why in report["not_measured"].items()}
     if floor is None:
         reasons["noise floor"] = "not asked for, so similarity has no verdict"
     told += [f"Not measured: {name} ({why})." for name, why in reasons.items()]
@@ -72,7 +73,7 @@ def component_metric_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     for name, figures in (report["component_metrics"] or {}).items():
         if "cosine" in figures:
             cosine = figures["cosine"]
-            rows.append((name, f"cosine of embeddings {cosine['mean']:.5f} (lowest {cosine['min']:.5f})"))
+            rows.append((name, f"cosine of embeddings {_near_one(cosine['mean'])} (lowest {_near_one(cosine['min'])})"))
         elif "noise_sqnr_db" in figures:
             rows.append((name, _noise_text(figures["noise_sqnr_db"])))
         elif "decode_psnr_db" in figures:
@@ -114,6 +115,10 @@ def gate_lines(report: Mapping[str, Any]) -> list[str]:
         f"{'passed' if each['passed'] else 'FAILED'}  {each['gate']}  ({gate_value_text(each)})"
         for each in report["gates"]
     ]
+
+
+def _near_one(cosine: float) -> str:
+    return f"{cosine:.4f}" if cosine < 0.999 else f"1 - {max(0.0, 1 - cosine):.1e}"
 
 
 def _sources(report: Mapping[str, Any]) -> Mapping[str, Any]:

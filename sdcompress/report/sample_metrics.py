@@ -8,11 +8,11 @@ from typing import Any
 from sdcompress.report import statistics
 from sdcompress.report.pairing import by_prompt, shown_pairs
 
-# Name -> unit, whether higher is better, and how a report calls it.
-METRICS: dict[str, tuple[str, bool, str]] = {
-    "clip_image": ("0..100", True, "CLIP image similarity"),
-    "ms_ssim": ("1", True, "MS-SSIM"),
-    "lpips": ("1", False, "LPIPS"),
+# Name -> (unit, whether higher is better), and how a report calls it.
+METRICS: dict[str, tuple[tuple[str, bool], str]] = {
+    "clip_image": (("0..100", True), "CLIP image"),
+    "ms_ssim": (("1", True), "MS-SSIM"),
+    "lpips": (("1", False), "LPIPS"),
 }
 
 
@@ -20,7 +20,7 @@ def describe_metrics(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Name -> unit, direction, mean, median, 95 % interval and the worst sample's index, for what was measured."""
     described = {}
     shown = shown_pairs(samples)
-    for name, (unit, higher_is_better, _) in METRICS.items():
+    for name, ((unit, higher_is_better), _) in METRICS.items():
         having = [sample for sample in shown if sample["metrics"].get(name) is not None]
         if not having:
             continue
@@ -60,6 +60,8 @@ def why_not_measured(
     for record in records:
         if record["kind"] == "judge" and record["scorer"] == scorer:
             reasons.update(record["not_measured"])
+    if not any(joules is not None for sample in samples for joules in sample["original"]["energy_j"]):
+        reasons["energy"] = "no counter of RAPL (Linux; often for root alone) or NVML that this process may read"
     if scorer is None:
         reasons["clip_image"] = reasons["cmmd"] = "no scorer was used"
     shown = shown_pairs(samples)

@@ -6,12 +6,14 @@ paired drift contains 0, or when the drift is no larger than the floor: how far 
 measured sources). Original and redrawn original are exchangeable, so the differences have mean 0, and the floor is
 1.96 rms(differences) / sqrt(prompts).
 
-**Similarity** (PSNR, SSIM, MS-SSIM, CLIP image, LPIPS) has no natural zero: only identical pictures have it, and other
+**Similarity** of pixels (PSNR, SSIM, MS-SSIM, LPIPS) has no natural zero: only identical pictures have it, and other
 arithmetic alone breaks identity. So it is compared with the similarity that the original in another arithmetic
 (bfloat16, or another batch size; whichever is further off) keeps to itself on the same prompts, by the paired
 difference. Further off: worse. Otherwise: within noise, for nobody needs pictures closer than rounding keeps them.
 Another seed is no such measure; it says how far apart two good pictures of one prompt lie. Identical pictures have
-infinite PSNR; in these differences they count as the largest that unlike pictures can have: one value off by one.
+infinite PSNR; in these differences they count as the largest that unlike pictures can have: one value off by one. CLIP
+image similarity and CMMD stand beside their floors without a verdict: a thousandth of their scale is measurable and
+means nothing.
 
 **How sure.** One chance in twenty of a false call is shared by all verdicts of a report (Bonferroni): of k verdicts
 each is by its 1 - 0.05/k interval. So a pipeline against itself has every drift within noise in about 95 of 100 reports
@@ -29,7 +31,7 @@ from sdcompress.report import statistics
 from sdcompress.report.pairing import by_prompt, scored_pairs, shown_pairs
 
 HARMLESS = ("bfloat16", "batch")
-SIMILARITIES = {"psnr_db": True, "ssim": True, "ms_ssim": True, "clip_image": True, "lpips": False}
+SIMILARITIES = {"psnr_db": True, "ssim": True, "ms_ssim": True, "lpips": False}
 FALSE_CALLS = 0.05
 PEAK = 255.0
 

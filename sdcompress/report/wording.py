@@ -110,7 +110,7 @@ def pipeline_rows(report: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
         if name == "latency_s":
             slow = [(side["latency_s_quantiles"] or {}).get("p95") for side in (original, compressed)]
             ratio = None if None in slow or not slow[0] else slow[1] / slow[0]
-            rows.append(("  95th percentile", *(seconds_text(value) for value in slow), ratio_text(ratio)))
+            rows.append(("  95th percentile", seconds_text(slow[0]), seconds_text(slow[1]), ratio_text(ratio)))
     return rows
 
 
