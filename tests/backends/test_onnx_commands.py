@@ -87,6 +87,10 @@ def test_evaluate_gives_one_report_of_torch_against_onnx(artifact: Path, tmp_pat
         assert compressed["components"][component]["parameters"] == original["components"][component]["parameters"]
     spent = sum(part["latency_s"] for part in compressed["components"].values())
     assert spent <= compressed["latency_s_quantiles"]["p95"] * 1.01
+    alone = report["component_metrics"]
+    assert alone["unet"]["noise_sqnr_db"]["mean"] > 80  # the same float32 weights, whose rounding is near 140 dB
+    assert alone["text_encoder"]["cosine"]["min"] > 1 - 1e-6 and alone["safety_checker"]["agreement"] == 1
+    assert original["macs"] > 0 and compressed["macs"] is None  # ONNX Runtime does not tell
     assert original["resident_weights_bytes"] > 0
     assert compressed["resident_weights_bytes"] is None  # ONNX Runtime does not tell
     for process in (report["processes"][side][-1] for side in ("original", "compressed")):
@@ -125,6 +129,4 @@ def test_an_onnx_component_can_be_swapped_into_the_torch_pipeline(onnx_tiny_sd: 
         stand_in = type(worker._pipeline.components[swap.get("swap", "unet")]).__name__
         assert stand_in.startswith("Onnx") is bool(swap)
     for picture in pictures[1:]:
-        assert (
-            np.abs(pictures[0] - picture).max() <= 1
-        )  # the same float32 weights; a value on the edge rounds either way
+        assert np.abs(pictures[0] - picture).max() <= 1  # the same weights; a value on the edge rounds either way
