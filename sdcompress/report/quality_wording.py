@@ -81,9 +81,9 @@ def component_metric_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
             told = "identical" if psnr["mean"] is None else f"{psnr['mean']:.1f} dB (lowest {psnr['min']:.1f})"
             rows.append((name, f"PSNR of decoded pictures {told}"))
         elif "agreement" in figures:
-            flagged = figures["flagged"]
+            flagged = [figures[f"flagged_{side}"] for side in ("original", "compressed")]
             told = f"agrees on {100 * figures['agreement']:.0f} % of {figures['pictures']} pictures"
-            rows.append((name, f"{told} ({flagged['original']} and {flagged['compressed']} flagged)"))
+            rows.append((name, f"{told} ({flagged[0]} and {flagged[1]} flagged)"))
     return rows
 
 

@@ -10,6 +10,7 @@ from sdcompress.report import statistics
 from sdcompress.report.pairing import by_prompt
 
 LABEL = "the original against itself"
+SOURCES = {"seed": "another seed", "bfloat16": "in bfloat16", "batch": "in batches of 2"}
 
 
 def variant_samples(
@@ -79,7 +80,7 @@ def describe_noise_floor(
     for source in sources:
         found = variant_samples(records, f"floor-{source}", samples, scorer)
         if found:
-            described[source] = {**describe_variant(found), "samples": found}
+            described[source] = {"label": SOURCES[source], **describe_variant(found), "samples": found}
     most = max((entry["pictures"] for entry in described.values()), default=0)
     return {"label": f"{LABEL}, {most} pictures", "sources": described, "not_measured": dict(not_measured)}
 

@@ -47,4 +47,4 @@ def test_safety_agreement_counts_what_each_flags() -> None:
         (np.array([0]), np.array([0])),
     ]
     found = safety_agreement(flags)
-    assert found == {"agreement": pytest.approx(2 / 3), "pictures": 3, "flagged": {"original": 1, "compressed": 2}}
+    assert found == {"agreement": pytest.approx(2 / 3), "pictures": 3, "flagged_original": 1, "flagged_compressed": 2}

@@ -19,5 +19,6 @@ def safety_agreement(outputs: Sequence[tuple[np.ndarray, np.ndarray]]) -> dict[s
     return {
         "agreement": float((original == compressed).mean()),
         "pictures": len(original),
-        "flagged": {"original": int(original.sum()), "compressed": int(compressed.sum())},
+        "flagged_original": int(original.sum()),
+        "flagged_compressed": int(compressed.sum()),
     }
