@@ -57,9 +57,10 @@ def build_report(
     scorer_name = None if scorer is None else scorer["name"]
     samples = collect_samples(drawings, records, scorer)
     processes = {side: [_raw(r) for r in records if r["kind"] == "process" and r["side"] == side] for side in SIDES}
-    probed = next((r for r in reversed(records) if r["kind"] == "components"), None)
-    if not settings.get("component_metrics", True):
-        probed = None
+    probed = None
+    if settings.get("component_metrics"):
+        wanted = min(settings["component_metrics_count"], len(drawings))  # a rerun may have asked for other counts
+        probed = next((r for r in records if r["kind"] == "components" and r["pictures"] == wanted), None)
     sides = {
         side: describe_side(models[side], samples, processes[side], side, (probed or {}).get("macs", {}).get(side))
         for side in SIDES
