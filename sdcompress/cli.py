@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import inspect as inspection  # `inspect` is a command here
 import json
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.syntax import Syntax
 
 import sdcompress
-from sdcompress.errors import ArtifactError, SdcompressError, UserError
+from sdcompress.errors import ArtifactError, GateFailed, SdcompressError, UserError
+from sdcompress.evaluation_options import Device, Dtype, Guidance, LowMemory, Steps, Threads, with_evaluation_options
 
 if TYPE_CHECKING:
-    from sdcompress.evaluate import EvaluationSettings
+    from sdcompress.evaluation_settings import EvaluationSettings
 
 ARTIFACT = "artifact"  # in the folder of `run`, beside the report
 REPORT = "report.json"
@@ -40,21 +40,10 @@ Out = Annotated[Path, typer.Option("--out", "-o", help="The folder to write.")]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON on stdout, for machines.")]
 Variant = Annotated[str | None, typer.Option(help="Weight files of this variant, such as fp16.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")]
+Gates = Annotated[
+    list[str] | None, typer.Option("--gate", help="A threshold, such as 'clip_score_drift>=-0.3'; repeatable.")
+]
 Force = Annotated[bool, typer.Option("--force", help="Replace an earlier result, or begin an interrupted one anew.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps; ONNX folders also directml, openvino.")]
-Dtype = Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16 (of torch pipelines).")]
-Prompts = Annotated[Path | None, typer.Option(help="A text file, one prompt a line (default: built-in prompts).")]
-Count = Annotated[int | None, typer.Option(min=1, help="Use this many of the prompts.")]
-Seeds = Annotated[int, typer.Option(min=1, help="Pictures per prompt, each with a seed of its own.")]
-Seed = Annotated[int, typer.Option(min=0, help="Seed of the first picture.")]
-Steps = Annotated[int | None, typer.Option(min=1, help="Denoising steps (default: the model's own).")]
-Guidance = Annotated[float | None, typer.Option(min=0, help="Guidance scale (default: the model's own).")]
-Height = Annotated[int | None, typer.Option(min=8, help="Pixels (default: the model's own).")]
-Width = Annotated[int | None, typer.Option(min=8, help="Pixels (default: the model's own).")]
-Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads of each process.")]
-LowMemory = Annotated[bool, typer.Option("--low-memory", help="Hold one component of an ONNX folder at a time.")]
-Clip = Annotated[str | None, typer.Option(help="Folder of the CLIP model that scores (default: the one that fits).")]
-NoClip = Annotated[bool, typer.Option("--no-clip", help="Leave the CLIP score out.")]
 
 
 def _out() -> Console:
@@ -174,98 +163,38 @@ def generate(
     typer.echo(out)
 
 
-def _settings(
-    prompts: Prompts = None,
-    count: Count = None,
-    seeds: Seeds = 1,
-    seed: Seed = 0,
-    steps: Steps = None,
-    guidance: Guidance = None,
-    height: Height = None,
-    width: Width = None,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    threads: Threads = None,
-    low_memory: LowMemory = False,
-    clip: Clip = None,
-    no_clip: NoClip = False,
-) -> EvaluationSettings:
-    from sdcompress.backends.torch.loading import DTYPES
-    from sdcompress.evaluate import EvaluationSettings
-    from sdcompress.prompts import read_prompts
-
-    if dtype not in DTYPES:
-        raise UserError(f"--dtype {dtype}: use one of {', '.join(DTYPES)}")
-    for option, pixels in (("--height", height), ("--width", width)):
-        if pixels is not None and pixels % 8:
-            near = pixels // 8 * 8
-            raise UserError(f"{option} {pixels}: must be a multiple of 8; use {near} or {near + 8}")
-    return EvaluationSettings(
-        prompts=read_prompts(prompts) if prompts else None,
-        prompt_count=count,
-        seeds_per_prompt=seeds,
-        seed=seed,
-        num_inference_steps=steps,
-        guidance_scale=guidance,
-        height=height,
-        width=width,
-        device=device,
-        dtype=dtype,
-        threads=threads,
-        low_memory=low_memory,
-        clip=clip,
-        use_clip=not no_clip,
-    )
-
-
-def _with_evaluation_options(command: Callable[..., None]) -> Callable[..., None]:
-    """The command with the options of `_settings` added; it gets them as its argument `settings`."""
-    options, own = _parameters(_settings), _parameters(command)
-
-    def wrapped(**given: Any) -> None:
-        chosen = {name: given.pop(name) for name in options}
-        command(**given, settings=_settings(**chosen))
-
-    parameters = [each for each in (*own.values(), *options.values()) if each.name != "settings"]
-    keyword_only = [each.replace(kind=inspection.Parameter.KEYWORD_ONLY) for each in parameters]
-    wrapped.__name__, wrapped.__doc__ = command.__name__, command.__doc__
-    wrapped.__signature__ = inspection.Signature(keyword_only)  # type: ignore[attr-defined]
-    wrapped.__annotations__ = {each.name: each.annotation for each in parameters}
-    return wrapped
-
-
-def _parameters(function: Callable[..., Any]) -> dict[str, inspection.Parameter]:
-    """Name -> parameter with its annotation evaluated; what is imported for type checkers alone counts as anything."""
-    hints = get_type_hints(function, localns={"EvaluationSettings": Any}, include_extras=True)
-    given = inspection.signature(function).parameters
-    return {name: each.replace(annotation=hints[name]) for name, each in given.items()}
-
-
 @app.command()
-@_with_evaluation_options
+@with_evaluation_options
 def evaluate(
     original: Annotated[str, typer.Argument(help="The pipeline to compare with: a name or a folder.")],
     compressed: Annotated[str, typer.Argument(help="The pipeline to judge.")],
     out: Out,
     settings: EvaluationSettings,
+    gate: Gates = None,
     force: Force = False,
 ) -> None:
     """Compare two pipelines: size, memory, latency, CLIP score, and the pictures themselves."""
-    _evaluate(original, compressed, out, settings, force)
+    _evaluate(original, compressed, out, settings, force, gate or ())
 
 
 @app.command()
-@_with_evaluation_options
+@with_evaluation_options
 def run(
     model: Model,
     recipe: RecipeName,
     out: Out,
     settings: EvaluationSettings,
     variant: Variant = None,
+    gate: Gates = None,
     resume: Resume = False,
     force: Force = False,
 ) -> None:
     """Compress, then evaluate: the artifact goes to OUT/artifact, the report and pictures to OUT."""
+    from sdcompress.gates import parse_gate
+    from sdcompress.recipe import load_recipe
+
+    for text in gate or ():
+        parse_gate(text)  # before an hour of compressing
     artifact = out / ARTIFACT
     if resume and artifact.exists():
         _check_same(artifact, model, recipe)
@@ -273,7 +202,7 @@ def run(
         if not (resume or force) and (out / REPORT).exists():
             raise ArtifactError(f"{out}: holds a report already; choose another --out, or --force to replace it")
         _compress(model, recipe, artifact, variant, resume, force)
-    _evaluate(model, str(artifact), out, settings, force)
+    _evaluate(model, str(artifact), out, settings, force, gate or (), load_recipe(recipe).gates)
 
 
 @app.command()
@@ -352,14 +281,36 @@ def _compress(model: str, recipe: str, out: Path, variant: str | None, resume: b
         console.print(line, highlight=False, markup=False)
 
 
-def _evaluate(original: str, compressed: str, out: Path, settings: EvaluationSettings, force: bool) -> None:
+def _evaluate(
+    original: str,
+    compressed: str,
+    out: Path,
+    settings: EvaluationSettings,
+    force: bool,
+    gates: Sequence[str],
+    recipe_gates: Sequence[str] | None = None,
+) -> None:
     from sdcompress.evaluate import evaluate as evaluate_pair
+    from sdcompress.gates import failures
     from sdcompress.report import render
 
     with _interruptible("the same command continues"):
-        report = evaluate_pair(original, compressed, out, settings=settings, force=force, command=_command_line())
+        report = evaluate_pair(
+            original,
+            compressed,
+            out,
+            settings=settings,
+            force=force,
+            command=_command_line(),
+            gates=gates,
+            recipe_gates=recipe_gates,
+        )
     render(report, _out())
     typer.echo(f"report: {out / REPORT}, {out / 'report.md'}\npictures: {out / 'images.png'}")
+    if report["gates"]:
+        typer.echo(f"gates: {out / 'junit.xml'}")
+    if failed := failures(report["gates"]):
+        raise GateFailed("\n".join(failed))
 
 
 @contextmanager
@@ -379,8 +330,11 @@ def _check_same(artifact: Path, model: str, recipe: str) -> None:
     from sdcompress.source import open_source
 
     manifest = read_manifest(artifact)
-    made_of = (manifest["source"]["name"], manifest["recipe"])
-    if made_of != (open_source(model).name, load_recipe(recipe).model_dump(mode="json")):
+    # Gates do not change the artifact: with others it is the same, and only judged anew.
+    made_of, wanted = (
+        {**given, "gates": []} for given in (manifest["recipe"], load_recipe(recipe).model_dump(mode="json"))
+    )
+    if (manifest["source"]["name"], made_of) != (open_source(model).name, wanted):
         raise ArtifactError(f"{artifact}: was made of another model or recipe; choose another --out, or --force")
 
 

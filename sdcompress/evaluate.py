@@ -2,51 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
-
-from pydantic import BaseModel, ConfigDict, Field
+from typing import TYPE_CHECKING, Any
 
 from sdcompress.artifact import read_manifest
+from sdcompress.attribution import draw_swaps, list_swaps, swap_variant
+from sdcompress.component_metrics import compare_components
+from sdcompress.drawing import Session, draw_pair, score_all
 from sdcompress.environment import describe_environment
 from sdcompress.errors import EvaluationError
-from sdcompress.metrics.scorer import Scorer, find_scorer
-from sdcompress.prompts import PromptSet, default_prompts, is_tiny_sd
+from sdcompress.evaluation_settings import EvaluationSettings, list_drawings
+from sdcompress.gates import check_gates, parse_gate
+from sdcompress.metrics.scorer import find_scorer
+from sdcompress.noise_floor import draw_noise_floor, floor_variant
+from sdcompress.prompts import default_prompts, is_tiny_sd
 from sdcompress.report import write_report
 from sdcompress.report.build import build_report
 from sdcompress.sample_log import SampleLog
 from sdcompress.source import MANIFEST_NAME, Source, open_source
-from sdcompress.worker_process import WorkerProcess
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
-
-SIDES = ("original", "compressed")
-
-
-class EvaluationSettings(BaseModel):
-    """How to evaluate. None means: what the pipeline or its prompt set says."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
-
-    prompts: PromptSet | None = None
-    prompt_count: int | None = Field(None, ge=1)
-    seeds_per_prompt: int = Field(1, ge=1)
-    seed: int = Field(0, ge=0)
-    num_inference_steps: int | None = Field(None, ge=1)
-    guidance_scale: float | None = Field(None, ge=0)
-    height: int | None = Field(None, ge=8)
-    width: int | None = Field(None, ge=8)
-    device: str = "auto"
-    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
-    threads: int | None = Field(None, ge=1)
-    low_memory: bool = False
-    latency_repeats: int = Field(1, ge=1)
-    clip: str | None = None
-    use_clip: bool = True
 
 
 def evaluate(
@@ -58,11 +37,14 @@ def evaluate(
     force: bool = False,
     console: Console | None = None,
     command: str | None = None,
+    gates: Sequence[str] = (),
+    recipe_gates: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """The report of `compressed` against `original`, also written to `out` with the pictures and all raw samples.
 
     `original` and `compressed` are what `open_source` takes. A rerun with the same settings continues where an
-    earlier one stopped. `console` shows the progress (stderr when None); `command` is kept in the report.
+    earlier one stopped. `console` shows the progress (stderr when None); `command` is kept in the report. The report
+    says which gates passed: `recipe_gates` (None: those of the recipe that an artifact was made with) and `gates`.
     """
     settings = settings or EvaluationSettings()
     out = Path(out)
@@ -90,9 +72,20 @@ def evaluate(
         "memory mode": settings.low_memory,
         "machine or library versions": environment,
     }
+    swaps = list_swaps(sources) if settings.attribute else None
+    demanded = (*(_gates_of(sources["compressed"]) if recipe_gates is None else recipe_gates), *gates)
+    for gate in demanded:
+        parse_gate(gate)  # a gate that is misspelt is known before any picture is drawn
+    onnx = {side: source.format == "onnx" for side, source in sources.items()}
     with SampleLog(out, header, force, inside=tuple(paths.values())) as log, _progress(console) as progress:
-        _draw_all(log, out, paths, opening, settings, drawings, options, progress)
-        _score_all(log, out, drawings, scorer, progress, settings.threads)
+        session = Session(log, out, paths, opening, onnx, settings, drawings, options, progress)
+        draw_pair(session)
+        floor_not_measured = draw_noise_floor(session)
+        if settings.component_metrics:
+            compare_components(session)
+        draw_swaps(session, swaps or ())
+        variants = [floor_variant(source) for source in settings.noise_floor if source not in floor_not_measured]
+        score_all(session, scorer, [*variants, *(swap_variant(swap["name"]) for swap in swaps or ())])
         records = log.records
     report = build_report(
         command=command,
@@ -108,25 +101,12 @@ def evaluate(
         models={side: describe_model(source) for side, source in sources.items()},
         drawings=drawings,
         records=records,
+        floor_not_measured=floor_not_measured,
+        swaps=swaps,
     )
+    report["gates"] = check_gates(report, demanded)
     write_report(report, out)
     return report
-
-
-def list_drawings(settings: EvaluationSettings, prompt_set: PromptSet) -> list[dict[str, Any]]:
-    """Every picture to draw: its index, prompt and seed. No two pictures share a seed."""
-    count = settings.prompt_count or min(prompt_set.default_count, len(prompt_set.prompts))
-    if count > len(prompt_set.prompts):
-        raise EvaluationError(
-            f"evaluation.prompt_count: {count} prompts asked for, but {prompt_set.name} has "
-            f"{len(prompt_set.prompts)}; ask for fewer or give more with --prompts FILE"
-        )
-    prompts = prompt_set.take(count)
-    per_prompt = settings.seeds_per_prompt
-    return [
-        {"index": index, "prompt": prompts[index // per_prompt], "seed": settings.seed + index}
-        for index in range(count * per_prompt)
-    ]
 
 
 def describe_model(source: Source) -> dict[str, Any]:
@@ -161,94 +141,11 @@ def _layers_of(source: Source) -> list[dict[str, Any]]:
     ]
 
 
-def picture_path(side: str, index: int) -> str:
-    """Where a picture lies, relative to the evaluation's folder."""
-    return f"images/{side}/{index:04d}.png"
-
-
-def _draw_all(
-    log: SampleLog,
-    out: Path,
-    paths: dict[str, Path],
-    opening: dict[str, dict[str, Any]],
-    settings: EvaluationSettings,
-    drawings: list[dict[str, Any]],
-    options: dict[str, Any],
-    progress: Progress,
-) -> None:
-    todo = _missing(log, out, drawings, settings.latency_repeats)
-    if not todo:
-        return
-    for side in SIDES:
-        (out / "images" / side).mkdir(parents=True, exist_ok=True)
-    task = progress.add_task("loading both pipelines", total=None)
-    with ExitStack() as stack:
-        workers, opened = {}, {}
-        for side in SIDES:
-            log_file = out / "logs" / f"{side}.log"
-            process = WorkerProcess(
-                f"{side} ({paths[side]})", log_file, environment=_thread_variables(settings.threads)
-            )
-            worker = stack.enter_context(process)
-            opened[side] = worker.ask(do="open", path=str(paths[side]), **opening[side])
-            _check_device(opened)
-            warm = worker.ask(
-                do="draw", prompt=drawings[0]["prompt"], seed=0, options=options, picture=None, warm_up=True
-            )
-            log.append({"kind": "process", "side": side, **opened[side], "warm_up_latency_s": warm["latency_s"]})
-            workers[side] = worker
-        progress.update(task, description="drawing", total=len(todo), completed=0)
-        progress.reset(task)
-        for drawing, repeat, side in todo:
-            answer = workers[side].ask(
-                do="draw",
-                prompt=drawing["prompt"],
-                seed=drawing["seed"],
-                options=options,
-                picture=None if repeat else str(out / picture_path(side, drawing["index"])),
-            )
-            log.append({"kind": "picture", "side": side, "index": drawing["index"], "repeat": repeat, **answer})
-            progress.advance(task)
-
-
-def _missing(
-    log: SampleLog, out: Path, drawings: list[dict[str, Any]], repeats: int
-) -> list[tuple[dict[str, Any], int, str]]:
-    """The drawings still to do, in the order original, compressed, compressed, original, ... of the whole run."""
-    done = {(record["index"], record["repeat"], record["side"]) for record in log.of_kind("picture")}
-    todo = []
-    for drawing in drawings:
-        for repeat in range(repeats):
-            for side in SIDES if (drawing["index"] + repeat) % 2 == 0 else reversed(SIDES):
-                there = (out / picture_path(side, drawing["index"])).is_file()
-                if (drawing["index"], repeat, side) not in done or (repeat == 0 and not there):
-                    todo.append((drawing, repeat, side))
-    return todo
-
-
-def _score_all(
-    log: SampleLog,
-    out: Path,
-    drawings: list[dict[str, Any]],
-    scorer: Scorer | None,
-    progress: Progress,
-    threads: int | None,
-) -> None:
-    """Scores the saved pictures, once both pipelines have left the memory."""
-    name = None if scorer is None else scorer.name
-    done = {record["index"] for record in log.of_kind("score") if record["scorer"] == name}
-    todo = [drawing for drawing in drawings if drawing["index"] not in done]
-    if not todo:
-        return
-    task = progress.add_task("scoring", total=len(todo))
-    log_file = out / "logs" / "scoring.log"
-    with WorkerProcess("scoring", log_file, environment=_thread_variables(threads)) as worker:
-        worker.ask(do="open_judge", scorer=None if scorer is None else str(scorer.path))
-        for drawing in todo:
-            files = {side: str(out / picture_path(side, drawing["index"])) for side in SIDES}
-            figures = worker.ask(do="score", prompt=drawing["prompt"], **files)
-            log.append({"kind": "score", "index": drawing["index"], "scorer": name, **figures})
-            progress.advance(task)
+def _gates_of(source: Source) -> list[str]:
+    """The gates of the recipe that an artifact was made with; [] for a pipeline that is no artifact."""
+    if source.path is None or not (source.path / MANIFEST_NAME).is_file():
+        return []
+    return list(read_manifest(source.path)["recipe"].get("gates", ()))
 
 
 def _opening(source: Source, settings: EvaluationSettings) -> dict[str, Any]:
@@ -260,19 +157,6 @@ def _opening(source: Source, settings: EvaluationSettings) -> dict[str, Any]:
         "threads": settings.threads,
         "low_memory": settings.low_memory and onnx,
     }
-
-
-def _check_device(opened: dict[str, dict[str, Any]]) -> None:
-    devices = [answer["device"] for answer in opened.values()]
-    if len(set(devices)) > 1:
-        raise EvaluationError(
-            f"the original runs on {devices[0]}, the compressed pipeline on {devices[1]}, which compares devices, not "
-            f"pipelines; give --device cpu, or install the onnxruntime package for {devices[0]} (sdcompress doctor)"
-        )
-
-
-def _thread_variables(threads: int | None) -> dict[str, str]:
-    return {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
 
 
 def _local_folder(source: Source) -> Path:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
 
 from sdcompress.errors import EvaluationError
 from sdcompress.source import ASSETS, MANIFEST_NAME, Source
@@ -82,16 +81,3 @@ def default_prompts(tiny_sd: bool) -> PromptSet:
         num_inference_steps=content["num_inference_steps"],
         guidance_scale=content["guidance_scale"],
     )
-
-
-def read_prompts(file: Path) -> PromptSet:
-    """The prompts of a UTF-8 text file, one per line; empty lines are left out."""
-    try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        problem = f"--prompts: {file} cannot be read ({error}); give a UTF-8 text file, one prompt a line"
-        raise EvaluationError(problem) from None
-    prompts = tuple(line.strip() for line in lines if line.strip())
-    if not prompts:
-        raise EvaluationError(f"--prompts: {file} holds no prompt; write one on each line")
-    return PromptSet(file.name, prompts, default_count=len(prompts))

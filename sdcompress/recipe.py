@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer, field_validator
 
 from sdcompress import registry
 from sdcompress.calibration import Calibration
-from sdcompress.errors import RecipeError
+from sdcompress.errors import RecipeError, UserError
+from sdcompress.gates import parse_gate
 from sdcompress.steps import Step
 
 SCHEMA_VERSION = 1
@@ -32,6 +33,15 @@ class Recipe(BaseModel):
     target: Literal["torch", "onnx"] = "torch"
     components: dict[str, tuple[Step, ...]] = Field(min_length=1)
     calibration: Calibration = Calibration()
+    gates: tuple[str, ...] = ()  # what an evaluation of the artifact must reach, such as psnr_db>=30
+
+    @field_validator("gates")
+    @classmethod
+    def _check_gates(cls, gates: tuple[str, ...]) -> tuple[str, ...]:
+        try:
+            return tuple(parse_gate(gate).text for gate in gates)
+        except UserError as error:
+            raise ValueError(str(error)) from None
 
     @field_serializer("components")
     def _dump_components(self, components: Mapping[str, Sequence[Step]]) -> dict[str, list[dict[str, Any]]]:

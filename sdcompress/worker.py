@@ -7,8 +7,6 @@ print goes to stderr, which the parent writes to a log.
 from __future__ import annotations
 
 import faulthandler
-import functools
-import hashlib
 import inspect
 import json
 import os
@@ -19,62 +17,32 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from sdcompress.energy import EnergyMeter
 from sdcompress.errors import SdcompressError
+from sdcompress.initial_latents import keep_latents
 from sdcompress.judge import Judge
+from sdcompress.process_meters import ComponentClock, peak_bytes, resident_bytes, synchronize
 
 WARM_UP_STEPS = 2
-
-
-class ComponentClock:
-    """Seconds each component computed since the last `take`."""
-
-    def __init__(self, device: str):
-        self._device = device
-        self._spans: list[tuple[str, Any, Any]] = []
-
-    def watch(self, name: str, owner: Any, method: str) -> None:
-        """Time every call of owner.method from now on."""
-        inner = getattr(owner, method)
-
-        @functools.wraps(inner)
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            start = self._mark()
-            result = inner(*args, **kwargs)
-            self._spans.append((name, start, self._mark()))
-            return result
-
-        setattr(owner, method, timed)
-
-    def take(self) -> dict[str, float]:
-        """Component -> seconds over all of its calls; starts again from zero."""
-        if self._device == "cuda":
-            synchronize(self._device)
-        seconds: dict[str, float] = {}
-        for name, start, end in self._spans:
-            took = start.elapsed_time(end) / 1000 if self._device == "cuda" else end - start
-            seconds[name] = seconds.get(name, 0.0) + took
-        self._spans.clear()
-        return seconds
-
-    def _mark(self) -> Any:
-        # Events on CUDA's own queue time a component without making the CPU wait for it.
-        if self._device == "cuda":
-            import torch
-
-            event = torch.cuda.Event(enable_timing=True)
-            event.record()
-            return event
-        synchronize(self._device)
-        return time.perf_counter()
 
 
 class Worker:
     """One pipeline, opened once, drawing a picture for each request."""
 
-    def open(self, path: str, device: str, dtype: str, threads: int | None, low_memory: bool = False) -> dict[str, Any]:
+    def open(
+        self,
+        path: str,
+        device: str,
+        dtype: str,
+        threads: int | None,
+        low_memory: bool = False,
+        swap: str | None = None,
+        swap_from: str | None = None,
+    ) -> dict[str, Any]:
         """Opens the pipeline; answers with its load time, defaults, and resident memory and weights in bytes.
 
         `resident_weights_bytes` holds torch components alone: what ONNX Runtime keeps of a weight it does not tell.
+        swap, swap_from: a component of a torch pipeline to replace by that of an ONNX folder.
         """
         import torch
 
@@ -86,6 +54,8 @@ class Worker:
         after_imports = resident_bytes()
         start = time.perf_counter()
         self._pipeline = open_pipeline(path, device=device, dtype=dtype, threads=threads, low_memory=low_memory)
+        if swap is not None and swap_from is not None:
+            _swap_component(self._pipeline, swap, Path(swap_from), threads)
         self._device = torch.device(self._pipeline.device).type
         # Tensors may lie elsewhere than ONNX Runtime computes, and torch does not count the memory it takes there.
         self._ran_on = _device_of_graphs(self._pipeline) if onnx else self._device
@@ -102,7 +72,9 @@ class Worker:
             if callable(getattr(component, method, None)):
                 self._clock.watch(name, component, method)
         self._latents_sha256: str | None = None
-        _keep_latents(self._pipeline, self._remember_latents)
+        self._recorder: Any = None
+        self._energy = EnergyMeter(self._ran_on)
+        keep_latents(self._pipeline, self._remember_latents)
         return {
             "load_s": load_s,
             "resident_after_imports_bytes": after_imports,
@@ -114,6 +86,7 @@ class Worker:
             "device_name": torch.cuda.get_device_name() if self._device == "cuda" else None,
             "dtype": str(getattr(self._pipeline, "dtype", "")).removeprefix("torch."),
             "threads": torch.get_num_threads(),
+            "energy_source": self._energy.source,
             "defaults": {
                 name: self._accepts[name].default
                 for name in ("num_inference_steps", "guidance_scale")
@@ -124,29 +97,69 @@ class Worker:
     def draw(
         self, prompt: str, seed: int, options: dict[str, Any], picture: str | None, warm_up: bool = False
     ) -> dict[str, Any]:
-        """Draws one picture and saves it as PNG; answers with its seconds, flags and peak memory in bytes."""
+        """Draws one picture and saves it as PNG; answers with its seconds, flags, joules and peak memory in bytes."""
+        return self._draw([prompt], [seed], options, picture, warm_up)
+
+    def draw_batch(
+        self, prompts: list[str], seeds: list[int], options: dict[str, Any], picture: str | None
+    ) -> dict[str, Any]:
+        """Draws several pictures at once and saves the first; answers as `draw` does."""
+        return self._draw(prompts, seeds, options, picture)
+
+    def record(self, prompt: str, seed: int, options: dict[str, Any]) -> dict[str, Any]:
+        """Draws one picture while all that its components get and give is recorded."""
+        from sdcompress.component_probe import Recorder
+
+        if self._recorder is None:
+            self._recorder = Recorder(self._pipeline)
+        self._recorder.begin_picture()
+        self._draw([prompt], [seed], options, None)
+        return {}
+
+    def save_recording(self, file: str) -> dict[str, Any]:
+        """Writes what was recorded; answers with multiply-accumulates per picture."""
+        assert self._recorder is not None
+        return self._recorder.save(Path(file))
+
+    def replay(self, file: str) -> dict[str, Any]:
+        """Gives recorded inputs to this pipeline's components; answers with how far what comes out is off."""
+        from sdcompress.component_probe import replay
+
+        return replay(self._pipeline, Path(file))
+
+    def _draw(
+        self, prompts: list[str], seeds: list[int], options: dict[str, Any], picture: str | None, warm_up: bool = False
+    ) -> dict[str, Any]:
         import torch
 
         arguments = {name: value for name, value in options.items() if value is not None and name in self._accepts}
         steps = arguments.get("num_inference_steps")
         if warm_up and "num_inference_steps" in self._accepts:
             arguments["num_inference_steps"] = min(WARM_UP_STEPS, steps or WARM_UP_STEPS)
+        generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+        one = len(prompts) == 1
         self._latents_sha256 = None
         self._clock.take()
         synchronize(self._device)
+        energy = self._energy.begin()
         start = time.perf_counter()
-        with torch.inference_mode():
+        # Recording keeps tensors for later, which inference mode would forbid to use elsewhere.
+        with torch.no_grad() if self._recorder else torch.inference_mode():
             output = self._pipeline(
-                prompt=prompt, generator=torch.Generator("cpu").manual_seed(seed), output_type="np", **arguments
+                prompt=prompts[0] if one else prompts,
+                generator=generators[0] if one else generators,
+                output_type="np",
+                **arguments,
             )
         synchronize(self._device)
         latency_s = time.perf_counter() - start
         seen = _save(output.images[0], picture)
         return {
             "latency_s": latency_s,
+            "energy_j": self._energy.end(energy),
             "component_latency_s": self._clock.take(),
             "latents_sha256": self._latents_sha256,
-            "blocked": any(getattr(output, "nsfw_content_detected", None) or ()),
+            "blocked": any((getattr(output, "nsfw_content_detected", None) or [False])[:1]),
             **seen,
             "peak_memory_bytes": peak_bytes(),
             "peak_device_memory_bytes": torch.cuda.max_memory_allocated() if self._counts_device_memory else None,
@@ -162,39 +175,15 @@ def _device_of_graphs(pipeline: Any) -> str:
     return runtime_of(pipeline).device
 
 
-def synchronize(device: str) -> None:
-    """Returns once the device has done all that was asked of it."""
-    import torch
+def _swap_component(pipeline: Any, name: str, folder: Path, threads: int | None) -> None:
+    """Puts an ONNX folder's component into a torch pipeline, in the dtype that the pipeline computes in."""
+    from sdcompress.backends.onnx.loading import open_component
+    from sdcompress.backends.onnx.runtime import choose_runtime
 
-    if device == "cuda":
-        torch.cuda.synchronize()
-    elif device == "mps":
-        torch.mps.synchronize()
-
-
-def resident_bytes() -> int:
-    """Bytes of memory this process holds now."""
-    import psutil
-
-    return psutil.Process().memory_info().rss
-
-
-def peak_bytes() -> int | None:
-    """The most bytes of memory this process ever held; None where the system does not say."""
-    if sys.platform == "win32":
-        import psutil
-
-        return psutil.Process().memory_info().peak_wset
-    if sys.platform == "darwin":
-        import resource
-
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    # Linux's ru_maxrss survives exec, so a child would inherit its parent's peak; VmHWM starts anew.
-    try:
-        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), None)
+    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    runtime = choose_runtime(str(pipeline.device.type), threads)
+    library, class_name = index[name]
+    pipeline.register_modules(**{name: open_component(folder, name, library, class_name, runtime)})
 
 
 def _import_classes(path: Path, onnx: bool) -> None:
@@ -218,34 +207,6 @@ def _import_classes(path: Path, onnx: bool) -> None:
             getattr(libraries[library], name, None)
         elif library == "stable_diffusion":
             importlib.import_module("diffusers.pipelines.stable_diffusion.safety_checker")
-
-
-def _keep_latents(pipeline: Any, remember: Callable[[str], None]) -> None:
-    """Makes the pipeline draw its initial latents in float32 whatever its dtype, and tells their SHA-256.
-
-    The same seed gives other numbers in another dtype, and two pipelines compared must start from the same noise.
-    """
-    inner = getattr(pipeline, "prepare_latents", None)
-    if inner is None:
-        return
-    signature = inspect.signature(inner)
-
-    @functools.wraps(inner)
-    def prepare(*args: Any, **kwargs: Any) -> Any:
-        import torch
-
-        bound = signature.bind(*args, **kwargs)
-        dtype = bound.arguments.get("dtype")
-        if dtype is not None:
-            bound.arguments["dtype"] = torch.float32
-        result = inner(*bound.args, **bound.kwargs)
-        latents = result[0] if isinstance(result, tuple) else result
-        remember(hashlib.sha256(latents.detach().float().cpu().contiguous().numpy().tobytes()).hexdigest())
-        if dtype is None:
-            return result
-        return (latents.to(dtype), *result[1:]) if isinstance(result, tuple) else latents.to(dtype)
-
-    pipeline.prepare_latents = prepare
 
 
 def _weights_bytes(pipeline: Any) -> dict[str, int]:
@@ -278,15 +239,25 @@ def _save(image: Any, picture: str | None) -> dict[str, Any]:
     }
 
 
-def serve(requests: Any, answers: Any) -> None:
-    """Answers each line of `requests` on `answers` until they end; an unforeseen error's traceback is logged."""
+def list_actions() -> dict[str, Callable[..., dict[str, Any]]]:
+    """Name of a request -> what answers it, of one worker and one judge."""
     worker, judge = Worker(), Judge()
-    actions: dict[str, Callable[..., dict[str, Any]]] = {
+    return {
         "open": worker.open,
         "draw": worker.draw,
+        "draw_batch": worker.draw_batch,
+        "record": worker.record,
+        "save_recording": worker.save_recording,
+        "replay": worker.replay,
         "open_judge": judge.open,
         "score": judge.score,
+        "score_sets": judge.score_sets,
     }
+
+
+def serve(requests: Any, answers: Any) -> None:
+    """Answers each line of `requests` on `answers` until they end; an unforeseen error's traceback is logged."""
+    actions = list_actions()
     for line in requests:
         request = json.loads(line)
         try:

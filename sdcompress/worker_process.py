@@ -75,8 +75,8 @@ class WorkerProcess:
         code = self._process.wait()
         if code == -9:
             how = (
-                "was killed (SIGKILL), most likely because the system ran out of memory; close other programs, "
-                "use --dtype float16 or bfloat16, or a machine with more memory"
+                "was killed by signal 9 (SIGKILL), most likely because the system ran out of memory; close other "
+                "programs, use --dtype float16 or bfloat16, or a machine with more memory"
             )
         elif code < 0:
             how = f"died of signal {-code} ({signal.Signals(-code).name})"

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from sdcompress import open_source
 from sdcompress.calibration import Calibration, choose_prompts
 from sdcompress.errors import RecipeError
-from sdcompress.evaluate import EvaluationSettings, list_drawings
+from sdcompress.evaluation_settings import EvaluationSettings, list_drawings
 from sdcompress.prompts import default_prompts
 
 

@@ -208,5 +208,14 @@ def test_run_does_the_whole_job(tmp_path):
     assert Image.open(out / "images.png").size[0] > 100 and (out / "report.md").exists()
     assert "CLIP" in result.stdout and str(out / "images.png") in result.stdout
     refused("run", "tiny-sd", "--recipe", "int8", "--out", out, *options, says="holds a report already")
-    again = sdcompress("run", "tiny-sd", "--recipe", "int8", "--out", out, *options, "--resume")
-    assert again.returncode == 0, again.stderr
+    for key in ("noise_floor", "verdicts", "component_metrics"):
+        assert report[key], key
+    refused(
+        "run", "tiny-sd", "--recipe", "int8", "--out", out, "--gate", "psnr>=1", says="no figure 'psnr'; did you mean"
+    )
+    gates = ("--gate", "size_ratio<=0.6", "--gate", "size_ratio<=0.1")
+    again = sdcompress("run", "tiny-sd", "--recipe", "int8", "--out", out, *options, "--resume", *gates)
+    assert again.returncode == 1, again.stderr
+    assert "error: gate size_ratio<=0.1: measured 0.5" in again.stderr and "size_ratio<=0.6" not in again.stderr
+    assert 'failures="1"' in (out / "junit.xml").read_text()
+    assert sdcompress("run", "tiny-sd", "--recipe", "int8", "--out", out, *options, "--resume").returncode == 0

@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import sdcompress.evaluate as evaluation
+from sdcompress import drawing
 from sdcompress.errors import EvaluationError
-from sdcompress.evaluate import EvaluationSettings, evaluate, list_drawings
+from sdcompress.evaluate import evaluate
+from sdcompress.evaluation_settings import EvaluationSettings, list_drawings
 from sdcompress.metrics.scorer import TINY_SD_SCORER
-from sdcompress.prompts import GENERAL, PromptSet, default_prompts, is_tiny_sd, read_prompts
+from sdcompress.prompt_files import read_prompts
+from sdcompress.prompts import GENERAL, PromptSet, default_prompts, is_tiny_sd
 from sdcompress.source import ASSETS, open_source
 from sdcompress.worker_process import WorkerProcess
 
@@ -28,6 +30,8 @@ QUICK: dict[str, Any] = {
     "height": 32,
     "width": 32,
     "clip": str(TINY_SD_SCORER),
+    "noise_floor": (),  # tests/test_evaluate_more.py has these
+    "component_metrics": False,
 }
 
 
@@ -174,13 +178,15 @@ class FakeWorker:
 
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> type[FakeWorker]:
-    monkeypatch.setattr(evaluation, "WorkerProcess", FakeWorker)
+    monkeypatch.setattr(drawing, "WorkerProcess", FakeWorker)
     monkeypatch.setattr(FakeWorker, "left", 1_000)
     monkeypatch.setattr(FakeWorker, "drawn", [], raising=False)
     return FakeWorker
 
 
-FOUR = EvaluationSettings(prompts=PromptSet("mine", ("a", "b", "c", "d"), 4), use_clip=False)
+FOUR = EvaluationSettings(
+    prompts=PromptSet("mine", ("a", "b", "c", "d"), 4), use_clip=False, noise_floor=(), component_metrics=False
+)
 
 
 def test_the_two_take_turns(fake: type[FakeWorker], tmp_path: Path) -> None:

@@ -38,6 +38,19 @@ class ClipScorer:
 
         A prompt longer than the model's context is cut there, its end token kept.
         """
+        return self.score_embeddings(self.embed(pictures), prompt)
+
+    def embed(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
+        """The embeddings [pictures, projection] of uint8 pictures, float32, of unit length."""
+        import torch
+
+        with torch.inference_mode():
+            pixels = self._processor(images=list(pictures), return_tensors="pt", input_data_format="channels_last")
+            image = _features(self._model.get_image_features(pixel_values=pixels["pixel_values"].to(self._device)))
+            return torch.nn.functional.normalize(image).cpu().numpy()
+
+    def score_embeddings(self, embeddings: np.ndarray, prompt: str) -> tuple[float, ...]:
+        """As `scores`, of pictures that were embedded already."""
         import torch
 
         with torch.inference_mode():
@@ -48,9 +61,7 @@ class ClipScorer:
                     attention_mask=tokens["attention_mask"].to(self._device),
                 )
             )  # [1, projection]
-            pixels = self._processor(images=list(pictures), return_tensors="pt", input_data_format="channels_last")
-            image = _features(self._model.get_image_features(pixel_values=pixels["pixel_values"].to(self._device)))
-            cosine = torch.nn.functional.cosine_similarity(image, text)  # [pictures]
+            cosine = torch.nn.functional.cosine_similarity(torch.from_numpy(embeddings), text.cpu())  # [pictures]
         return tuple(max(0.0, 100.0 * value) for value in cosine.tolist())
 
     def measure(self, subject: str, samples: Iterable[tuple[np.ndarray, str]]) -> Measurement:

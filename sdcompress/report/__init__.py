@@ -11,13 +11,18 @@ if TYPE_CHECKING:
 
 
 def write_report(report: dict[str, Any], out: Path) -> None:
-    """Writes report.json, images.png and report.md into `out`, where the pictures already are."""
+    """Writes report.json, images.png, report.md and, for gates, junit.xml into `out`, where the pictures are."""
+    from sdcompress.report.junit import to_junit
     from sdcompress.report.markdown import to_markdown
     from sdcompress.report.pictures import draw_sheet
 
     text = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False)
     (out / "report.json").write_text(text + "\n", encoding="utf-8")
     draw_sheet(report, out).save(out / "images.png")
+    if report["gates"]:
+        (out / "junit.xml").write_text(to_junit(report), encoding="utf-8")
+    else:
+        (out / "junit.xml").unlink(missing_ok=True)  # of an earlier run with gates
     (out / "report.md").write_text(to_markdown(report), encoding="utf-8")
 
 

@@ -11,9 +11,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from sdcompress.report import statistics
+from sdcompress.report.pairing import SIDES, by_prompt, scored_pairs, shown_pairs
+from sdcompress.report.sample_metrics import describe_metrics, describe_sets, why_not_measured
+from sdcompress.report.variants import describe_attribution, describe_noise_floor
+from sdcompress.report.verdicts import judge
 
 SCHEMA_VERSION = 1
-SIDES = ("original", "compressed")
 FLAGS = ("blocked", "flat", "not_finite")
 COMPARED = (
     "parameters",
@@ -26,6 +29,9 @@ COMPARED = (
     "peak_device_memory_bytes",
     "load_s",
     "latency_s",
+    "images_per_minute",
+    "energy_j",
+    "macs",
     "clip_score",
 )
 COMPARED_COMPONENT = ("parameters", "weights_bytes", "bits_per_weight", "resident_weights_bytes", "latency_s")
@@ -40,12 +46,27 @@ def build_report(
     drawings: Sequence[Mapping[str, Any]],
     records: Iterable[Mapping[str, Any]],
     command: str | None = None,
+    floor_not_measured: Mapping[str, str] | None = None,
+    swaps: Sequence[Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
-    """The whole report as JSON-safe values, from facts about both models and the log of raw samples."""
+    """The whole report as JSON-safe values, from facts about both models and the log of raw samples.
+
+    floor_not_measured: source of noise -> why not. swaps: the components that attribution swapped, None without it.
+    """
     records = list(records)
+    scorer_name = None if scorer is None else scorer["name"]
     samples = collect_samples(drawings, records, scorer)
     processes = {side: [_raw(r) for r in records if r["kind"] == "process" and r["side"] == side] for side in SIDES}
-    sides = {side: describe_side(models[side], samples, processes[side], side) for side in SIDES}
+    probed = None
+    if settings.get("component_metrics"):
+        wanted = min(settings["component_metrics_count"], len(drawings))  # a rerun may have asked for other counts
+        probed = next((r for r in records if r["kind"] == "components" and r["pictures"] == wanted), None)
+    sides = {
+        side: describe_side(models[side], samples, processes[side], side, (probed or {}).get("macs", {}).get(side))
+        for side in SIDES
+    }
+    sources = settings.get("noise_floor", ())
+    noise_floor = describe_noise_floor(records, samples, scorer_name, sources, floor_not_measured or {})
     ran = {
         name: {side: processes[side][-1].get(name) for side in SIDES}
         for name in ("device", "device_name", "dtype", "threads")
@@ -59,6 +80,14 @@ def build_report(
         **sides,
         "change": compare_sides(sides["original"], sides["compressed"], samples),
         "similarity": describe_similarity(samples),
+        "metrics": describe_metrics(samples),
+        "set_metrics": describe_sets(records, scorer_name, len(samples)),
+        "not_measured": why_not_measured(records, samples, scorer_name),
+        "component_metrics": None if probed is None else probed["component_metrics"],
+        "noise_floor": noise_floor,
+        "verdicts": judge(samples, noise_floor),
+        "attribution": None if swaps is None else describe_attribution(records, samples, scorer_name, swaps),
+        "gates": [],
         "samples": samples,
         "processes": processes,
     }
@@ -87,6 +116,7 @@ def collect_samples(
                 "component_latency_s": [record["component_latency_s"] for record in taken],
                 "peak_memory_bytes": _largest(record["peak_memory_bytes"] for record in taken),
                 "peak_device_memory_bytes": _largest(record["peak_device_memory_bytes"] for record in taken),
+                "energy_j": [record.get("energy_j") for record in taken],
                 "clip_score": score["clip_score"][side],
                 **{flag: first[flag] for flag in FLAGS},
                 "height": first["height"],
@@ -94,14 +124,23 @@ def collect_samples(
                 "latents_sha256": first["latents_sha256"],
                 "picture": f"images/{side}/{index:04d}.png",
             }
-        samples.append({**sample, **{name: score[name] for name in ("psnr_db", "identical", "ssim")}})
+        similarity = {name: score[name] for name in ("psnr_db", "identical", "ssim")}
+        samples.append({**sample, **similarity, "metrics": dict(score.get("metrics", {}))})
     return samples
 
 
 def describe_side(
-    model: Mapping[str, Any], samples: Sequence[Mapping[str, Any]], processes: Sequence[Mapping[str, Any]], side: str
+    model: Mapping[str, Any],
+    samples: Sequence[Mapping[str, Any]],
+    processes: Sequence[Mapping[str, Any]],
+    side: str,
+    macs: Mapping[str, int | None] | None = None,
 ) -> dict[str, Any]:
-    """One pipeline's costs and score: what its files say, and the medians and means of its samples."""
+    """One pipeline's costs and score: what its files say, and the medians and means of its samples.
+
+    macs: component -> multiply-accumulates per picture (None: not counted).
+    """
+    counted = macs or {}
     taken = [sample[side] for sample in samples]
     latencies = [_median_of(entry["latency_s"]) for entry in taken]
     peak = _largest([*(e["peak_memory_bytes"] for e in taken), *(p["peak_memory_bytes"] for p in processes)])
@@ -110,7 +149,7 @@ def describe_side(
     clip = [sample[side]["clip_score"] for sample in scored_pairs(samples)]
     components: dict[str, dict[str, Any]] = {}
     for name, facts in model["components"].items():
-        component = {**facts, "resident_weights_bytes": resident.get(name)}
+        component = {**facts, "resident_weights_bytes": resident.get(name), "macs": counted.get(name)}
         spent = [_median_of([each.get(name, 0.0) for each in e["component_latency_s"]]) for e in taken]
         called = any(name in each for e in taken for each in e["component_latency_s"])
         components[name] = {**component, "latency_s": statistics.median(spent) if called else None}
@@ -128,6 +167,9 @@ def describe_side(
         "load_s": statistics.median([process["load_s"] for process in processes]),
         "latency_s": statistics.median(latencies),
         "latency_s_quantiles": statistics.quantiles(latencies),
+        "images_per_minute": 60 / float(statistics.mean(latencies) or math.nan),
+        "energy_j": statistics.median([value for entry in taken for value in entry["energy_j"] if value is not None]),
+        "macs": None if not counted or None in counted.values() else sum(value or 0 for value in counted.values()),
         "clip_score": statistics.mean(clip),
         "pictures": len(taken),
         **{flag: sum(entry[flag] for entry in taken) for flag in FLAGS},
@@ -197,24 +239,6 @@ def describe_similarity(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             "interval_95": statistics.mean_interval(by_prompt(pairs, ssim)),
         },
     }
-
-
-def shown_pairs(samples: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The samples of which the safety checker blocked neither side: a black square says nothing about quality."""
-    return [sample for sample in samples if not any(sample[side]["blocked"] for side in SIDES)]
-
-
-def scored_pairs(samples: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The shown pairs that have CLIP scores."""
-    return [s for s in shown_pairs(samples) if all(s[side]["clip_score"] is not None for side in SIDES)]
-
-
-def by_prompt(samples: Sequence[Mapping[str, Any]], values: Sequence[float]) -> list[float]:
-    """The mean value of each prompt: seeds of one prompt are no independent samples."""
-    groups: dict[str, list[float]] = {}
-    for sample, value in zip(samples, values, strict=True):
-        groups.setdefault(sample["prompt"], []).append(value)
-    return [sum(group) / len(group) for group in groups.values()]
 
 
 def _change(original: float | None, compressed: float | None) -> dict[str, Any]:

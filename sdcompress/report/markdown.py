@@ -6,6 +6,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sdcompress.report.layers import FORMAT_COLUMNS, LAYER_COLUMNS, format_rows, layer_rows
+from sdcompress.report.quality_wording import (
+    ATTRIBUTION_HEADER,
+    QUALITY_NOTE,
+    attribution_rows,
+    component_metric_rows,
+    gate_lines,
+    quality_header,
+    quality_rows,
+    verdict_findings,
+)
 from sdcompress.report.wording import component_rows, findings, pipeline_rows, subject_text
 
 SHOWN_PAIRS = 16
@@ -24,8 +34,9 @@ def to_markdown(report: Mapping[str, Any]) -> str:
         "",
         *_table(("", "original", "compressed", "change"), pipeline_rows(report)),
         "",
-        *(f"- {_plain(finding)}" for finding in findings(report)),
+        *(f"- {_plain(finding)}" for finding in (*findings(report), *verdict_findings(report))),
         "",
+        *_quality(report),
         "## Components",
         "",
         *_table(
@@ -48,13 +59,28 @@ def to_markdown(report: Mapping[str, Any]) -> str:
         "Each pipeline ran in a fresh process, one at a time, their pictures in turn (original, compressed, compressed,"
         " original, ...) after one warm-up. Peak memory is that of the whole process, Python and its libraries"
         " included; 'above the imports' leaves those out. Time per picture is the median. Intervals are 95 % bootstrap"
-        " intervals over prompts, 10,000 resamples. Every raw sample is in `report.json`.",
+        " intervals over prompts (expanded percentiles), 10,000 resamples. Every raw sample is in `report.json`.",
         "",
         f"Scorer: {_plain(scorer['name']) if scorer else 'none'}. Prompts: {_plain(report['settings']['prompt_set'])}."
         f" {_plain(versions)}; Python {environment['python']}; {_plain(environment['platform'])}.",
         *([] if report["command"] is None else ["", *(f"    {line}" for line in report["command"].splitlines())]),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _quality(report: Mapping[str, Any]) -> list[str]:
+    lines: list[str] = []
+    if gates := gate_lines(report):
+        lines += ["## Gates", "", *(f"- {_plain(line)}" for line in gates), ""]
+    if rows := quality_rows(report):
+        lines += ["## Quality", "", QUALITY_NOTE, "", *_table(quality_header(report), rows), ""]
+    if alone := component_metric_rows(report):
+        lines += ["Each component alone, given what the original's got:", ""]
+        lines += [*(f"- {_plain(name)}: {_plain(told)}" for name, told in alone), ""]
+    if rows := attribution_rows(report):
+        lines += ["## Attribution", "", "The original with one component of the compressed pipeline at a time.", ""]
+        lines += [*_table(ATTRIBUTION_HEADER, [(_plain(row[0]), *row[1:]) for row in rows]), ""]
+    return lines
 
 
 def _layers(report: Mapping[str, Any]) -> list[str]:

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sdcompress.report.layers import format_rows
+from sdcompress.report.quality_wording import (
+    ATTRIBUTION_HEADER,
+    attribution_rows,
+    component_metric_rows,
+    gate_lines,
+    quality_header,
+    quality_rows,
+    verdict_findings,
+)
 from sdcompress.report.wording import component_rows, findings, pipeline_rows, subject_text
 
 if TYPE_CHECKING:
@@ -24,8 +33,16 @@ def print_report(report: Mapping[str, Any], console: Console) -> None:
     console.print(_component_table(report))
     if layers := _layer_table(report):
         console.print(layers)
-    for line in findings(report):
+    if rows := quality_rows(report):
+        console.print(_rows_table(quality_header(report), rows))
+    for name, told in component_metric_rows(report):
+        console.print(Text(f"{name} alone: {told}."))
+    if rows := attribution_rows(report):
+        console.print(_rows_table(ATTRIBUTION_HEADER, rows))
+    for line in (*findings(report), *verdict_findings(report)):
         console.print(Text(line))
+    for line in gate_lines(report):
+        console.print(Text(line, style="bold red" if line.startswith("FAILED") else ""))
 
 
 def _pipeline_table(report: Mapping[str, Any]) -> Table:
@@ -53,6 +70,13 @@ def _layer_table(report: Mapping[str, Any]) -> Table | None:
     table.columns[1].justify = "left"
     for component, text, count, _, bits, weight, output in rows:
         table.add_row(component, text, count, bits, weight, output)
+    return table
+
+
+def _rows_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    table = _table(*header)
+    for row in rows:
+        table.add_row(*row)
     return table
 
 

@@ -13,12 +13,13 @@ from typer.testing import CliRunner
 
 from sdcompress.cli import app
 from sdcompress.errors import EvaluationError, UserError
-from sdcompress.evaluate import EvaluationSettings, evaluate
+from sdcompress.evaluate import evaluate
+from sdcompress.evaluation_settings import EvaluationSettings
 from sdcompress.source import ASSETS, MANIFEST_NAME, open_source
 
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (pip install 'sdcompress[onnx]')")
 
-FEW = {"prompt_count": 2, "num_inference_steps": 3, "threads": 1, "device": "cpu"}
+FEW = {"prompt_count": 2, "num_inference_steps": 3, "threads": 1, "device": "cpu", "noise_floor": ()}
 
 
 def test_inspect_counts_what_the_torch_pipeline_has(onnx_tiny_sd: Path) -> None:
@@ -86,6 +87,10 @@ def test_evaluate_gives_one_report_of_torch_against_onnx(artifact: Path, tmp_pat
         assert compressed["components"][component]["parameters"] == original["components"][component]["parameters"]
     spent = sum(part["latency_s"] for part in compressed["components"].values())
     assert spent <= compressed["latency_s_quantiles"]["p95"] * 1.01
+    alone = report["component_metrics"]
+    assert alone["unet"]["noise_sqnr_db"]["mean"] > 80  # the same float32 weights, whose rounding is near 140 dB
+    assert alone["text_encoder"]["cosine"]["min"] > 1 - 1e-6 and alone["safety_checker"]["agreement"] == 1
+    assert original["macs"] > 0 and compressed["macs"] is None  # ONNX Runtime does not tell
     assert original["resident_weights_bytes"] > 0
     assert compressed["resident_weights_bytes"] is None  # ONNX Runtime does not tell
     for process in (report["processes"][side][-1] for side in ("original", "compressed")):
@@ -104,8 +109,24 @@ def test_low_memory_needs_an_onnx_folder(tmp_path: Path) -> None:
 
 
 def test_unlike_devices_are_not_compared() -> None:
-    from sdcompress.evaluate import _check_device
+    from sdcompress.drawing import check_device
 
-    _check_device({"original": {"device": "cpu"}, "compressed": {"device": "cpu"}})
+    check_device({"original": {"device": "cpu"}, "compressed": {"device": "cpu"}})
     with pytest.raises(EvaluationError, match="the original runs on cuda, the compressed pipeline on cpu"):
-        _check_device({"original": {"device": "cuda"}, "compressed": {"device": "cpu"}})
+        check_device({"original": {"device": "cuda"}, "compressed": {"device": "cpu"}})
+
+
+def test_an_onnx_component_can_be_swapped_into_the_torch_pipeline(onnx_tiny_sd: Path, tmp_path: Path) -> None:
+    from sdcompress.worker import Worker
+
+    pictures = []
+    for swap in ({}, {"swap": "unet", "swap_from": str(onnx_tiny_sd)}, {"swap": "vae", "swap_from": str(onnx_tiny_sd)}):
+        worker, file = Worker(), tmp_path / f"{len(pictures)}.png"
+        worker.open(str(ASSETS / "tiny-sd"), "cpu", "float32", 1, **swap)
+        answer = worker.draw("a red heart", 3, {"num_inference_steps": 3}, str(file))
+        assert answer["component_latency_s"].keys() >= {"unet", "vae"}
+        pictures.append(np.asarray(Image.open(file)).astype(int))
+        stand_in = type(worker._pipeline.components[swap.get("swap", "unet")]).__name__
+        assert stand_in.startswith("Onnx") is bool(swap)
+    for picture in pictures[1:]:
+        assert np.abs(pictures[0] - picture).max() <= 1  # the same weights; a value on the edge rounds either way

@@ -87,6 +87,7 @@ def _make_report(
                 "identical": identical,
                 "psnr_db": None if identical else 40.0 + i,
                 "ssim": 1.0 if identical else 0.9 + i / 100,
+                "metrics": {"clip_image": 99.0 + i / 100, "ms_ssim": None, "lpips": None},
             }
         )
     model = {

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from sdcompress.report.build import by_prompt
+from sdcompress.report.pairing import by_prompt
 
 Make = Callable[..., dict[str, Any]]
 

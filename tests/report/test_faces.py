@@ -63,8 +63,8 @@ def test_blocked_pictures_are_told(make_report: Make) -> None:
 
 
 def test_few_prompts_are_told(make_report: Make) -> None:
-    assert "so few prompts (9)" in findings(make_report(count=9))[-1]
-    assert "so few prompts" not in "\n".join(findings(make_report(count=10)))
+    assert "so few prompts (5)" in findings(make_report(count=5))[-1]
+    assert "so few prompts" not in "\n".join(findings(make_report(count=6)))
 
 
 def test_markdown_shows_prompts_as_they_are(make_report: Make) -> None:

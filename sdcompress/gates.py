@@ -1,0 +1,102 @@
+"""Gates: thresholds on a report's figures, such as `clip_score_drift>=-0.3`, that a build passes or fails."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sdcompress import registry
+from sdcompress.errors import UserError
+
+_GATE = re.compile(r"\s*([A-Za-z_0-9]+)\s*(>=|<=|>|<)\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*")
+_COMPARE: dict[str, Callable[[float, float], bool]] = {
+    ">=": lambda value, limit: value >= limit,
+    "<=": lambda value, limit: value <= limit,
+    ">": lambda value, limit: value > limit,
+    "<": lambda value, limit: value < limit,
+}
+# Name -> where the figure stands in a report.
+FIGURES: dict[str, tuple[str, ...]] = {
+    "clip_score": ("compressed", "clip_score"),
+    "clip_score_drift": ("change", "clip_score", "difference"),
+    "psnr_db": ("similarity", "psnr_db", "mean"),
+    "psnr_db_min": ("similarity", "psnr_db", "min"),
+    "ssim": ("similarity", "ssim", "mean"),
+    "ssim_min": ("similarity", "ssim", "min"),
+    "clip_image": ("metrics", "clip_image", "mean"),
+    "ms_ssim": ("metrics", "ms_ssim", "mean"),
+    "lpips": ("metrics", "lpips", "mean"),
+    "cmmd": ("set_metrics", "cmmd", "value"),
+    "size_bytes": ("compressed", "size_bytes"),
+    "size_ratio": ("change", "size_bytes", "ratio"),
+    "parameters_ratio": ("change", "parameters", "ratio"),
+    "bits_per_weight": ("compressed", "bits_per_weight"),
+    "resident_weights_ratio": ("change", "resident_weights_bytes", "ratio"),
+    "peak_memory_bytes": ("compressed", "peak_memory_bytes"),
+    "peak_memory_ratio": ("change", "peak_memory_bytes", "ratio"),
+    "peak_device_memory_ratio": ("change", "peak_device_memory_bytes", "ratio"),
+    "load_ratio": ("change", "load_s", "ratio"),
+    "latency_s": ("compressed", "latency_s"),
+    "latency_ratio": ("change", "latency_s", "ratio"),
+    "blocked": ("compressed", "blocked"),
+    "flat": ("compressed", "flat"),
+    "not_finite": ("compressed", "not_finite"),
+    "safety_agreement": ("component_metrics", "safety_checker", "agreement"),
+}
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A figure's name, how it is compared, and with what."""
+
+    name: str
+    comparison: str
+    limit: float
+    text: str
+
+
+def parse_gate(text: str) -> Gate:
+    """The gate that a text such as `psnr_db>=30` says. UserError for another form or an unknown figure."""
+    found = _GATE.fullmatch(text)
+    if found is None:
+        raise UserError(f"gate {text!r}: is no NAME>=NUMBER (or <=, >, <), such as 'clip_score_drift>=-0.3'")
+    name, comparison, limit = found.groups()
+    if name not in FIGURES:
+        raise UserError(f"gate {text!r}: no figure {name!r}; {registry.nearest(name, FIGURES)}")
+    return Gate(name, comparison, float(limit), f"{name}{comparison}{limit}")
+
+
+def check_gates(report: Mapping[str, Any], gates: Sequence[str]) -> list[dict[str, Any]]:
+    """For each gate: its text, the measured value, and whether it passed. A figure that was not measured fails.
+
+    The value of an infinite PSNR (identical pictures) is null, as everywhere in a report, with `infinite` beside it.
+    """
+    return [_check(report, parse_gate(text)) for text in dict.fromkeys(gates)]
+
+
+def failures(checked: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A line for each gate that failed."""
+    return [f"gate {each['gate']}: {gate_value_text(each)}" for each in checked if not each["passed"]]
+
+
+def gate_value_text(checked: Mapping[str, Any]) -> str:
+    """The measured value in words."""
+    if checked["value"] is None:
+        return "infinite" if checked.get("infinite") else "not measured"
+    return f"measured {checked['value']:.6g}"
+
+
+def _check(report: Mapping[str, Any], gate: Gate) -> dict[str, Any]:
+    value: Any = report
+    for key in FIGURES[gate.name]:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    entry: dict[str, Any] = {"gate": gate.text, "value": value, "passed": False}
+    if value is None and gate.name.startswith("psnr_db"):
+        similarity = report["similarity"]
+        if similarity["pairs"] and similarity["identical"] == similarity["pairs"]:
+            value, entry["infinite"] = float("inf"), True
+    if value is not None:
+        entry["passed"] = _COMPARE[gate.comparison](value, gate.limit)
+    return entry
