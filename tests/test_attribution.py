@@ -1,0 +1,32 @@
+"""What can be swapped, and what is refused before anything is drawn."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from sdcompress.attribution import list_swaps
+from sdcompress.errors import EvaluationError
+from sdcompress.source import open_source
+
+
+def test_every_component_with_weights_is_a_swap() -> None:
+    source = open_source("tiny-sd")
+    swaps = list_swaps({"original": source, "compressed": source})
+    assert {swap["name"] for swap in swaps} == {"text_encoder", "unet", "vae", "safety_checker"}
+    assert all(swap["saved_bytes"] == 0 and swap["steps"] == [] for swap in swaps)
+    without = replace(source, components={"unet": source.components["unet"]})
+    assert [swap["name"] for swap in list_swaps({"original": without, "compressed": source})] == ["unet"]
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    source = open_source("tiny-sd")
+    onnx = replace(source, format="onnx")
+    with pytest.raises(EvaluationError, match="give the torch pipeline as the original"):
+        list_swaps({"original": onnx, "compressed": source})
+    other = replace(source, model_index={**source.model_index, "_class_name": "FluxPipeline"})
+    with pytest.raises(EvaluationError, match="a StableDiffusionPipeline, the compressed a FluxPipeline"):
+        list_swaps({"original": source, "compressed": other})
+    with pytest.raises(EvaluationError, match="no component with weights in common"):
+        list_swaps({"original": replace(source, components={}), "compressed": source})
