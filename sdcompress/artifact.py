@@ -78,6 +78,17 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
+def made_with(folder: Path | None) -> dict[str, Any]:
+    """What an artifact's manifest adds to a report: its recipe, and its losses while recovering where it has them."""
+    if folder is None or not (folder / MANIFEST_NAME).is_file():
+        return {}
+    manifest = read_manifest(folder)
+    recovery = {
+        component: entry["recovery"] for component, entry in manifest["components"].items() if entry.get("recovery")
+    }
+    return {"recipe": manifest["recipe"], **({"recovery": recovery} if recovery else {})}
+
+
 def file_problems(folder: Path, manifest: Mapping[str, Any], advance: Callable[[int], None] | None = None) -> list[str]:
     """Every file that is missing, foreign, or not what the manifest's size and hash say."""
     problems = []

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from sdcompress.artifact import read_manifest
+from sdcompress.artifact import made_with, read_manifest
 from sdcompress.environment import describe_environment
 from sdcompress.errors import EvaluationError
 from sdcompress.metrics.scorer import Scorer, find_scorer
@@ -109,6 +109,7 @@ def evaluate(
         drawings=drawings,
         records=records,
     )
+    report |= made_with(sources["compressed"].path)
     write_report(report, out)
     return report
 
@@ -293,9 +294,12 @@ def _local_folder(source: Source) -> Path:
 
 
 def _fingerprint_files(folder: Path) -> list[list[Any]]:
-    """Names, sizes and times of a pipeline's files: enough to notice that it was made anew."""
+    """Names, sizes and times of a pipeline's files: enough to notice that it was made anew.
+
+    Not of an artifact's manifest, which changes when its model card does.
+    """
     kinds = (".safetensors", ".json", ".onnx", ".onnx_data", ".data")
-    files = sorted(file for file in folder.rglob("*") if file.suffix in kinds)
+    files = sorted(file for file in folder.rglob("*") if file.suffix in kinds and file.name != MANIFEST_NAME)
     return [[str(file.relative_to(folder)), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
 
 

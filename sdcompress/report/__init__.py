@@ -1,4 +1,4 @@
-"""A report and its faces: JSON, terminal table, Markdown, picture sheet. Pure functions of raw samples; no torch."""
+"""A report and its faces: JSON, terminal, Markdown, HTML, picture sheet. Pure functions of raw samples; no torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ if TYPE_CHECKING:
 
 
 def write_report(report: dict[str, Any], out: Path) -> None:
-    """Writes report.json, images.png and report.md into `out`, where the pictures already are."""
+    """Writes report.json, images.png, report.md and report.html into `out`, where the pictures already are."""
+    from sdcompress.report.html import to_html
     from sdcompress.report.markdown import to_markdown
     from sdcompress.report.pictures import draw_sheet
 
@@ -19,6 +20,7 @@ def write_report(report: dict[str, Any], out: Path) -> None:
     (out / "report.json").write_text(text + "\n", encoding="utf-8")
     draw_sheet(report, out).save(out / "images.png")
     (out / "report.md").write_text(to_markdown(report), encoding="utf-8")
+    (out / "report.html").write_text(to_html(report, out), encoding="utf-8")
 
 
 def render(report: dict[str, Any], console: Console) -> None:
