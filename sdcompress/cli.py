@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.syntax import Syntax
 
 import sdcompress
+from sdcompress import cli_reports
 from sdcompress.errors import ArtifactError, SdcompressError, UserError
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ app = typer.Typer(
 )
 recipes_app = typer.Typer(help="The recipes that come with sdcompress.", no_args_is_help=True)
 app.add_typer(recipes_app, name="recipes")
+cli_reports.register(app)
 
 Model = Annotated[str, typer.Argument(help="tiny-sd, a catalog name, a diffusers folder, or a hub id (org/name).")]
 RecipeName = Annotated[str, typer.Option("--recipe", "-r", help="A shipped recipe's name, or the path of a YAML file.")]
@@ -54,6 +56,7 @@ Width = Annotated[int | None, typer.Option(min=8, help="Pixels (default: the mod
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads of each process.")]
 LowMemory = Annotated[bool, typer.Option("--low-memory", help="Hold one component of an ONNX folder at a time.")]
 Clip = Annotated[str | None, typer.Option(help="Folder of the CLIP model that scores (default: the one that fits).")]
+LogTo = Annotated[str | None, typer.Option("--log-to", help="Also log the report: mlflow or wandb.")]
 NoClip = Annotated[bool, typer.Option("--no-clip", help="Leave the CLIP score out.")]
 
 
@@ -249,9 +252,11 @@ def evaluate(
     out: Out,
     settings: EvaluationSettings,
     force: Force = False,
+    log_to: LogTo = None,
 ) -> None:
     """Compare two pipelines: size, memory, latency, CLIP score, and the pictures themselves."""
-    _evaluate(original, compressed, out, settings, force)
+    with cli_reports.logged(out, log_to):
+        _evaluate(original, compressed, out, settings, force)
 
 
 @app.command()
@@ -264,16 +269,19 @@ def run(
     variant: Variant = None,
     resume: Resume = False,
     force: Force = False,
+    log_to: LogTo = None,
 ) -> None:
     """Compress, then evaluate: the artifact goes to OUT/artifact, the report and pictures to OUT."""
     artifact = out / ARTIFACT
-    if resume and artifact.exists():
-        _check_same(artifact, model, recipe)
-    else:
-        if not (resume or force) and (out / REPORT).exists():
-            raise ArtifactError(f"{out}: holds a report already; choose another --out, or --force to replace it")
-        _compress(model, recipe, artifact, variant, resume, force)
-    _evaluate(model, str(artifact), out, settings, force)
+    with cli_reports.logged(out, log_to):
+        if resume and artifact.exists():
+            _check_same(artifact, model, recipe)
+        else:
+            if not (resume or force) and (out / REPORT).exists():
+                raise ArtifactError(f"{out}: holds a report already; choose another --out, or --force to replace it")
+            _compress(model, recipe, artifact, variant, resume, force)
+        _evaluate(model, str(artifact), out, settings, force)
+        cli_reports.fill_card(artifact, out)
 
 
 @app.command()
@@ -359,7 +367,7 @@ def _evaluate(original: str, compressed: str, out: Path, settings: EvaluationSet
     with _interruptible("the same command continues"):
         report = evaluate_pair(original, compressed, out, settings=settings, force=force, command=_command_line())
     render(report, _out())
-    typer.echo(f"report: {out / REPORT}, {out / 'report.md'}\npictures: {out / 'images.png'}")
+    typer.echo(f"report: {out / REPORT}, {out / 'report.md'}, {out / 'report.html'}\npictures: {out / 'images.png'}")
 
 
 @contextmanager
