@@ -88,7 +88,7 @@ def fill_card(artifact: Path, report: Path) -> None:
 @contextmanager
 def logged(out: Path, tracker: str | None) -> Iterator[None]:
     """Logs the report that the block writes into `out`; a tracker that is not there stops it before it begins."""
-    from sdcompress.tracking import check_tracker, log_report
+    from sdcompress.report.tracking import check_tracker, log_report
 
     if tracker is not None:
         check_tracker(tracker)

@@ -10,7 +10,7 @@ from html import escape
 from sdcompress.report.statistics import median, quantiles
 
 WIDTH, HEIGHT = 460, 300
-LEFT, RIGHT, TOP, BOTTOM = 62, 14, 14, 44
+LEFT, RIGHT, TOP, BOTTOM = 62, 24, 14, 44
 CHARACTER = 6.1  # pixels, the width of an average character at the charts' font size
 LINE = 13
 LABELS = 118  # width of the names beside strips and bars
@@ -50,7 +50,7 @@ def scatter(
     """SVG of points over two axes, with horizontal `lines` to compare with; `front` joins the marks of that kind."""
     heights = [value for mark in marks for value in (mark.y, *(mark.interval or ())) if math.isfinite(value)]
     y_ticks = ticks([*heights, *(value for value, _ in lines)])
-    x_ticks = ticks([mark.x for mark in marks])
+    x_ticks = ticks([0, *(mark.x for mark in marks)])  # from zero, so that lengths compare as bytes and times do
     above = 16 if any(math.isinf(mark.y) for mark in marks) else 0  # room for the infinite
 
     def across(value: float) -> float:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from sdcompress.errors import UserError
 from sdcompress.report.charts import Axis, Mark, scatter
-from sdcompress.report.compare import COSTS, METRICS, quality_of, warning_texts
+from sdcompress.report.compare import COSTS, quality_of, warning_texts
 from sdcompress.report.compare_picture import COST_TEXTS, check_matplotlib, draw_png
 from sdcompress.report.page_tiles import UNMEASURED
 from sdcompress.report.templates import render_page
@@ -60,9 +60,9 @@ def print_comparison(comparison: Mapping[str, Any], console: Console, errors: Co
     for text in warning_texts(comparison["warnings"]):
         errors.print(Text(f"warning: {text}", style="yellow"))
     table = Table(box=box.SIMPLE_HEAD, header_style="bold", padding=(0, 1))
-    words = METRICS.get(comparison["metric"]["name"], (comparison["metric"]["words"],))[0]
+    words = comparison["metric"]["words"].removeprefix("same-seed ")
     table.add_column("report", overflow="fold", min_width=12)
-    for name in ("weights", "", "time", "", "CLIP drift", words, "dominated"):
+    for name in ("weights", "", "time", "", words, "dominated"):
         table.add_column(name, justify="left" if name == "dominated" else "right")
     for row in sorted(comparison["rows"], key=lambda row: row["weights_bytes"] or 0):
         table.add_row(
@@ -71,7 +71,6 @@ def print_comparison(comparison: Mapping[str, Any], console: Console, errors: Co
             ratio_text(row["size_ratio"]),
             seconds_text(row["latency_s"]),
             ratio_text(row["latency_ratio"]),
-            signed_text(row["clip_score_drift"]),
             quality_text(comparison, row),
             dominated_text(row),
             style="dim" if dominated_text(row) == "in both" else "",

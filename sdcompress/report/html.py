@@ -63,7 +63,7 @@ def to_html(report: Mapping[str, Any], folder: Path) -> str:
         component_chart=drawn(page_charts.component_chart(report)),
         drift_chart=drawn(page_charts.drift_chart(report)),
         loss_chart=drawn(page_charts.loss_chart(report)),
-        latency_chart=drawn(page_charts.latency_chart(report)),
+        latency_charts=[drawn(chart) for chart in page_charts.latency_charts(report)],
         metrics=page_tables.metric_rows(report),
         component_metrics=page_tables.component_metric_rows(report),
         floor=page_tables.floor_rows(report),
@@ -116,7 +116,8 @@ def _environment_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     for name in ("device", "device_name", "dtype", "threads"):
         sides = [environment[name][side] for side in ("original", "compressed")]
         known = dict.fromkeys(UNMEASURED if value is None else str(value) for value in sides)
-        rows.append((name.replace("_", " "), " / ".join(known)))
+        if name != "device_name" or any(sides):  # processors have none
+            rows.append((name.replace("_", " "), " / ".join(known)))
     return [*rows, *((name, str(version)) for name, version in environment["versions"].items())]
 
 
@@ -125,7 +126,7 @@ def _settings_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows = [("scorer", scorer["name"] if scorer else "none")]
     for name, value in settings.items():
         if not isinstance(value, (dict, list)):
-            rows.append((name.replace("_", " "), "the pipeline's own" if value is None else str(value)))
+            rows.append((name.replace("_", " "), "default" if value is None else str(value)))
     return rows
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from sdcompress.report.charts import Axis, Mark, bars, curves, scatter, strips
 from sdcompress.report.page_tables import SIDES, drift_of
-from sdcompress.report.wording import bytes_text, seconds_text
+from sdcompress.report.wording import bytes_text, seconds_text, signed_text
 
 Chart = tuple[str, str]  # its caption and its SVG
 
@@ -23,19 +23,15 @@ def quality_charts(report: Mapping[str, Any]) -> list[Chart]:
 
 def component_chart(report: Mapping[str, Any]) -> Chart:
     """Bytes of every component, original above compressed."""
-    original, compressed = (report[side]["components"] for side in SIDES)
-    rows = [
-        (name, *((side.get(name) or {}).get("weights_bytes") for side in (original, compressed)))
-        for name in dict.fromkeys((*original, *compressed))
-    ]
-    return "Bytes of weights by component", bars(rows, bytes_text, title="Bytes of weights by component")
+    return _component_bars(report, "weights_bytes", "Bytes of weights by component", bytes_text)
 
 
-def latency_chart(report: Mapping[str, Any]) -> Chart:
-    """Every measured time per picture, both sides."""
+def latency_charts(report: Mapping[str, Any]) -> list[Chart]:
+    """Every measured time per picture, both sides, and the median time of each component."""
     groups = [(side, side, [value for s in report["samples"] for value in s[side]["latency_s"]]) for side in SIDES]
-    caption = "Every picture's time; box: the middle half, line: the median, whiskers: 5 % to 95 %"
-    return caption, strips(groups, seconds_text, title="Time per picture of both pipelines")
+    caption = "Every picture's time; box: middle half, line: median, whiskers: 5 to 95 %"
+    strip = caption, strips(groups, seconds_text, title="Time per picture of both pipelines")
+    return [strip, _component_bars(report, "latency_s", "Time per picture by component", seconds_text)]
 
 
 def drift_chart(report: Mapping[str, Any]) -> Chart | None:
@@ -43,9 +39,7 @@ def drift_chart(report: Mapping[str, Any]) -> Chart | None:
     drifts = [drift for sample in report["samples"] if (drift := drift_of(sample)) is not None]
     if not drifts:
         return None
-    svg = strips(
-        [("CLIP drift", "compressed", drifts)], lambda value: f"{value:+.1f}", title="CLIP drift of every pair"
-    )
+    svg = strips([("CLIP drift", "compressed", drifts)], signed_text, title="CLIP drift of every pair")
     return "CLIP drift of every pair; left of 0 the compressed pipeline scores lower", svg
 
 
@@ -60,6 +54,15 @@ def loss_chart(report: Mapping[str, Any]) -> Chart | None:
         return None
     axes = Axis("record", lambda value: f"{value:.0f}"), Axis("loss", lambda value: f"{value:.3g}")
     return "Loss while recovering", curves(lines, *axes, title="Loss while recovering")
+
+
+def _component_bars(report: Mapping[str, Any], figure: str, words: str, text: Callable[[float], str]) -> Chart:
+    original, compressed = (report[side]["components"] for side in SIDES)
+    rows = [
+        (name, *((side.get(name) or {}).get(figure) for side in (original, compressed)))
+        for name in dict.fromkeys((*original, *compressed))
+    ]
+    return f"{words}, original above compressed", bars(rows, text, title=words)
 
 
 def _clip_over_size(report: Mapping[str, Any]) -> Chart | None:

@@ -49,6 +49,7 @@ def sample_table(report: Mapping[str, Any]) -> dict[str, Any]:
     ]
     rows = []
     for sample in samples:
+        blocked = any(sample[side]["blocked"] for side in SIDES)
         times = [median(sample[side]["latency_s"]) for side in SIDES]
         psnr = _psnr(sample)
         cells: list[Cell] = [
@@ -56,8 +57,8 @@ def sample_table(report: Mapping[str, Any]) -> dict[str, Any]:
             [str(sample["seed"]), sample["seed"]],
             _number(drift_of(sample), "{:+.2f}"),
             *(_number(sample[side]["clip_score"], "{:.2f}") for side in SIDES),
-            ["∞", 1e9] if psnr == math.inf else _number(psnr, "{:.1f}"),
-            _number(sample["ssim"], "{:.3f}"),
+            ["blocked", None] if blocked else ["∞", 1e9] if psnr == math.inf else _number(psnr, "{:.1f}"),
+            ["blocked", None] if blocked else _number(sample["ssim"], "{:.3f}"),
             *(_number((sample.get("metrics") or {}).get(name), "{:.4g}") for name in extra),
             *([seconds_text(value), value] if value is not None else [UNMEASURED, None] for value in times),
             note_of(sample),

@@ -106,7 +106,7 @@ for (const place of document.querySelectorAll("[data-table]")) {
   const isSamples = name === "samples";
   const table = dataTable(place, DATA[name], {
     label: place.dataset.label,
-    pageSize: isSamples ? 20 : 50,
+    pageSize: isSamples ? 20 : 25,
     pictures: isSamples && thumbnails,
     onSelect: isSamples && openRow,
   });
