@@ -1,4 +1,4 @@
-"""How large the HTML report of 200 prompts is, how soon a browser shows it, and how long `compare` takes for 50 reports.
+"""How large the HTML report of 200 prompts is, how soon a browser shows it, and how long comparing 50 reports takes.
 
     python benchmarks/report_page.py [--repeats 5]
 
