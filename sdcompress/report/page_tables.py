@@ -111,7 +111,7 @@ def floor_rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
 def attribution_rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """(what was swapped in, kind, bytes saved, PSNR, CLIP drift, time) of each rung of the ladder."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for entry in report.get("attribution") or ():
         psnr, clip = entry.get("psnr_db") or {}, entry.get("clip_score") or {}
         saved, ratio = entry.get("saved_bytes"), (entry.get("latency_s") or {}).get("ratio")
@@ -145,7 +145,7 @@ def gate_rows(report: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def metric_rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """(metric, mean, median, 95 % interval, which way is better, verdict) of each metric the evaluation took."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for name, figure in (report.get("metrics") or {}).items():
         interval = figure.get("interval_95")
         better = figure.get("higher_is_better")

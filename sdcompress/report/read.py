@@ -42,7 +42,8 @@ def read_report(path: Path) -> dict[str, Any]:
 
 def read_reports(paths: Sequence[Path]) -> dict[str, dict[str, Any]]:
     """Label -> report, in the order given. Everything that is wrong is told at once."""
-    reports, problems = [], []
+    reports: list[dict[str, Any]] = []
+    problems: list[str] = []
     for path in paths:
         try:
             reports.append(read_report(path))

@@ -7,10 +7,7 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
+from typing import Any
 
 MOST_PAIRS = 200
 MOST_BYTES = 9_000_000  # of all pictures, 12 MB once written as base64
@@ -70,7 +67,7 @@ def encode(file: Path, encoding: Encoding) -> bytes:
     from PIL import Image
 
     with Image.open(file) as opened:
-        picture: Image = opened.convert("RGB")
+        picture = opened.convert("RGB")
     if max(picture.size) > encoding.longest_side:
         picture.thumbnail((encoding.longest_side, encoding.longest_side), Image.Resampling.LANCZOS)
     stream = io.BytesIO()
