@@ -1,8 +1,8 @@
 """How large the HTML report of 200 prompts is, how soon a browser shows it, and how long comparing 50 reports takes.
 
-    python benchmarks/report_page.py [--repeats 5]
+    python benchmarks/report_page.py [--repeats 5] [--run FOLDER]
 
-Draws a few pictures with tiny-sd, repeats them to 200 prompts, once as they are (64 pixels) and once enlarged to 512
+Draws a few pictures with tiny-sd (or takes those of a folder that `sdcompress run` wrote), repeats them to 200 prompts, once as they are (64 pixels) and once enlarged to 512
 pixels with grain, which costs what a photograph does. Opens each page in headless Chromium from file://, a fresh
 browser every time, and keeps every sample in benchmarks/results/report_page.json. Needs the extra `dev` and a Chromium
 on PATH (or in $CHROMIUM). Let nothing else run meanwhile.
@@ -43,14 +43,17 @@ TIMES = """() => new Promise((resolve) => setTimeout(() => {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--run", type=Path, help="a folder that `sdcompress run tiny-sd` wrote (default: made anew)")
     arguments = parser.parse_args()
     browser = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, BROWSERS)), None)
     if browser is None:
         sys.exit(f"no Chromium: none of {', '.join(BROWSERS)} is on PATH, and CHROMIUM names none")
     with tempfile.TemporaryDirectory() as scratch:
         work = Path(scratch)
-        command = [sys.executable, "-m", "sdcompress", "run", "tiny-sd", "--recipe", "int8", "--out", str(work / "run")]
-        subprocess.run([*command, "--count", str(DRAWN)], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+        if arguments.run:
+            shutil.copytree(arguments.run, work / "run", ignore=shutil.ignore_patterns("artifact"))
+        else:
+            draw(work / "run")
         pages = {f"{pixels} pixels": measure_page(work, pixels, browser, arguments.repeats) for pixels in (64, 512)}
         compare_s = [measure_compare(work) for _ in range(arguments.repeats)]
     result = {
@@ -67,6 +70,12 @@ def main() -> None:
     missed = find_missed(result)
     if missed:
         sys.exit("\n".join(missed))
+
+
+def draw(out: Path) -> None:
+    """Writes a report of tiny-sd in int8 over 8 prompts into `out`."""
+    command = [sys.executable, "-m", "sdcompress", "run", "tiny-sd", "--recipe", "int8", "--out", str(out)]
+    subprocess.run([*command, "--count", str(DRAWN)], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
 
 
 def find_missed(result: dict[str, Any]) -> list[str]:
