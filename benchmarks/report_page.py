@@ -2,10 +2,11 @@
 
     python benchmarks/report_page.py [--repeats 5] [--run FOLDER]
 
-Draws a few pictures with tiny-sd (or takes those of a folder that `sdcompress run` wrote), repeats them to 200 prompts, once as they are (64 pixels) and once enlarged to 512
-pixels with grain, which costs what a photograph does. Opens each page in headless Chromium from file://, a fresh
-browser every time, and keeps every sample in benchmarks/results/report_page.json. Needs the extra `dev` and a Chromium
-on PATH (or in $CHROMIUM). Let nothing else run meanwhile.
+Draws a few pictures with tiny-sd (or takes those of a folder that `sdcompress run` wrote), repeats them to 200 prompts,
+once as they are (64 pixels) and once enlarged to 512 pixels with grain, which costs what a photograph does. Opens each
+page in headless Chromium from file://, a fresh browser every time, and keeps every sample in
+benchmarks/results/report_page.json. Needs the extra `dev` and a Chromium on PATH (or in $CHROMIUM). Let nothing else
+run meanwhile.
 """
 
 from __future__ import annotations
