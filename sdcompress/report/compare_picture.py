@@ -60,6 +60,8 @@ def _dress(axes: Axes, metric: Mapping[str, Any], cost: str) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: text(value)))
     axes.set_xlabel(label)
     axes.set_ylabel(f"{metric['words']}, {metric['unit']}" if metric["unit"] else metric["words"])
+    axes.margins(x=0.15)  # room for the labels
+    axes.set_xlim(left=0)
     axes.grid(color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
