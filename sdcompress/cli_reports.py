@@ -37,15 +37,15 @@ def compare(
     from sdcompress.report.read import read_reports
 
     comparison = compare_reports(read_reports(reports), metric)
+    files = write_comparison(comparison, out) if out else []  # before a reader such as `head` may end the process
     if as_json:
         for text in warning_texts(comparison["warnings"]):
             print(f"warning: {text}", file=sys.stderr)
         typer.echo(json.dumps(comparison, indent=1, ensure_ascii=False))
     else:
         print_comparison(comparison, _out(), Console(stderr=True))
-    if out:
-        for file in write_comparison(comparison, out):
-            typer.echo(file, err=as_json)
+    for file in files:
+        typer.echo(file, err=as_json)
 
 
 def history(
@@ -59,13 +59,13 @@ def history(
     from sdcompress.report.history import print_history, read_history, write_history
 
     found = read_history(folder)
+    files = write_history(found, out) if out else []
     if as_json:
         typer.echo(json.dumps(found, indent=1, ensure_ascii=False))
     else:
         print_history(found, _out())
-    if out:
-        for file in write_history(found, out):
-            typer.echo(file, err=as_json)
+    for file in files:
+        typer.echo(file, err=as_json)
 
 
 def card(

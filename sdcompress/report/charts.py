@@ -188,7 +188,7 @@ def _grid(
         yield _text(LEFT - 7, down(value) + 4, y.text(value), "end", "tick")
     for value in x_ticks:
         yield _tag("line", x1=across(value), x2=across(value), y1=TOP, y2=HEIGHT - BOTTOM, class_="grid")
-        yield _text(across(value), HEIGHT - BOTTOM + 16, x.text(value), "middle", "tick")
+        yield _text(across(value), HEIGHT - BOTTOM + 16, x.text(value) if value else "0", "middle", "tick")
     yield _text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 8, x.label, "middle", "axis")
     middle = (TOP + HEIGHT - BOTTOM) / 2
     yield _tag(

@@ -57,7 +57,7 @@ def _dress(axes: Axes, metric: Mapping[str, Any], cost: str) -> None:
     from matplotlib.ticker import FuncFormatter
 
     label, text = COST_TEXTS[cost]
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: text(value)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: text(value) if value else "0"))
     axes.set_xlabel(label)
     axes.set_ylabel(f"{metric['words']}, {metric['unit']}" if metric["unit"] else metric["words"])
     axes.margins(x=0.15)  # room for the labels

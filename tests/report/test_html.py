@@ -153,6 +153,22 @@ def test_pictures_keep_to_their_bytes(make_report: Make, tmp_path: Path) -> None
     )  # base64, heads
 
 
+def test_two_hundred_prompts_stay_under_15_mb(make_report: Make, tmp_path: Path) -> None:
+    """Issue 6's bound, where pictures are noise, prompts have 2,000 characters and layers are many."""
+    report = make_report(count=200)
+    generator = np.random.default_rng(0)
+    for sample in report["samples"]:
+        sample["prompt"] = f"{sample['prompt']} {'<long> ' * 285}"
+        for side in ("original", "compressed"):
+            file = tmp_path / sample[side]["picture"]
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(generator.integers(0, 256, (96, 96, 3), dtype=np.uint8)).save(file, compress_level=0)
+    report["compressed"]["layers"] *= 750
+    page = to_html(report, tmp_path)
+    assert 2_000_000 < len(page.encode()) < 15_000_000
+    assert page.count("data:image/webp") == 400
+
+
 def test_charts_are_well_formed_and_labels_do_not_overlap() -> None:
     axis = Axis("x & y", lambda value: f"<{value:.3g}>")
     marks = [Mark(i, 30 + i % 2, f"<b>{i}", "front", (29.0, 33.0)) for i in range(12)] + [Mark(3, float("inf"), "same")]
