@@ -49,6 +49,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/onnx_quality.py
 	$(BIN)/python benchmarks/quality_per_byte.py
 	$(BIN)/python benchmarks/torch_step.py
+	$(BIN)/python benchmarks/report_page.py
 	$(BIN)/python benchmarks/readme.py
 
 clean:

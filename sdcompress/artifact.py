@@ -46,6 +46,38 @@ def publish(partial: Path, out: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def replace_files(folder: Path, contents: Mapping[str, bytes]) -> None:
+    """Publishes the artifact anew with these files written or replaced, and its manifest to match.
+
+    All else is linked, not copied, where the disk can; the folder is whole, old or new, whenever the process dies.
+    """
+    folder = folder.resolve()
+    manifest = read_manifest(folder)
+    changed = folder.with_name(folder.name + ".changed")
+    try:
+        shutil.rmtree(changed, ignore_errors=True)
+        shutil.copytree(folder, changed, copy_function=_link)
+        for name, content in contents.items():
+            file = changed / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.unlink(missing_ok=True)  # writing into a link would change the old folder too
+            file.write_bytes(content)
+            manifest["files"][name] = {"size_bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        manifest["files"] = dict(sorted(manifest["files"].items()))
+        write_json(changed / MANIFEST_NAME, manifest)
+        publish(changed, folder)
+    except OSError as error:
+        shutil.rmtree(changed, ignore_errors=True)
+        raise ArtifactError(f"{error.filename or folder}: cannot be written ({error.strerror})") from None
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # no links on this kind of disk
+        shutil.copy2(source, target)
+
+
 def write_json(file: Path, value: Mapping[str, Any]) -> None:
     """Writes the file whole or not at all."""
     temporary = file.with_name(file.name + ".new")
@@ -76,6 +108,17 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if not isinstance(manifest, dict) or manifest.get("schema_version", 0) > MANIFEST_SCHEMA:
         raise ArtifactError(f"{file}: is of a later sdcompress; install a newer version")
     return manifest
+
+
+def made_with(folder: Path | None) -> dict[str, Any]:
+    """What an artifact's manifest adds to a report: its recipe, and its losses while recovering where it has them."""
+    if folder is None or not (folder / MANIFEST_NAME).is_file():
+        return {}
+    manifest = read_manifest(folder)
+    recovery = {
+        component: entry["recovery"] for component, entry in manifest["components"].items() if entry.get("recovery")
+    }
+    return {"recipe": manifest["recipe"], **({"recovery": recovery} if recovery else {})}
 
 
 def file_problems(folder: Path, manifest: Mapping[str, Any], advance: Callable[[int], None] | None = None) -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,9 +12,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.syntax import Syntax
 
 import sdcompress
+from sdcompress import cli_reports
+from sdcompress.cli_recipes import recipes_app
 from sdcompress.errors import ArtifactError, GateFailed, SdcompressError, UserError
 from sdcompress.evaluation_options import Device, Dtype, Guidance, LowMemory, Steps, Threads, with_evaluation_options
 
@@ -31,8 +31,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-recipes_app = typer.Typer(help="The recipes that come with sdcompress.", no_args_is_help=True)
 app.add_typer(recipes_app, name="recipes")
+cli_reports.register(app)
 
 Model = Annotated[str, typer.Argument(help="tiny-sd, a catalog name, a diffusers folder, or a hub id (org/name).")]
 RecipeName = Annotated[str, typer.Option("--recipe", "-r", help="A shipped recipe's name, or the path of a YAML file.")]
@@ -44,6 +44,7 @@ Gates = Annotated[
     list[str] | None, typer.Option("--gate", help="A threshold, such as 'clip_score_drift>=-0.3'; repeatable.")
 ]
 Force = Annotated[bool, typer.Option("--force", help="Replace an earlier result, or begin an interrupted one anew.")]
+LogTo = Annotated[str | None, typer.Option("--log-to", help="Also log the report: mlflow or wandb.")]
 
 
 def _out() -> Console:
@@ -172,9 +173,12 @@ def evaluate(
     settings: EvaluationSettings,
     gate: Gates = None,
     force: Force = False,
+    log_to: LogTo = None,
 ) -> None:
     """Compare two pipelines: size, memory, latency, CLIP score, and the pictures themselves."""
-    _evaluate(original, compressed, out, settings, force, gate or ())
+    with cli_reports.logged(out, log_to):
+        failed = _evaluate(original, compressed, out, settings, force, gate or ())
+    _fail(failed)
 
 
 @app.command()
@@ -188,6 +192,7 @@ def run(
     gate: Gates = None,
     resume: Resume = False,
     force: Force = False,
+    log_to: LogTo = None,
 ) -> None:
     """Compress, then evaluate: the artifact goes to OUT/artifact, the report and pictures to OUT."""
     from sdcompress.gates import parse_gate
@@ -196,13 +201,16 @@ def run(
     for text in gate or ():
         parse_gate(text)  # before an hour of compressing
     artifact = out / ARTIFACT
-    if resume and artifact.exists():
-        _check_same(artifact, model, recipe)
-    else:
-        if not (resume or force) and (out / REPORT).exists():
-            raise ArtifactError(f"{out}: holds a report already; choose another --out, or --force to replace it")
-        _compress(model, recipe, artifact, variant, resume, force)
-    _evaluate(model, str(artifact), out, settings, force, gate or (), load_recipe(recipe).gates)
+    with cli_reports.logged(out, log_to):
+        if resume and artifact.exists():
+            _check_same(artifact, model, recipe)
+        else:
+            if not (resume or force) and (out / REPORT).exists():
+                raise ArtifactError(f"{out}: holds a report already; choose another --out, or --force to replace it")
+            _compress(model, recipe, artifact, variant, resume, force)
+        failed = _evaluate(model, str(artifact), out, settings, force, gate or (), load_recipe(recipe).gates)
+        cli_reports.fill_card(artifact, out)
+    _fail(failed)
 
 
 @app.command()
@@ -217,46 +225,6 @@ def doctor(as_json: AsJson = False) -> None:
         typer.echo(json.dumps(findings, indent=2))
     else:
         render(findings, _out())
-
-
-@recipes_app.command("list")
-def list_recipes() -> None:
-    """List the shipped recipes."""
-    from sdcompress.recipe import load_recipe, shipped_recipes
-
-    for name in shipped_recipes():
-        typer.echo(f"{name:<14}{load_recipe(name).description.strip()}")
-
-
-@recipes_app.command("show")
-def show_recipe(name: Annotated[str, typer.Argument(help="A shipped recipe's name.")]) -> None:
-    """Print a recipe with its comments."""
-    from sdcompress.recipe import find_recipe
-
-    text = find_recipe(name).read_text(encoding="utf-8")
-    if sys.stdout.isatty():
-        Console().print(Syntax(text, "yaml", background_color="default", word_wrap=True))
-    else:
-        typer.echo(text, nl=False)
-
-
-@recipes_app.command("copy")
-def copy_recipe(
-    name: Annotated[str, typer.Argument(help="A shipped recipe's name.")],
-    to: Annotated[Path, typer.Argument(help="The file to write.")],
-) -> None:
-    """Copy a recipe to a file of your own, to change it."""
-    from sdcompress.recipe import find_recipe
-
-    source = find_recipe(name)
-    if to.is_dir():
-        to = to / source.name
-    if to.exists():
-        raise UserError(f"{to}: exists already; choose another name")
-    if not to.absolute().parent.is_dir():
-        raise UserError(f"{to}: the folder {to.parent} does not exist; create it first")
-    shutil.copyfile(source, to)
-    typer.echo(to)
 
 
 def _compress(model: str, recipe: str, out: Path, variant: str | None, resume: bool, force: bool) -> None:
@@ -289,7 +257,8 @@ def _evaluate(
     force: bool,
     gates: Sequence[str],
     recipe_gates: Sequence[str] | None = None,
-) -> None:
+) -> list[str]:
+    """The lines of the gates that failed."""
     from sdcompress.evaluate import evaluate as evaluate_pair
     from sdcompress.gates import failures
     from sdcompress.report import render
@@ -306,11 +275,16 @@ def _evaluate(
             recipe_gates=recipe_gates,
         )
     render(report, _out())
-    typer.echo(f"report: {out / REPORT}, {out / 'report.md'}\npictures: {out / 'images.png'}")
+    typer.echo(f"report: {out / REPORT}, {out / 'report.md'}, {out / 'report.html'}\npictures: {out / 'images.png'}")
     if report["gates"]:
         typer.echo(f"gates: {out / 'junit.xml'}")
-    if failed := failures(report["gates"]):
-        raise GateFailed("\n".join(failed))
+    return failures(report["gates"])
+
+
+def _fail(gates: Sequence[str]) -> None:
+    """Raises GateFailed with the lines of the gates that failed, if any did."""
+    if gates:
+        raise GateFailed("\n".join(gates))
 
 
 @contextmanager

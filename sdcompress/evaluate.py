@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdcompress.artifact import read_manifest
+from sdcompress.artifact import made_with, read_manifest
 from sdcompress.attribution import draw_swaps, list_swaps, swap_variant
 from sdcompress.component_metrics import compare_components
 from sdcompress.drawing import Session, draw_pair, score_all
@@ -105,6 +105,7 @@ def evaluate(
         swaps=swaps,
     )
     report["gates"] = check_gates(report, demanded)
+    report |= made_with(sources["compressed"].path)
     write_report(report, out)
     return report
 
@@ -177,9 +178,12 @@ def _local_folder(source: Source) -> Path:
 
 
 def _fingerprint_files(folder: Path) -> list[list[Any]]:
-    """Names, sizes and times of a pipeline's files: enough to notice that it was made anew."""
+    """Names, sizes and times of a pipeline's files: enough to notice that it was made anew.
+
+    Not of an artifact's manifest, which changes when its model card does.
+    """
     kinds = (".safetensors", ".json", ".onnx", ".onnx_data", ".data")
-    files = sorted(file for file in folder.rglob("*") if file.suffix in kinds)
+    files = sorted(file for file in folder.rglob("*") if file.suffix in kinds and file.name != MANIFEST_NAME)
     return [[str(file.relative_to(folder)), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from sdcompress.artifact import file_problems, read_manifest
 from sdcompress.recipe import shipped_recipes
 
 
@@ -206,6 +207,9 @@ def test_run_does_the_whole_job(tmp_path):
     assert report["compressed"]["size_bytes"] <= 0.55 * report["original"]["size_bytes"]
     assert report["compressed"]["parameters"] == report["original"]["parameters"]
     assert Image.open(out / "images.png").size[0] > 100 and (out / "report.md").exists()
+    assert "<script" in (out / "report.html").read_text(encoding="utf-8")
+    assert "## What was measured" in (out / "artifact" / "README.md").read_text(encoding="utf-8")
+    assert file_problems(out / "artifact", read_manifest(out / "artifact")) == []
     assert "CLIP" in result.stdout and str(out / "images.png") in result.stdout
     refused("run", "tiny-sd", "--recipe", "int8", "--out", out, *options, says="holds a report already")
     for key in ("noise_floor", "verdicts", "component_metrics"):

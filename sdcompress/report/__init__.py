@@ -1,4 +1,4 @@
-"""A report and its faces: JSON, terminal table, Markdown, picture sheet. Pure functions of raw samples; no torch."""
+"""A report and its faces: JSON, terminal, Markdown, HTML, picture sheet. Pure functions of raw samples; no torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ if TYPE_CHECKING:
 
 
 def write_report(report: dict[str, Any], out: Path) -> None:
-    """Writes report.json, images.png, report.md and, for gates, junit.xml into `out`, where the pictures are."""
+    """Writes report.json, images.png, report.md, report.html and, for gates, junit.xml, where the pictures are."""
+    from sdcompress.report.html import to_html
     from sdcompress.report.junit import to_junit
     from sdcompress.report.markdown import to_markdown
     from sdcompress.report.pictures import draw_sheet
@@ -24,6 +25,7 @@ def write_report(report: dict[str, Any], out: Path) -> None:
     else:
         (out / "junit.xml").unlink(missing_ok=True)  # of an earlier run with gates
     (out / "report.md").write_text(to_markdown(report), encoding="utf-8")
+    (out / "report.html").write_text(to_html(report, out), encoding="utf-8")
 
 
 def render(report: dict[str, Any], console: Console) -> None:

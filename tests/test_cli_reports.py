@@ -1,0 +1,102 @@
+"""The commands about reports as a user runs them: what they print, what they write, how they fail."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sdcompress.report.build import build_report
+
+
+def sdcompress(*arguments: Any) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "sdcompress", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "COLUMNS": "100"}, check=False)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of three runs that differ in size and PSNR; the third on another machine."""
+    folder = tmp_path_factory.mktemp("runs")
+    for number, (size_bytes, psnr_db) in enumerate(((10, 30.0), (20, 40.0), (20, 35.0))):
+        run = folder / f"run{number}"
+        run.mkdir()
+        (run / "report.json").write_text(json.dumps(_report(size_bytes, psnr_db, "B" if number == 2 else "A")))
+    return folder
+
+
+def _report(size_bytes: int, psnr_db: float, cpu: str) -> dict[str, Any]:
+    model = {"name": "m", "pipeline_class": "P", "parameters": 10, "size_bytes": 40, "weights_bytes": 40}
+    model |= {"components": {}, "layers": []}
+    records: list[dict[str, Any]] = []
+    for side in ("original", "compressed"):
+        process = {"load_s": 1.0, "resident_after_imports_bytes": 1, "peak_memory_bytes": 2, "device": "cpu"}
+        process |= {"resident_weights_bytes": {}, "device_name": None, "dtype": "float32", "threads": 1}
+        records.append({"kind": "process", "side": side, **process, "defaults": {"num_inference_steps": 2}})
+        picture = {"latency_s": 1.0, "component_latency_s": {}, "latents_sha256": "a", "peak_memory_bytes": 2}
+        picture |= {"blocked": False, "flat": False, "not_finite": False, "height": 8, "width": 8}
+        records.append(
+            {"kind": "picture", "side": side, "index": 0, "repeat": 0, "peak_device_memory_bytes": None, **picture}
+        )
+    score = {"clip_score": {"original": None, "compressed": None}, "identical": False, "psnr_db": psnr_db, "ssim": 0.9}
+    records.append({"kind": "score", "scorer": None, "index": 0, **score})
+    return build_report(
+        environment={"python": "3", "platform": "L", "cpu": cpu, "cores": 1, "memory_bytes": 1, "versions": {}},
+        settings={"prompt_set": "p", "num_inference_steps": None, "guidance_scale": 1.0},
+        scorer=None,
+        models={"original": model, "compressed": model | {"weights_bytes": size_bytes, "size_bytes": size_bytes}},
+        drawings=[{"index": 0, "prompt": "a", "seed": 0}],
+        records=records,
+    )
+
+
+def test_compare_prints_warns_and_writes(runs: Path, tmp_path: Path) -> None:
+    result = sdcompress("compare", *sorted(runs.iterdir()), "--out", tmp_path / "out")
+    assert result.returncode == 0, result.stderr
+    assert "machines differ" in result.stderr and "run2" in result.stderr
+    assert "run1" in result.stdout and "40.0 dB" in result.stdout and "in both" in result.stdout
+    names = {"compare.json", "compare.csv", "compare.html", "compare.png"}
+    assert {file.name for file in (tmp_path / "out").iterdir()} == names
+
+
+def test_machines_get_json_alone_on_stdout(runs: Path, tmp_path: Path) -> None:
+    paths = sorted(runs.iterdir())
+    compared = json.loads(sdcompress("compare", *paths, "--json", "--out", tmp_path / "out").stdout)
+    assert [row["front"]["weights_bytes"] for row in compared["rows"]] == [True, True, False]
+    history = json.loads(sdcompress("history", runs, "--json").stdout)
+    assert len(history["groups"][0]["runs"]) == 3
+
+
+def test_what_is_wrong_exits_with_2(runs: Path, tmp_path: Path) -> None:
+    for arguments, words in (
+        (("compare", tmp_path / "none"), "holds no report.json"),
+        (("compare", runs / "run0", "--metric", "beauty"), "use one of psnr_db, clip_score, ssim"),
+        (("history", tmp_path), "holds no report.json"),
+        (("card", tmp_path, runs / "run0"), "is no artifact of sdcompress"),
+        (("card", tmp_path, tmp_path / "none"), "holds no report.json"),
+        (("evaluate", "a", "b", "--out", tmp_path / "o", "--log-to", "elsewhere"), "use one of mlflow, wandb"),
+    ):
+        result = sdcompress(*arguments)
+        assert result.returncode == 2 and words in result.stderr and "Traceback" not in result.stderr, result.stderr
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows does not tell the times of children")
+def test_fifty_reports_in_time(runs: Path, tmp_path: Path) -> None:
+    """Issue 6: under 5 s, start and pictures included; of processor time, since tests share machines."""
+    text = (runs / "run0" / "report.json").read_text()
+    for number in range(50):
+        (tmp_path / f"r{number}").mkdir()
+        (tmp_path / f"r{number}" / "report.json").write_text(text)
+    started = _children_s()
+    assert sdcompress("compare", *(tmp_path / f"r{i}" for i in range(50)), "--out", tmp_path / "out").returncode == 0
+    assert 0 < _children_s() - started < 5
+
+
+def _children_s() -> float:
+    """Processor seconds of all the child processes that have ended."""
+    return os.times().children_user + os.times().children_system
