@@ -39,6 +39,12 @@ PATTERNS: Mapping[str, Mapping[str, Any]] = {
     "bk-sdm-small": {"layers_per_block": 1, "drop_mid_block": True},
     "bk-sdm-tiny": {"layers_per_block": 1, "drop_mid_block": True, "drop_innermost_stage": True},
 }
+# Kind of a group -> what the module is called, and what of it is kept.
+_WORDS = {
+    "heads": ("attention", "heads"),
+    "feed_forward": ("feed-forward", "inner features"),
+    "resnet_channels": ("resnet", "inner channels"),
+}
 _OF_UNETS = ("drop_mid_block", "layers_per_block", "drop_innermost_stage", "transformer_depth", "remove", "auto")
 
 
@@ -203,8 +209,8 @@ class _Work:
 def _narrowed_outcome(group: Group, spec: ComponentSpec) -> LayerOutcome:
     whole = {cut.tensor: spec.tensors[cut.tensor].parameters for cut in group.cuts}
     lost = sum(count - count * group.kept // group.width for count in whole.values())
-    reason = f"narrowed: {group.kept} of {group.width} {group.kind.replace('_', ' ')} kept"
-    return LayerOutcome(group.module, group.kind, lost, None, reason)
+    kind, parts = _WORDS[group.kind]
+    return LayerOutcome(group.module, kind, lost, None, f"narrowed: {group.kept} of {group.width} {parts} kept")
 
 
 def _group_bytes(group: Group, spec: ComponentSpec) -> int:
