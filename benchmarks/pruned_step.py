@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -89,7 +90,7 @@ def main() -> None:
     }
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(result["contenders"], indent=1))
+    print(pruned_step_table(result))
     print(f"written: {arguments.out}", file=sys.stderr)
 
 
@@ -135,6 +136,25 @@ def macs(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> int:
     with FlopCounterMode(display=False) as counter:
         functional_call(model, bare, kwargs=at_hand)
     return counter.get_total_flops() // 2
+
+
+def pruned_step_table(result: Mapping[str, Any]) -> str:
+    """Markdown: parameters and MACs, median seconds and their range, and the ratios to the whole UNet's rounds."""
+    lines = [
+        "| `prune` | parameters | of the whole | MACs | seconds (range) | of the whole's (range) |",
+        "|---|" + "---:|" * 5,
+    ]
+    whole = result["contenders"][result["baseline"]]
+    for name, one in result["contenders"].items():
+        seconds = one["seconds"]
+        ratios = [own / base for own, base in zip(seconds, whole["seconds"], strict=True)]
+        lines.append(
+            f"| {name if name == result['baseline'] else f'`{name}`'} | {one['parameters'] / 1e6:.0f} M "
+            f"| {one['parameters'] / whole['parameters']:.2f}x | {one['macs'] / whole['macs']:.2f}x "
+            f"| {median(seconds):.2f} ({min(seconds):.2f}-{max(seconds):.2f}) "
+            f"| {median(ratios):.2f}x ({min(ratios):.2f}-{max(ratios):.2f}) |"
+        )
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

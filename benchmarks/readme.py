@@ -185,24 +185,6 @@ def torch_step_table(result: dict[str, Any]) -> str:
     return "\n".join(rows)
 
 
-def pruned_step_table(result: dict[str, Any]) -> str:
-    rows = _head("`prune`", "parameters", "of the whole", "MACs", "seconds (range)", "of the whole's (range)")
-    whole = result["contenders"][result["baseline"]]
-    for name, one in result["contenders"].items():
-        seconds, ratios = (
-            one["seconds"],
-            [own / base for own, base in zip(one["seconds"], whole["seconds"], strict=True)],
-        )
-        rows.append(
-            f"| {name if name == result['baseline'] else f'`{name}`'} | {one['parameters'] / 1e6:.0f} M "
-            f"| {one['parameters'] / whole['parameters']:.2f}x | {one['macs'] / whole['macs']:.2f}x "
-            f"| {digits(median(seconds))} ({digits(min(seconds))}-{digits(max(seconds))}) "
-            f"| {median(ratios):.2f}x ({min(ratios):.2f}-{max(ratios):.2f}) |"
-        )
-    rows += ["", f"{result['model']}; medians of {result['rounds']} rounds in turns; {_machine(result)}."]
-    return "\n".join(rows)
-
-
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "recipes": recipes_table,
     "onnx-quality": onnx_quality_table,
@@ -210,7 +192,6 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "full-size": full_size_table,
     "quality-per-byte": quality_per_byte_table,
     "torch-step": torch_step_table,
-    "pruned-step": pruned_step_table,
 }
 
 

@@ -101,7 +101,7 @@ def without_innermost_stage(spec: ComponentSpec) -> Smaller:
 def with_transformer_depth(spec: ComponentSpec, depth: int) -> Smaller:
     """The UNet with at most that many transformer blocks in each of its attentions, their first ones.
 
-    KOALA (Lee et al. 2024, arXiv:2312.04005, section 3.1) keeps the first ones of SDXL's too.
+    KOALA (Lee et al. 2024, arXiv:2312.04005) makes SDXL's UNet shallower in this way.
     """
     before = spec.config.get("transformer_layers_per_block", 1)
     deepest = before if isinstance(before, int) else max(_flat(before))
