@@ -93,11 +93,15 @@ def plan(
 ) -> None:
     """Show what a recipe would do to a model, before any work: sizes, skipped layers and why, memory, what opens it."""
     from sdcompress.plan import make_plan
+    from sdcompress.progress import step_progress
     from sdcompress.recipe import load_recipe
     from sdcompress.report.plan_view import describe_plan, render_plan
     from sdcompress.source import open_source
 
-    description = describe_plan(make_plan(load_recipe(recipe), open_source(model, variant)))
+    loaded, source = load_recipe(recipe), open_source(model, variant)
+    with step_progress(_err()) as measuring:
+        planned = make_plan(loaded, source, measuring)
+    description = describe_plan(planned)
     if as_json:
         typer.echo(json.dumps(description, indent=2))
     else:
@@ -232,17 +236,21 @@ def _compress(model: str, recipe: str, out: Path, variant: str | None, resume: b
     from sdcompress.execute import execute
     from sdcompress.hub import with_weights
     from sdcompress.plan import make_plan
-    from sdcompress.progress import byte_progress
-    from sdcompress.recipe import load_recipe
+    from sdcompress.progress import byte_progress, step_progress
+    from sdcompress.recipe import load_recipe, measures
     from sdcompress.report.graph_view import graph_lines
     from sdcompress.source import open_source
 
     check_output(out, resume=resume, force=force)
     console = _err()
     loaded = load_recipe(recipe)
-    planned = make_plan(loaded, open_source(model, variant))
-    if planned.source.path is None:
-        planned = make_plan(loaded, with_weights(planned.source, variant))
+    source = open_source(model, variant)
+    if source.path is None and measures(loaded):
+        source = with_weights(source, variant)
+    with _interruptible("measuring begins anew"), step_progress(console) as measuring:
+        planned = make_plan(loaded, source, measuring)
+    if source.path is None:
+        planned = make_plan(loaded, with_weights(source, variant))
     with _interruptible("--resume continues"), byte_progress(planned.source.weights_bytes, console) as bars:
         manifest = execute(planned, out, resume=resume, force=force, advance=bars.advance, calibrating=bars.calibrating)
     for line in graph_lines(manifest):

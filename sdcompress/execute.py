@@ -7,8 +7,9 @@ import json
 import math
 import platform
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial as partial_function
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,11 +20,12 @@ from sdcompress.components.onnx_parts import vae_scale
 from sdcompress.environment import installed_versions
 from sdcompress.errors import ArtifactError, InternalError, SdcompressError, SourceError
 from sdcompress.model_card import model_card
-from sdcompress.plan import Plan, calibrated_of
+from sdcompress.plan import Plan, PlannedStep, calibrated_of
+from sdcompress.pruned_source import later_steps, pruned_source, pruning_steps
 from sdcompress.ranges import Ranges, calibrate, dump_ranges, parse_ranges
 from sdcompress.recipe import dump_recipe
 from sdcompress.safetensors_file import StreamWriter, TensorRange, read_bytes
-from sdcompress.source import MANIFEST_NAME
+from sdcompress.source import MANIFEST_NAME, Source
 from sdcompress.spec import ComponentSpec, TensorSpec
 from sdcompress.steps import Component, LayerOutcome, Record
 from sdcompress.steps.export import Export
@@ -67,14 +69,18 @@ def execute(
     with _cleaning(partial, fresh):
         state = _State.open(partial, plan, fresh)
         _check_space(plan, out, state)
-        ranges = _calibrated(plan, state, calibrating)
-        statistics = _statistics(plan, calibrating) if set(source.components) - set(state.finished) else {}
+        due = set(source.components) - set(state.finished)
+        originals = _statistics(plan, source, pruning_steps(plan.steps), calibrating) if due else {}
+        pruned = pruned_source(plan, partial_function(_reader, source), originals) if due else source
+        ranges = _calibrated(plan, pruned, state, calibrating)
+        statistics = _statistics(plan, pruned, later_steps(plan.steps), calibrating) if due else {}
         for name in source.components:
             if name not in state.finished:
                 advance(f"{name}: graph" if plan.recipe.target == "onnx" else name, 0)
                 entry = _write_component(
-                    plan, name, partial, partial_function(advance, name), ranges.get(name, {}), statistics.get(name, {})
-                )
+                    plan, name, partial, partial_function(advance, name), ranges.get(name, {}),
+                    originals.get(name, {}), statistics.get(name, {}),
+                )  # fmt: skip
                 state.finish(name, entry)
             else:
                 advance(name, source.components[name].weights_bytes)
@@ -189,24 +195,30 @@ def _check_space(plan: Plan, out: Path, state: _State) -> None:
         )
 
 
-def _calibrated(plan: Plan, state: _State, calibrating: Callable[[str, int, int], None]) -> Ranges:
+def _reader(source: Source, component: str) -> Callable[[str], torch.Tensor]:
+    """A function that reads one of the component's tensors."""
+    ranges = source.tensors[component]
+    return lambda tensor: to_tensor(read_bytes(ranges[tensor]), ranges[tensor])
+
+
+def _calibrated(plan: Plan, source: Source, state: _State, calibrating: Callable[[str, int, int], None]) -> Ranges:
     """The plan's activation ranges, which a resumed run takes from where the killed one kept them."""
     if state.ranges is None:
-        state.keep_ranges(dump_ranges(calibrate(plan, calibrating)))
+        state.keep_ranges(dump_ranges(calibrate(plan, calibrating, source)))
     assert state.ranges is not None
     return parse_ranges(state.ranges)
 
 
 def _statistics(
-    plan: Plan, calibrating: Callable[[str, int, int], None]
+    plan: Plan, source: Source, steps: Iterable[PlannedStep], calibrating: Callable[[str, int, int], None]
 ) -> Mapping[str, Mapping[str, LayerStatistics]]:
-    """Component -> layer -> what goes into it, of the layers whose rounding is calibrated; kept between runs."""
-    wanted = calibrated_of(plan.steps)
+    """Component -> layer -> what goes into it, of the layers that the steps are calibrated on; kept between runs."""
+    wanted = calibrated_of(steps)
     if not wanted:
         return {}
     from sdcompress.statistics import load_or_gather
 
-    return load_or_gather(plan.source, wanted, plan.recipe.calibration, calibrating)
+    return load_or_gather(source, wanted, plan.recipe.calibration, calibrating)
 
 
 def _write_component(
@@ -215,10 +227,11 @@ def _write_component(
     partial: Path,
     advance: Callable[[int], None],
     activations: Mapping[str, LayerRanges],
+    originals: Mapping[str, LayerStatistics],
     statistics: Mapping[str, LayerStatistics],
 ) -> dict[str, Any]:
     """Runs the component's steps tensor by tensor into its file or graphs; the component's entry in the manifest."""
-    ranges = plan.source.tensors[name]
+    ranges, read = plan.source.tensors[name], _reader(plan.source, name)
     record = Record()
     unread = set(ranges)
 
@@ -226,10 +239,13 @@ def _write_component(
         if tensor in unread:  # some steps look at a tensor more than once
             unread.remove(tensor)
             advance(ranges[tensor].size_bytes)
-        return to_tensor(read_bytes(ranges[tensor]), ranges[tensor])
+        return read(tensor)
 
-    part = Component(plan.source.components[name], read_source, statistics)
-    for step in plan.steps_of(name):
+    part = Component(plan.source.components[name], read_source, originals)
+    for step in pruning_steps(plan.steps_of(name)):
+        part = step.step.apply(part, step.planned, record)
+    part = replace(part, statistics=statistics)
+    for step in later_steps(plan.steps_of(name)):
         part = step.step.apply(part, step.planned, record)
     if plan.recipe.target == "onnx":
         from sdcompress.backends.onnx.export import write_component
@@ -279,6 +295,7 @@ def _component_entry(plan: Plan, name: str, record: Record) -> dict[str, Any]:
     layers = {
         layer: {"kind": outcome.kind, "parameters": outcome.parameters}
         | (record.layers.get(layer) or {"format": None, "reason": outcome.reason})
+        | ({"sparsity": record.sparsity[layer]} if layer in record.sparsity else {})
         for layer, outcome in outcomes.items()
     }
     return {

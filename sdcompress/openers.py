@@ -16,6 +16,8 @@ def opener_of(plan: Plan, component: str) -> str:
         return ONNX
     quantization = plan.after(component).config.get("quantization_config") or {}
     method = quantization.get("quant_method")
+    if quantization.get("pruning"):
+        return SDCOMPRESS
     return {None: STOCK, "bitsandbytes": BITSANDBYTES, "sdcompress": SDCOMPRESS}.get(method, str(method))
 
 

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from sdcompress import registry
 from sdcompress.errors import RecipeError, UserError
+from sdcompress.pruning.marking import is_quantized
 from sdcompress.quant.statistics import Limits, block_sizes, fitting_limit
 from sdcompress.recipe import Recipe
 from sdcompress.source import Source
 from sdcompress.spec import ComponentSpec
-from sdcompress.steps import Planned, Step
+from sdcompress.steps import Origin, Planned, Stage, Step
 from sdcompress.steps.export import Export, observed_layers
 
 # What a process holds before it works on a tensor: Python, torch and, where a step asks for it, bitsandbytes.
@@ -57,8 +58,14 @@ class Plan:
         return {name: self.after(name) for name in self.source.components}
 
 
-def make_plan(recipe: Recipe, source: Source) -> Plan:
-    """The recipe's steps planned on the source. RecipeError lists everything that cannot be done, by YAML path."""
+def make_plan(
+    recipe: Recipe, source: Source, measuring: Callable[[str, int, int], None] = lambda component, done, total: None
+) -> Plan:
+    """The recipe's steps planned on the source. RecipeError lists everything that cannot be done, by YAML path.
+
+    Where a step has to measure the original first (`prune: {auto: 30%}`), which is kept for the next time, `measuring`
+    hears the component, the runs done and how many there are.
+    """
     problems: list[str] = []
     if source.format != "safetensors":
         raise RecipeError(f"{source.name}: is exported to ONNX already; start from the original weights")
@@ -66,7 +73,8 @@ def make_plan(recipe: Recipe, source: Source) -> Plan:
     keys = assign_components(recipe.components, source.components, problems)
     for component, spec in source.components.items():
         if component in keys:
-            planned += _plan_component(recipe, keys[component], spec, problems)
+            origin = Origin(source, component, recipe.calibration, measuring)
+            planned += _plan_component(recipe, keys[component], spec, problems, origin)
         elif recipe.target == "onnx":
             planned += _plan_steps(f"components ({component} in none)", (Export(),), spec, recipe.target, problems)
     problems += [
@@ -74,7 +82,6 @@ def make_plan(recipe: Recipe, source: Source) -> Plan:
         for package in sorted({package for step in planned for package in step.planned.requires})
         if importlib.util.find_spec(package) is None
     ]
-    problems += _calibration_problems(planned, source)
     if problems:
         raise RecipeError(problems)
     return Plan(recipe, source, tuple(planned), _peak_bytes(planned, source))
@@ -104,21 +111,28 @@ def assign_components(
     return {name: taken[name] for name in components if name in taken}
 
 
-def _plan_component(recipe: Recipe, key: str, spec: ComponentSpec, problems: list[str]) -> list[PlannedStep]:
+def _plan_component(
+    recipe: Recipe, key: str, spec: ComponentSpec, problems: list[str], origin: Origin
+) -> list[PlannedStep]:
     """The key's steps folded over the spec; what is wrong goes into `problems`."""
     where = f"components.{key}"
     method = (spec.config.get("quantization_config") or {}).get("quant_method")
-    if method:
+    if is_quantized(spec.config):
         problems.append(f"{where}: {spec.name} is quantized already ({method}); start from the original weights")
         return []
     steps = recipe.components[key]
     if recipe.target == "onnx" and not any(isinstance(step, Export) for step in steps):
         steps = (*steps, Export())
-    return _plan_steps(where, steps, spec, recipe.target, problems)
+    return _plan_steps(where, steps, spec, recipe.target, problems, origin)
 
 
 def _plan_steps(
-    where: str, steps: Sequence[Step], spec: ComponentSpec, target: str, problems: list[str]
+    where: str,
+    steps: Sequence[Step],
+    spec: ComponentSpec,
+    target: str,
+    problems: list[str],
+    origin: Origin | None = None,
 ) -> list[PlannedStep]:
     planned: list[PlannedStep] = []
     for index, step in enumerate(steps):
@@ -127,6 +141,8 @@ def _plan_steps(
             problems.append(f"{path}: must stand before {planned[-1].step.kind}")
             continue
         try:
+            if origin is not None and origin.source.path is not None and not planned:
+                step = step.measured(origin)
             result = step.plan(spec, target)
         except UserError as error:
             # Several components under one key may share a mistake: say it once.
@@ -135,6 +151,9 @@ def _plan_steps(
                 for problem in error.problems
             )
             problems += [line for line in found if line not in problems]
+            continue
+        if planned and result.calibrated and step.stage <= Stage.RECOVER:
+            problems.append(f"{path}: is calibrated on the original, so no step may stand before it")
             continue
         planned.append(PlannedStep(spec.name, step, spec, result))
         spec = result.spec
@@ -151,25 +170,11 @@ def observed_of(steps: Iterable[PlannedStep]) -> dict[str, tuple[str, ...]]:
 
 def calibrated_of(steps: Iterable[PlannedStep]) -> dict[str, tuple[str, ...]]:
     """Component -> the layers of whose inputs statistics have to be gathered."""
-    return {step.component: step.planned.calibrated for step in steps if step.planned.calibrated}
-
-
-def _calibration_problems(planned: Sequence[PlannedStep], source: Source) -> list[str]:
-    """What stands in the way of calibrating on the original pipeline."""
-    pruned = sorted({step.component for step in planned if step.step.kind == "prune"})
-    if not pruned:
-        return []
-    problems = []
-    for what, found, cure in (
-        ("activation ranges", observed_of(planned), "activations: int8"),
-        ("layer inputs", calibrated_of(planned), "calibrated rounding and bias_correction"),
-    ):
-        if found:
-            problems.append(
-                f"components: {pruned[0]} is pruned, and {what} are calibrated on the unpruned pipeline; leave out "
-                f"{cure} (of {', '.join(found)}) or the pruning"
-            )
-    return problems
+    found: dict[str, tuple[str, ...]] = {}
+    for step in steps:
+        if step.planned.calibrated:
+            found[step.component] = tuple(dict.fromkeys((*found.get(step.component, ()), *step.planned.calibrated)))
+    return found
 
 
 def _peak_bytes(steps: list[PlannedStep], source: Source) -> int:
@@ -181,7 +186,11 @@ def _peak_bytes(steps: list[PlannedStep], source: Source) -> int:
     calibrating = max((4 * source.components[name].parameters for name in names), default=0)
     if not names:
         return working
-    moments = [_moments_bytes(source.components[name], layers) for name, layers in calibrated_of(steps).items()]
+    moments = []
+    for pruning in (True, False):  # each is calibrated in a walk of its own
+        each = [step for step in steps if (step.step.stage <= Stage.RECOVER) == pruning]
+        before = {step.component: step.before for step in reversed(each)}
+        moments += [_moments_bytes(before[name], layers) for name, layers in calibrated_of(each).items()]
     return max(working, RUNTIME_BYTES + CALIBRATION_BYTES + calibrating + max(moments, default=0))
 
 

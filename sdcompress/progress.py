@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -30,6 +30,19 @@ class Bars:
             self._steps, description=f"calibrating {what}", completed=done, total=total, visible=True,
             amount=f"{done} of {total} runs",
         )  # fmt: skip
+
+
+@contextmanager
+def step_progress(console: Console) -> Iterator[Callable[[str, int, int], None]]:
+    """A function that shows how many of the runs that measure a component are done; no bar until it is called."""
+    columns = (TextColumn("{task.description:<16}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as progress:
+        bar = progress.add_task("", total=None, visible=False)
+
+        def measuring(what: str, done: int, total: int) -> None:
+            progress.update(bar, description=f"measuring {what}", completed=done, total=total, visible=True)
+
+        yield measuring
 
 
 @contextmanager

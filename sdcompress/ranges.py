@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sdcompress.components.observed import watches
 from sdcompress.plan import Plan, observed_of
+from sdcompress.source import Source
 
 if TYPE_CHECKING:
     from sdcompress.calibration import Observed
@@ -16,9 +17,10 @@ if TYPE_CHECKING:
 Ranges = dict[str, dict[str, "LayerRanges"]]  # component -> layer
 
 
-def calibrate(plan: Plan, advance: Callable[[str, int, int], None]) -> Ranges:
+def calibrate(plan: Plan, advance: Callable[[str, int, int], None], source: Source | None = None) -> Ranges:
     """The ranges of every layer whose activations the plan rounds; {} when there is none.
 
+    source: what pictures are drawn with, the plan's own if None; with its pruning done, where there is any.
     `advance` hears the component, the runs done and how many there are. Raises SourceError for weights that give NaN
     or infinite activations.
     """
@@ -27,8 +29,9 @@ def calibrate(plan: Plan, advance: Callable[[str, int, int], None]) -> Ranges:
         return {}
     from sdcompress.backends.torch.observers import observe_activations
 
-    wanted = {name: watches(plan.source.components[name], layers) for name, layers in observed.items()}
-    seen = observe_activations(plan.source, wanted, plan.recipe.calibration, advance)
+    source = source or plan.source
+    wanted = {name: watches(source.components[name], layers) for name, layers in observed.items()}
+    seen = observe_activations(source, wanted, plan.recipe.calibration, advance)
     return {
         component: {layer: _ranges_of(histograms, plan) for layer, histograms in layers.items()}
         for component, layers in seen.items()

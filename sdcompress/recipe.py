@@ -86,6 +86,11 @@ def dump_recipe(recipe: Recipe) -> str:
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
+def measures(recipe: Recipe) -> bool:
+    """Whether planning the recipe needs the model's weights."""
+    return any(step.measures for steps in recipe.components.values() for step in steps)
+
+
 def find_recipe(name_or_path: str) -> Path:
     """The file of a shipped recipe or a path. RecipeError names near and known recipes when there is none."""
     path = Path(name_or_path).expanduser()

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from sdcompress.errors import SourceError
 from sdcompress.safetensors_file import TensorRange, read_header
 from sdcompress.spec import ComponentSpec, TensorSpec, parameter
+
+if TYPE_CHECKING:
+    import torch
 
 ASSETS = Path(__file__).parent / "assets"
 BUILT_IN = ("tiny-sd",)
@@ -46,6 +49,8 @@ class Source:
     other_files: tuple[Path, ...] = ()  # relative to path: configs, tokenizers, licences
     notes: tuple[str, ...] = ()
     format: Literal["safetensors", "onnx"] = "safetensors"
+    # Component -> reader of its tensors by name, where they are not those of the files (sdcompress/pruned_source.py).
+    readers: Mapping[str, Callable[[str], torch.Tensor]] = field(default_factory=dict)
     onnx_files: tuple[Path, ...] = ()  # model.onnx and external data of an ONNX folder, whose tensors have no ranges
 
     @property

@@ -166,6 +166,8 @@ class StatisticsFolder:
 
 def content_key(source: Source, wanted: Wanted, calibration: Calibration, limits: Limits, device: str) -> str:
     """SHA-256 of all that the statistics depend on: weights that run, configs, tokenizers, settings, versions."""
+    import torch
+
     from sdcompress.backends.torch.trajectories import COMPONENTS
 
     assert source.path is not None
@@ -191,7 +193,12 @@ def content_key(source: Source, wanted: Wanted, calibration: Calibration, limits
             content = (source.path / file).read_bytes()
             digest.update(f"{file.as_posix()} {len(content)}\n".encode() + content)
     for component in present:
-        if COMPONENTS.index(component) <= last:
+        if COMPONENTS.index(component) <= last and component in source.readers:
+            for name in sorted(source.components[component].tensors):
+                tensor = source.readers[component](name).contiguous()
+                digest.update(f"{component} {name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+                digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+        elif COMPONENTS.index(component) <= last:
             for name, where in sorted(source.tensors[component].items()):
                 digest.update(f"{component} {name} {where.dtype} {list(where.shape)}\n".encode())
                 for chunk in read_chunks(where):

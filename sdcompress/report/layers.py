@@ -51,10 +51,18 @@ def layer_rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
 def described(layer: Mapping[str, Any]) -> str:
     """A layer's format and how its codes were chosen, `int4/64, gptq`, or why it has none."""
     if layer["format"] is None:
+        if is_pruned(layer):
+            return str(layer["reason"])
         return f"left alone: {layer['reason']}" if layer.get("reason") else "left alone"
     rounding = layer.get("rounding", "nearest")
     activations = ", 8-bit activations" if layer.get("activations") else ""
-    return layer["format"] + ("" if rounding == "nearest" else f", {rounding}") + activations
+    zeros = f", {layer['sparsity']:.0%} zeros" if layer.get("sparsity") else ""
+    return layer["format"] + ("" if rounding == "nearest" else f", {rounding}") + activations + zeros
+
+
+def is_pruned(layer: Mapping[str, Any]) -> bool:
+    """Whether the reason says what pruning took away, rather than why nothing was done."""
+    return str(layer.get("reason") or "").startswith(("removed", "narrowed", "sparse"))
 
 
 def _error(layer: Mapping[str, Any]) -> tuple[float, str]:

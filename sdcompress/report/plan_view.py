@@ -11,7 +11,7 @@ from rich.table import Table
 
 from sdcompress.openers import opener_of
 from sdcompress.plan import Plan
-from sdcompress.report.layers import described
+from sdcompress.report.layers import described, is_pruned
 from sdcompress.spec import ComponentSpec
 
 
@@ -67,8 +67,8 @@ def _render_component(name: str, part: dict[str, Any], console: Console, layers:
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for layer in part["layers"]:
         said = ("", described(layer)) if layer["format"] else ("left alone: ", layer["reason"])
-        if layer["reason"] == "removed":
-            said = ("", "removed")
+        if is_pruned(layer):
+            said = ("", layer["reason"])
         groups.setdefault((said[0], str(said[1])), []).append(layer)
     for (lead, text), members in groups.items():
         kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(layer["kind"] for layer in members).items())

@@ -15,7 +15,9 @@ from sdcompress.spec import ComponentSpec
 if TYPE_CHECKING:
     import torch
 
+    from sdcompress.calibration import Calibration
     from sdcompress.quant.statistics import LayerStatistics
+    from sdcompress.source import Source
 
 
 class Stage(IntEnum):
@@ -60,6 +62,7 @@ class Record:
     """What applying the steps found out, layer by layer; it ends up in the manifest."""
 
     layers: dict[str, dict[str, Any]] = field(default_factory=dict)
+    sparsity: dict[str, float] = field(default_factory=dict)  # layer -> share of its weights that are zero
 
 
 @dataclass(frozen=True)
@@ -78,12 +81,31 @@ class Component:
         return replace(self, spec=spec, read=read)
 
 
+@dataclass(frozen=True)
+class Origin:
+    """Where a step finds the original's weights, if it has to measure something on them to know what to do."""
+
+    source: Source
+    component: str
+    calibration: Calibration
+    advance: Callable[[str, int, int], None]  # hears component, runs done and how many there are
+
+
 class Step(BaseModel):
     """One entry of a component's list in a recipe; its fields are its YAML parameters."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     kind: ClassVar[str]
     stage: ClassVar[Stage]
+
+    @property
+    def measures(self) -> bool:
+        """Whether `measured` looks at weights."""
+        return False
+
+    def measured(self, origin: Origin) -> Step:
+        """The step that this one turns out to be once the original was looked at; most say all themselves."""
+        return self
 
     @abstractmethod
     def plan(self, spec: ComponentSpec, target: str) -> Planned:

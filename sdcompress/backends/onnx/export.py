@@ -19,6 +19,7 @@ from sdcompress.backends.onnx.passes import run_passes, standard_passes
 from sdcompress.backends.onnx.trace import trace
 from sdcompress.components.onnx_parts import OnnxInput, OnnxPart, fix_axes, onnx_parts
 from sdcompress.errors import InternalError, SdcompressError
+from sdcompress.pruning.marking import without_quantization
 from sdcompress.quant.activations import LayerRanges
 from sdcompress.quant.format import from_label
 from sdcompress.registry import formats
@@ -123,8 +124,7 @@ def unquantized(spec: ComponentSpec) -> ComponentSpec:
                 tensors[f"{layer}.weight"] = tensor
         else:
             tensors[name] = tensor
-    config = {name: value for name, value in spec.config.items() if name != "quantization_config"}
-    return spec.replace(tensors=tensors, config=config)
+    return spec.replace(tensors=tensors, config=without_quantization(spec.config))
 
 
 def _traced(spec: ComponentSpec, onnx_part: OnnxPart, inputs: tuple[OnnxInput, ...], compute: str) -> ir.Model:

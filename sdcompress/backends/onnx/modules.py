@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from sdcompress.backends.torch.pruned_modules import rebuild
 from sdcompress.components.onnx_parts import OnnxPart
+from sdcompress.pruning.marking import pruning_of
 from sdcompress.spec import ComponentSpec
 
 
@@ -20,7 +22,10 @@ def empty_component(spec: ComponentSpec) -> nn.Module:
         if spec.library == "diffusers":
             import diffusers
 
-            return getattr(diffusers, spec.class_name).from_config(dict(spec.config)).eval()
+            config = {name: value for name, value in spec.config.items() if name != "quantization_config"}
+            model = getattr(diffusers, spec.class_name).from_config(config)
+            rebuild(model, pruning_of(spec.config))
+            return model.eval()  # type: ignore[no-any-return]
         return _transformers_module(spec).eval()
 
 

@@ -13,6 +13,8 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from sdcompress.pruning.marking import SCHEMA as PRUNING_SCHEMA
+from sdcompress.pruning.marking import pruning_of
 from sdcompress.quant.format import QuantFormat, QuantizedTensor
 from sdcompress.quant.packing import _PLANES, pack, row_bytes
 from sdcompress.spec import SUB_BYTE_BITS, ComponentSpec, TensorSpec, layers_of
@@ -70,8 +72,10 @@ def package(
 
 
 def is_stock(spec: ComponentSpec, formats: Mapping[str, QuantFormat]) -> bool:
-    """Whether bitsandbytes' own serialization can hold this: one of its formats, linear layers alone, and no layer
-    that its skip list would leave out with others."""
+    """Whether bitsandbytes' own serialization can hold this: one of its formats, linear layers alone, no layer that its
+    skip list would leave out with others, and modules of the shapes that a stock config says."""
+    if pruning_of(spec.config):
+        return False
     kinds = {layer.name: layer.kind for layer in layers_of(spec)}
     if {fmt.library for fmt in formats.values()} != {"bitsandbytes"} or len(set(formats.values())) != 1:
         return False
@@ -179,7 +183,9 @@ def _state_json(fmt: QuantFormat, weight: TensorSpec) -> bytes:
 def _quantization_config(spec: ComponentSpec, formats: Mapping[str, QuantFormat], stock: bool) -> dict[str, Any]:
     if not stock:
         labels = {name: formats[name].label for name in sorted(formats)}
-        return {"quant_method": QUANT_METHOD, "schema_version": CONFIG_SCHEMA, "layers": labels}
+        plain = {"quant_method": QUANT_METHOD, "schema_version": CONFIG_SCHEMA, "layers": labels}
+        pruning = pruning_of(spec.config)
+        return plain | ({"schema_version": PRUNING_SCHEMA, "pruning": pruning.to_dict()} if pruning else {})
     fmt = next(iter(formats.values()))
     dtypes = {tensor.dtype for tensor in spec.tensors.values()} & set(_TORCH_NAME)
     return {

@@ -1,4 +1,5 @@
-"""The quantizers that let stock diffusers and transformers open components in sdcompress's own layout."""
+"""The quantizers that let stock diffusers and transformers open components in sdcompress's own layout, and those that
+were pruned in ways no stock config can say."""
 
 from __future__ import annotations
 
@@ -8,6 +9,8 @@ from typing import Any
 
 from sdcompress.backends.torch.packaging import CONFIG_SCHEMA, DYNAMIC, QUANT_METHOD
 from sdcompress.errors import ArtifactError
+from sdcompress.pruning.marking import SCHEMA as PRUNING_SCHEMA
+from sdcompress.pruning.marking import parse_pruning
 from sdcompress.quant.format import QuantFormat
 
 
@@ -57,25 +60,30 @@ def _classes(config_mixin: type[Any], quantizer_base: type[Any]) -> tuple[type[A
         SDCOMPRESS = QUANT_METHOD
 
     class SdcompressConfig(config_mixin):  # type: ignore[misc]
-        """`layers`: layer name -> format label; `dynamic_activations`: those that round their inputs as they run."""
+        """`layers`: layer name -> format label; `dynamic_activations`: those that round their inputs as they run;
+        `pruning`: what `pruning.marking` says of the component.
+        """
 
         def __init__(
             self,
             layers: Mapping[str, str],
             schema_version: int = CONFIG_SCHEMA,
             dynamic_activations: Sequence[str] = (),
+            pruning: Mapping[str, Any] | None = None,
             **_: Any,
         ):
-            if schema_version > CONFIG_SCHEMA:
+            if schema_version > max(CONFIG_SCHEMA, PRUNING_SCHEMA):
                 raise ArtifactError(f"quantization_config has schema {schema_version}; install a newer sdcompress")
             self.quant_method = Method.SDCOMPRESS
             self.schema_version = schema_version
             self.layers = dict(layers)
             self.dynamic_activations = list(dynamic_activations)
+            self.pruning = parse_pruning(pruning)
 
         def to_dict(self) -> dict[str, Any]:
             said = {"quant_method": QUANT_METHOD, "schema_version": self.schema_version, "layers": dict(self.layers)}
-            return said | ({DYNAMIC: list(self.dynamic_activations)} if self.dynamic_activations else {})
+            said |= {DYNAMIC: list(self.dynamic_activations)} if self.dynamic_activations else {}
+            return said | ({"pruning": self.pruning.to_dict()} if self.pruning else {})
 
         def to_diff_dict(self) -> dict[str, Any]:
             return self.to_dict()
@@ -87,8 +95,10 @@ def _classes(config_mixin: type[Any], quantizer_base: type[Any]) -> tuple[type[A
 
         def _process_model_before_weight_loading(self, model: Any, **_: Any) -> Any:
             from sdcompress.backends.torch.modules import replace_layers
+            from sdcompress.backends.torch.pruned_modules import rebuild
 
             asked = self.quantization_config
+            rebuild(model, asked.pruning)
             replace_layers(model, formats_of(asked.layers), frozenset(asked.dynamic_activations))
             model.config.quantization_config = self.quantization_config
             return model

@@ -11,7 +11,9 @@ from torch import nn
 
 from sdcompress.backends.torch.dtypes import TORCH_DTYPE
 from sdcompress.backends.torch.names import living_name
+from sdcompress.backends.torch.pruned_modules import rebuild
 from sdcompress.errors import SourceError
+from sdcompress.pruning.marking import is_quantized, pruning_of
 from sdcompress.safetensors_file import read_bytes
 from sdcompress.source import Source, is_buffer
 
@@ -48,14 +50,13 @@ def open_component(source: Source, component: str, device: torch.device) -> Any:
 
     Raises SourceError when it is quantized, or its files lack one of its tensors.
     """
-    if "quantization_config" in source.components[component].config:
+    if is_quantized(source.components[component].config):
         raise SourceError(f"{source.name}: its {component} is quantized already; calibrate the original pipeline")
     model = empty_model(source, component)
-    for name, where in source.tensors[component].items():
+    for name in source.components[component].tensors:
         living = None if is_buffer(name) else living_name(model, name)
         if living is not None:
-            flat = torch.frombuffer(read_bytes(where), dtype=TORCH_DTYPE[where.dtype])
-            value = flat.view(where.shape).to(device, torch.float32)
+            value = read_tensor(source, component, name).to(device, torch.float32)
             owner, _, leaf = living.rpartition(".")
             setattr(model.get_submodule(owner), leaf, nn.Parameter(value, requires_grad=False))
     missing = [name for name, value in model.named_parameters() if value.is_meta]
@@ -64,13 +65,25 @@ def open_component(source: Source, component: str, device: torch.device) -> Any:
     return model.to(device).eval()
 
 
+def read_tensor(source: Source, component: str, name: str) -> torch.Tensor:
+    """One of the component's tensors as it is stored, or as what the source was made of computes it."""
+    if component in source.readers:
+        return source.readers[component](name)
+    where = source.tensors[component][name]
+    return torch.frombuffer(read_bytes(where), dtype=TORCH_DTYPE[where.dtype]).view(where.shape)
+
+
 def empty_model(source: Source, component: str) -> Any:
     """The component as its class with parameters that take no memory."""
     from accelerate import init_empty_weights
 
     spec = source.components[component]
     model_class = getattr(importlib.import_module(spec.library), spec.class_name)
+    config = {name: value for name, value in spec.config.items() if name != "quantization_config"}
     with init_empty_weights(include_buffers=False):
         if spec.library == "diffusers":
-            return model_class.from_config(dict(spec.config))
-        return model_class(model_class.config_class.from_dict(dict(spec.config)))
+            model = model_class.from_config(config)
+        else:
+            model = model_class(model_class.config_class.from_dict(config))
+        rebuild(model, pruning_of(spec.config))
+    return model

@@ -1,0 +1,160 @@
+"""Components with whole parts left out, as far as a stock config can say it: stock loaders open what comes of it.
+
+Blocks: BK-SDM (Kim et al. 2023, arXiv:2305.15798, section 3.1). Down blocks keep their first layers, up blocks their
+first and their last, whose input widths are those of a shallower UNet; its tiny pattern also loses the innermost stage.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from sdcompress.components.observed import TEXT_ENCODERS
+from sdcompress.errors import UserError
+from sdcompress.pruning.smaller import Smaller, keep
+from sdcompress.spec import ComponentSpec
+
+_LAYER = re.compile(r"^((down|up)_blocks)\.(\d+)\.((resnets|attentions)\.(\d+))\.(.+)$")
+_TRANSFORMER_BLOCK = re.compile(r"^(.+\.transformer_blocks)\.(\d+)\..+$")
+_TEXT_LAYER = re.compile(r"^(.*encoder\.layers\.(\d+))\.")
+# Config entries that may be lists with a value for each stage, outermost first.
+_PER_STAGE = (
+    "block_out_channels", "down_block_types", "layers_per_block", "attention_head_dim", "num_attention_heads",
+    "cross_attention_dim", "transformer_layers_per_block", "only_cross_attention",
+)  # fmt: skip
+
+
+def without_mid_block(spec: ComponentSpec) -> Smaller:
+    """The UNet without its mid block."""
+    modules = {name: "mid_block" for name in spec.tensors if name.startswith("mid_block.")}
+    if not modules:
+        raise UserError(f"drop_mid_block: {spec.name} has no mid block")
+    kept = {name: name for name in spec.tensors if name not in modules}
+    return keep(spec, kept, {**spec.config, "mid_block_type": None}, modules)
+
+
+def with_layers_per_block(spec: ComponentSpec, layers: int) -> Smaller:
+    """The UNet with that many layers (a resnet, and an attention where there are any) in each down block, and one
+    more in each up block."""
+    before = spec.config.get("layers_per_block", 2)
+    if not isinstance(before, int) or layers >= before:
+        raise UserError(f"layers_per_block: {layers} is not less than the model's {before}")
+    kept, modules = {}, {}
+    for name in spec.tensors:
+        match = _LAYER.match(name)
+        if match is None:
+            kept[name] = name
+            continue
+        blocks, side, block, module, part, index, rest = match.groups()
+        new = _new_index(int(index), side, before, layers)
+        if new is None:
+            modules[name] = f"{blocks}.{block}.{module}"
+        else:
+            kept[f"{blocks}.{block}.{part}.{new}.{rest}"] = name
+    return keep(spec, kept, {**spec.config, "layers_per_block": layers}, modules)
+
+
+def _new_index(index: int, side: str, before: int, after: int) -> int | None:
+    """The layer's place in a block of `after` layers (an up block has one more), None if it is left out."""
+    if side == "up" and index == before:
+        return after  # the last layer of an up block takes the narrower skip connection
+    return index if index < after else None
+
+
+def without_innermost_stage(spec: ComponentSpec) -> Smaller:
+    """The UNet without its last down block and its first up block, and so with a halving less.
+
+    The stage before must be as wide, and be read by a mid block like it: what comes after takes its output.
+    """
+    config = dict(spec.config)
+    widths = config["block_out_channels"]
+    last = len(widths) - 1
+    if last < 1 or widths[-1] != widths[-2]:
+        raise UserError(
+            f"drop_innermost_stage: the stages of {spec.name} are {', '.join(map(str, widths))} channels wide; "
+            f"the last two must be alike for the rest to join"
+        )
+    for key in _PER_STAGE:
+        value = config.get(key)
+        if isinstance(value, list | tuple):
+            if key not in ("down_block_types", "block_out_channels") and value[-1] != value[-2]:
+                raise UserError(f"drop_innermost_stage: {key} {list(value)} must end with two alike")
+            config[key] = list(value[:-1])
+    if config.get("reverse_transformer_layers_per_block"):
+        raise UserError("drop_innermost_stage: does not work with reverse_transformer_layers_per_block")
+    config["up_block_types"] = list(config["up_block_types"][1:])
+    gone = {f"down_blocks.{last}": last, "up_blocks.0": 0, f"down_blocks.{last - 1}.downsamplers": last - 1}
+    kept, modules = {}, {}
+    for name in spec.tensors:
+        module = next((module for module in gone if name.startswith(f"{module}.")), None)
+        if module is not None:
+            modules[name] = module
+        elif name.startswith("up_blocks."):
+            _, block, rest = name.split(".", 2)
+            kept[f"up_blocks.{int(block) - 1}.{rest}"] = name
+        else:
+            kept[name] = name
+    return keep(spec, kept, config, modules)
+
+
+def with_transformer_depth(spec: ComponentSpec, depth: int) -> Smaller:
+    """The UNet with at most that many transformer blocks in each of its attentions, their first ones.
+
+    KOALA (Lee et al. 2024, arXiv:2312.04005) makes SDXL's UNet shallower in this way.
+    """
+    before = spec.config.get("transformer_layers_per_block", 1)
+    deepest = before if isinstance(before, int) else max(_flat(before))
+    if depth >= deepest:
+        raise UserError(f"transformer_depth: {depth} is not less than the model's {before}")
+    kept, modules = {}, {}
+    for name in spec.tensors:
+        match = _TRANSFORMER_BLOCK.match(name)
+        if match is not None and int(match[2]) >= depth:
+            modules[name] = f"{match[1]}.{match[2]}"
+        else:
+            kept[name] = name
+    config = dict(spec.config)
+    for key in ("transformer_layers_per_block", "reverse_transformer_layers_per_block"):
+        if config.get(key) is not None:
+            config[key] = _at_most(config[key], depth)
+    return keep(spec, kept, config, modules)
+
+
+def _flat(value: Any) -> list[int]:
+    return [value] if isinstance(value, int) else [each for item in value for each in _flat(item)]
+
+
+def _at_most(value: Any, limit: int) -> Any:
+    return min(value, limit) if isinstance(value, int) else [_at_most(each, limit) for each in value]
+
+
+def with_text_layers(spec: ComponentSpec, layers: int) -> Smaller:
+    """The text encoder with its first `layers` layers, as "clip skip" has it; its final norm stays.
+
+    Pipelines that read the state before the last layer (SDXL) then read that of `layers - 1`.
+    """
+    modules = {name: match for name in spec.tensors if (match := _TEXT_LAYER.match(name))}
+    before = 1 + max(int(match[2]) for match in modules.values())
+    if layers >= before:
+        raise UserError(f"text_layers: {layers} is not less than the {before} of {spec.name}")
+    gone = {name: match[1] for name, match in modules.items() if int(match[2]) >= layers}
+    kept = {name: name for name in spec.tensors if name not in gone}
+    return keep(spec, kept, text_config_with(spec, "num_hidden_layers", layers), gone)
+
+
+def text_config_with(spec: ComponentSpec, key: str, value: int) -> Mapping[str, Any]:
+    """The text encoder's config with another value, wherever it nests it."""
+    if isinstance(spec.config.get("text_config"), Mapping):
+        return {**spec.config, "text_config": {**spec.config["text_config"], key: value}}
+    return {**spec.config, key: value}
+
+
+def is_text_encoder(spec: ComponentSpec) -> bool:
+    """Whether the component is a CLIP text encoder."""
+    return spec.class_name in TEXT_ENCODERS
+
+
+def is_unet(spec: ComponentSpec) -> bool:
+    """Whether the component is a UNet whose parts are known here."""
+    return spec.class_name == "UNet2DConditionModel"

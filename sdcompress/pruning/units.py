@@ -1,0 +1,79 @@
+"""The parts of a UNet that can be left out one by one: what they add to is passed on without them.
+
+A resnet gives its shortcut alone, which is nothing but its input where it keeps the number of channels; a transformer
+(an `attentions.N`) and one of its `transformer_blocks` give their input. Shapes stay, so all else stays as it was.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from sdcompress.patterns import first_match, unmatched
+from sdcompress.pruning.smaller import Smaller, keep
+from sdcompress.pruning.stock import is_unet
+from sdcompress.spec import ComponentSpec
+
+_RESNET = re.compile(r"^((?:(?:down|up)_blocks\.\d+|mid_block)\.resnets\.\d+)\.")
+_TRANSFORMER = re.compile(r"^((?:(?:down|up)_blocks\.\d+|mid_block)\.attentions\.\d+)\.")
+_BLOCK = re.compile(r"^((?:(?:down|up)_blocks\.\d+|mid_block)\.attentions\.\d+\.transformer_blocks\.\d+)\.")
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A part that can be left out, and the tensors that go with it."""
+
+    name: str
+    tensors: tuple[str, ...]
+    parameters: int
+
+
+def removable_units(spec: ComponentSpec) -> tuple[Unit, ...]:
+    """The UNet's removable units by name, in the order of its tensors; transformers and their blocks both."""
+    if not is_unet(spec):
+        return ()
+    tensors: dict[str, list[str]] = {}
+    for name in spec.tensors:
+        for pattern in (_RESNET, _TRANSFORMER, _BLOCK):
+            match = pattern.match(name)
+            if match is not None and not name.startswith(f"{match[1]}.conv_shortcut."):
+                tensors.setdefault(match[1], []).append(name)
+    transformers = {match[0].split(".transformer_blocks")[0] for name in tensors if (match := _BLOCK.match(f"{name}."))}
+    return tuple(
+        Unit(name, tuple(names), sum(spec.tensors[each].parameters for each in names))
+        for name, names in tensors.items()
+        if ".attentions." not in name or name.split(".transformer_blocks")[0] in transformers
+    )
+
+
+def matching_units(spec: ComponentSpec, patterns: Sequence[str], problems: list[str]) -> tuple[Unit, ...]:
+    """The outermost units that the patterns take in; a pattern without any goes into `problems`."""
+    units = removable_units(spec)
+    names = [unit.name for unit in units]
+    problems += [
+        f"remove: {pattern!r} matches no removable part of {spec.name}; there are resnets, attentions and "
+        f"transformer_blocks, such as {names[0] if names else 'none here'}"
+        for pattern in unmatched(tuple(patterns), names)
+    ]
+    return outermost([unit for unit in units if first_match(patterns, unit.name)])
+
+
+def outermost(units: Sequence[Unit]) -> tuple[Unit, ...]:
+    """The units that do not lie in another of them."""
+    names = {unit.name for unit in units}
+    return tuple(unit for unit in units if unit.name.split(".transformer_blocks")[0] not in names - {unit.name})
+
+
+def without_units(spec: ComponentSpec, units: Collection[Unit]) -> Smaller:
+    """The UNet without the units' tensors; `marking` says what its config must tell."""
+    modules = {tensor: unit.name for unit in units for tensor in unit.tensors}
+    kept = {name: name for name in spec.tensors if name not in modules}
+    return keep(spec, kept, spec.config, modules)
+
+
+def is_whole_mid_block(spec: ComponentSpec, units: Collection[Unit]) -> bool:
+    """Whether the units are all that the mid block consists of, so that a config without it says the same."""
+    gone = {tensor for unit in units for tensor in unit.tensors}
+    mid = [name for name in spec.tensors if name.startswith("mid_block.")]
+    return bool(mid) and all(name in gone for name in mid)
