@@ -347,7 +347,10 @@ def _compress(model: str, recipe: str, out: Path, variant: str | None, resume: b
     if planned.source.path is None:
         planned = make_plan(loaded, with_weights(planned.source, variant))
     with _interruptible("--resume continues"), byte_progress(planned.source.weights_bytes, console) as bars:
-        manifest = execute(planned, out, resume=resume, force=force, advance=bars.advance, calibrating=bars.calibrating)
+        manifest = execute(
+            planned, out, resume=resume, force=force, advance=bars.advance, calibrating=bars.calibrating,
+            training=bars.training,
+        )  # fmt: skip
     for line in graph_lines(manifest):
         console.print(line, highlight=False, markup=False)
 

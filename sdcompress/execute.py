@@ -17,15 +17,14 @@ import sdcompress
 from sdcompress.artifact import MANIFEST_SCHEMA, check_output, partial_folder, publish, sha256_of, write_json
 from sdcompress.components.onnx_parts import vae_scale
 from sdcompress.environment import installed_versions
-from sdcompress.errors import ArtifactError, InternalError, SdcompressError, SourceError
+from sdcompress.errors import ArtifactError, InternalError, SdcompressError, SourceError, TrainingError
 from sdcompress.model_card import model_card
 from sdcompress.plan import Plan, calibrated_of
 from sdcompress.ranges import Ranges, calibrate, dump_ranges, parse_ranges
-from sdcompress.recipe import dump_recipe
 from sdcompress.safetensors_file import StreamWriter, TensorRange, read_bytes
 from sdcompress.source import MANIFEST_NAME
 from sdcompress.spec import ComponentSpec, TensorSpec
-from sdcompress.steps import Component, LayerOutcome, Record
+from sdcompress.steps import Component, LayerOutcome, Record, Workshop
 from sdcompress.steps.export import Export
 
 if TYPE_CHECKING:
@@ -35,6 +34,7 @@ if TYPE_CHECKING:
     from sdcompress.quant.statistics import LayerStatistics
 
 STATE_NAME = "state.json"  # in the .partial folder: which components are finished
+TRAINING_FOLDER = "training"  # in the .partial folder: checkpoints
 _LIBRARY_WEIGHTS = {"diffusers": "diffusion_pytorch_model.safetensors"}
 _SPARE_BYTES = 2**20
 
@@ -47,10 +47,12 @@ def execute(
     force: bool = False,
     advance: Callable[[str, int], None] = lambda component, size_bytes: None,
     calibrating: Callable[[str, int, int], None] = lambda component, done, total: None,
+    training: Callable[[str, float, float, str], None] = lambda component, done, total, said: None,
 ) -> dict[str, Any]:
     """The manifest of the artifact written to `out`; `advance` is told component and source bytes as they are done.
 
-    Where the recipe calibrates, `calibrating` is told the component that runs, the runs done and their number.
+    Where the recipe calibrates, `calibrating` is told the component that runs, the runs done and their number; where it
+    trains, `training` is told the component, what is done, what there is to do, and a line about it.
     Raises ArtifactError (output in the way, disk full), SourceError (weights unreadable). After an error nothing is
     left of a fresh run; an interrupted one leaves `OUT.partial`, which `resume` continues.
     """
@@ -72,9 +74,11 @@ def execute(
         for name in source.components:
             if name not in state.finished:
                 advance(f"{name}: graph" if plan.recipe.target == "onnx" else name, 0)
+                workshop = Workshop(source, partial / TRAINING_FOLDER / name, calibrating, training)
                 entry = _write_component(
-                    plan, name, partial, partial_function(advance, name), ranges.get(name, {}), statistics.get(name, {})
-                )
+                    plan, name, partial, partial_function(advance, name), ranges.get(name, {}),
+                    statistics.get(name, {}), workshop,
+                )  # fmt: skip
                 state.finish(name, entry)
             else:
                 advance(name, source.components[name].weights_bytes)
@@ -84,6 +88,7 @@ def execute(
             manifest["activation_ranges"] = state.ranges
         (partial / "README.md").write_text(model_card(plan, manifest), encoding="utf-8")
         (partial / STATE_NAME).unlink()
+        shutil.rmtree(partial / TRAINING_FOLDER, ignore_errors=True)
         manifest["files"] = {
             str(file.relative_to(partial)): {"size_bytes": file.stat().st_size, "sha256": sha256_of(file)}
             for file in sorted(file for file in partial.rglob("*") if file.is_file())
@@ -150,10 +155,18 @@ class _State:
 
 
 def _fingerprint(plan: Plan) -> str:
-    """What must be the same for a run to continue another: version, recipe, and the source files' sizes and times."""
+    """What must be the same for a run to continue another: version, recipe, and the source files' sizes and times.
+
+    Of the recipe's fields those that a step calls changeable do not count.
+    """
     files = sorted({where.file for ranges in plan.source.tensors.values() for where in ranges.values()})
     stats = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    return json.dumps([sdcompress.__version__, dump_recipe(plan.recipe), stats])
+    recipe = plan.recipe.model_dump(mode="json")
+    for name, steps in plan.recipe.components.items():
+        recipe["components"][name] = [
+            {step.kind: step.model_dump(mode="json", exclude=set(step.changeable))} for step in steps
+        ]
+    return json.dumps([sdcompress.__version__, recipe, stats])
 
 
 @contextmanager
@@ -170,6 +183,8 @@ def _cleaning(partial: Path, fresh: bool) -> Iterator[None]:
                 f"{partial.parent}: the disk is full; free some space or choose another --out"
             ) from None
         raise ArtifactError(f"{error.filename or partial}: cannot be written ({error.strerror})") from None
+    except TrainingError:
+        raise  # other settings can go on from what was kept
     except SdcompressError:
         if fresh:
             shutil.rmtree(missing[-1], ignore_errors=True)
@@ -180,7 +195,8 @@ def _check_space(plan: Plan, out: Path, state: _State) -> None:
     assert plan.source.path is not None
     others = sum((plan.source.path / file).stat().st_size for file in plan.source.other_files)
     due = sum(plan.after(name).weights_bytes for name in plan.source.components if name not in state.finished)
-    needed = due + others + _SPARE_BYTES
+    scratch = max((step.planned.scratch_bytes for step in plan.steps if step.component not in state.finished), default=0)
+    needed = due + others + scratch + _SPARE_BYTES
     free = shutil.disk_usage(out.parent).free
     if free < needed:
         raise ArtifactError(
@@ -216,6 +232,7 @@ def _write_component(
     advance: Callable[[int], None],
     activations: Mapping[str, LayerRanges],
     statistics: Mapping[str, LayerStatistics],
+    workshop: Workshop,
 ) -> dict[str, Any]:
     """Runs the component's steps tensor by tensor into its file or graphs; the component's entry in the manifest."""
     ranges = plan.source.tensors[name]
@@ -228,7 +245,7 @@ def _write_component(
             advance(ranges[tensor].size_bytes)
         return to_tensor(read_bytes(ranges[tensor]), ranges[tensor])
 
-    part = Component(plan.source.components[name], read_source, statistics)
+    part = Component(plan.source.components[name], read_source, statistics, workshop)
     for step in plan.steps_of(name):
         part = step.step.apply(part, step.planned, record)
     if plan.recipe.target == "onnx":
@@ -295,6 +312,7 @@ def _component_entry(plan: Plan, name: str, record: Record) -> dict[str, Any]:
             if spec.parameters != math.prod(spec.shape)
         },
         "layers": layers,
+        **record.facts,
     }
 
 

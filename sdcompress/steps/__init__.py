@@ -6,6 +6,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     import torch
 
     from sdcompress.quant.statistics import LayerStatistics
+    from sdcompress.source import Source
 
 
 class Stage(IntEnum):
@@ -53,13 +55,30 @@ class Planned:
     requires: frozenset[str] = frozenset()  # packages that must be importable to apply it
     calibrated: tuple[str, ...] = ()  # layers of whose inputs applying it needs statistics
     target: str = "torch"  # the backend that will package it
+    trains: bool = False  # applying it trains, in the component's workshop
+    scratch_bytes: int = 0  # of disk that applying it takes until the artifact is whole
 
 
 @dataclass
 class Record:
-    """What applying the steps found out, layer by layer; it ends up in the manifest."""
+    """What applying the steps found out, layer by layer and of the whole component; it ends up in the manifest."""
 
     layers: dict[str, dict[str, Any]] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """What a step that trains works with: the original pipeline, a folder, and who is told how far it is.
+
+    What is in the folder outlives a killed run. `calibrating` hears component, runs done and their number while
+    pictures are drawn; `training` hears component, what is done, what there is to do, and a line about it.
+    """
+
+    source: Source
+    folder: Path
+    calibrating: Callable[[str, int, int], None]
+    training: Callable[[str, float, float, str], None]
 
 
 @dataclass(frozen=True)
@@ -72,6 +91,7 @@ class Component:
     spec: ComponentSpec
     read: Callable[[str], torch.Tensor]
     statistics: Mapping[str, LayerStatistics] = field(default_factory=dict)
+    workshop: Workshop | None = None  # for steps that train
 
     def becomes(self, spec: ComponentSpec, read: Callable[[str], torch.Tensor]) -> Component:
         """The component with another spec and reader."""
@@ -84,6 +104,8 @@ class Step(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     kind: ClassVar[str]
     stage: ClassVar[Stage]
+    follows: ClassVar[str | None] = None  # a step that must stand somewhere before it
+    changeable: ClassVar[frozenset[str]] = frozenset()  # fields that a resumed run may have other values of
 
     @abstractmethod
     def plan(self, spec: ComponentSpec, target: str) -> Planned:
