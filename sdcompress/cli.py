@@ -296,7 +296,7 @@ def list_recipes() -> None:
     from sdcompress.recipe import load_recipe, shipped_recipes
 
     for name in shipped_recipes():
-        typer.echo(f"{name:<14}{load_recipe(name).description.strip()}")
+        typer.echo(f"{name:<21}{load_recipe(name).description.strip()}")
 
 
 @recipes_app.command("show")
@@ -333,6 +333,7 @@ def copy_recipe(
 def _compress(model: str, recipe: str, out: Path, variant: str | None, resume: bool, force: bool) -> None:
     from sdcompress.artifact import check_output
     from sdcompress.execute import execute
+    from sdcompress.following import follow, is_follower
     from sdcompress.hub import with_weights
     from sdcompress.plan import make_plan
     from sdcompress.progress import byte_progress
@@ -340,12 +341,16 @@ def _compress(model: str, recipe: str, out: Path, variant: str | None, resume: b
     from sdcompress.report.graph_view import graph_lines
     from sdcompress.source import open_source
 
-    check_output(out, resume=resume, force=force)
+    if not is_follower():
+        check_output(out, resume=resume, force=force)
     console = _err()
     loaded = load_recipe(recipe)
     planned = make_plan(loaded, open_source(model, variant))
     if planned.source.path is None:
         planned = make_plan(loaded, with_weights(planned.source, variant))
+    if is_follower():
+        follow(planned, out, resume=resume)
+        return
     with _interruptible("--resume continues"), byte_progress(planned.source.weights_bytes, console) as bars:
         manifest = execute(
             planned, out, resume=resume, force=force, advance=bars.advance, calibrating=bars.calibrating,

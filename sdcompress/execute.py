@@ -195,7 +195,9 @@ def _check_space(plan: Plan, out: Path, state: _State) -> None:
     assert plan.source.path is not None
     others = sum((plan.source.path / file).stat().st_size for file in plan.source.other_files)
     due = sum(plan.after(name).weights_bytes for name in plan.source.components if name not in state.finished)
-    scratch = max((step.planned.scratch_bytes for step in plan.steps if step.component not in state.finished), default=0)
+    scratch = max(
+        (step.planned.scratch_bytes for step in plan.steps if step.component not in state.finished), default=0
+    )
     needed = due + others + scratch + _SPARE_BYTES
     free = shutil.disk_usage(out.parent).free
     if free < needed:

@@ -16,7 +16,6 @@ from sdcompress.source import Source
 from sdcompress.spec import ComponentSpec
 from sdcompress.steps import Planned, Step
 from sdcompress.steps.export import Export, observed_layers
-from sdcompress.steps.recover import PIPELINES
 
 # What a process holds before it works on a tensor: Python, torch and, where a step asks for it, bitsandbytes.
 # VmHWM on Linux with the CPU build of torch 2.13, and 10 % (tests/test_execute.py holds the plan to what is measured).
@@ -77,7 +76,7 @@ def make_plan(recipe: Recipe, source: Source) -> Plan:
         if importlib.util.find_spec(package) is None
     ]
     problems += _calibration_problems(planned, source)
-    problems += _training_problems(planned, source)
+    problems += _source_problems(planned, source)
     if problems:
         raise RecipeError(problems)
     return Plan(recipe, source, tuple(planned), _peak_bytes(planned, source))
@@ -130,7 +129,7 @@ def _plan_steps(
             problems.append(f"{path}: must stand before {planned[-1].step.kind}")
             continue
         if step.follows is not None and all(earlier.kind != step.follows for earlier in steps[:index]):
-            problems.append(f"{path}: follows a {step.follows} step, and none stands before it; add one or leave it out")
+            problems.append(f"{path}: follows a {step.follows} step, and none stands before it; add one")
             continue
         try:
             result = step.plan(spec, target)
@@ -178,15 +177,12 @@ def _calibration_problems(planned: Sequence[PlannedStep], source: Source) -> lis
     return problems
 
 
-def _training_problems(planned: Sequence[PlannedStep], source: Source) -> list[str]:
-    """What stands in the way of training on what the original pipeline draws."""
-    if source.pipeline_class in PIPELINES:
-        return []
+def _source_problems(planned: Sequence[PlannedStep], source: Source) -> list[str]:
+    """What steps find in their way that lies in the pipeline rather than in the component."""
     return [
-        f"components.{step.component}: {step.step.kind} trains on pictures of {' and '.join(PIPELINES)}, and "
-        f"{source.name} is a {source.pipeline_class}; leave it out"
+        f"components.{step.component}.{step.step.kind}.{problem}"
         for step in planned
-        if step.planned.trains
+        for problem in step.step.problems_with(source)
     ]
 
 

@@ -111,6 +111,10 @@ class Step(BaseModel):
     def plan(self, spec: ComponentSpec, target: str) -> Planned:
         """The component after this step. Raises UserError with every problem, each beginning with a field's name."""
 
+    def problems_with(self, source: Source) -> list[str]:
+        """What in the pipeline stands in the way of this step, each beginning with a field's name."""
+        return []
+
     @abstractmethod
     def apply(self, part: Component, planned: Planned, record: Record) -> Component:
         """The component whose tensors are the planned ones, computed when they are read."""

@@ -87,6 +87,18 @@ class Recover(Step):
             scratch_bytes=2 * checkpoint_bytes(spec, self.lora_rank),  # the last one stays while the next is written
         )  # fmt: skip
 
+    def problems_with(self, source: Source) -> list[str]:
+        if source.pipeline_class not in PIPELINES:
+            return [
+                f"prompts: are drawn with {' or '.join(PIPELINES)}, and {source.name} is a {source.pipeline_class}; "
+                f"leave this step out"
+            ]
+        try:
+            self._calibration(source)
+        except UserError as error:
+            return list(error.problems)
+        return []
+
     def apply(self, part: Component, planned: Planned, record: Record) -> Component:
         import torch
 
@@ -110,8 +122,8 @@ class Recover(Step):
             result = tensor.to(TORCH_DTYPE[spec.dtype])
             if not torch.equal(result.isfinite(), tensor.isfinite()):
                 raise UserError(
-                    f"{part.spec.name}.{name}: came out as {float(tensor.abs().max()):.3g}, too large for {spec.dtype}; "
-                    f"lower recover.learning_rate"
+                    f"{part.spec.name}.{name}: came out as {float(tensor.abs().max()):.3g}, too large for "
+                    f"{spec.dtype}; lower recover.learning_rate"
                 )
             return result
 
