@@ -169,8 +169,12 @@ PRUNED = "    - prune: {drop_mid_block: true}\n"
 @pytest.mark.parametrize(
     ("model", "steps", "expected"),
     [
-        ("tiny-sd", "    - recover: {minutes: 1}\n", "unet.0.recover: follows a prune step, and none stands before it"),
-        ("tiny-sd", f"    - recover: {{minutes: 1}}\n{PRUNED}", "unet.0.recover: follows a prune step, and none stands before it"),
+        ("tiny-sd", "    - recover: {minutes: 1}\n", "unet.0.recover: follows a prune step, and none stands"),
+        (
+            "tiny-sd",
+            f"    - recover: {{minutes: 1}}\n{PRUNED}",
+            "unet.0.recover: follows a prune step, and none stands",
+        ),
         ("tiny-sd", f"{PRUNED}    - recover: {{}}\n", "unet.1.recover: minutes and steps: missing; give one of them"),
         ("tiny-sd", f"{PRUNED}    - recover: {{minutes: 1, steps: 1}}\n", "minutes and steps: both given; give one"),
         (
