@@ -234,6 +234,7 @@ def doctor(as_json: AsJson = False) -> None:
 def _compress(model: str, recipe: str, out: Path, variant: str | None, resume: bool, force: bool) -> None:
     from sdcompress.artifact import check_output
     from sdcompress.execute import execute
+    from sdcompress.following import follow, is_follower
     from sdcompress.hub import with_weights
     from sdcompress.plan import make_plan
     from sdcompress.progress import byte_progress, step_progress
@@ -241,7 +242,8 @@ def _compress(model: str, recipe: str, out: Path, variant: str | None, resume: b
     from sdcompress.report.graph_view import graph_lines
     from sdcompress.source import open_source
 
-    check_output(out, resume=resume, force=force)
+    if not is_follower():
+        check_output(out, resume=resume, force=force)
     console = _err()
     loaded = load_recipe(recipe)
     source = open_source(model, variant)
@@ -251,8 +253,14 @@ def _compress(model: str, recipe: str, out: Path, variant: str | None, resume: b
         planned = make_plan(loaded, source, measuring)
     if source.path is None:
         planned = make_plan(loaded, with_weights(source, variant))
+    if is_follower():
+        follow(planned, out, resume=resume)
+        return
     with _interruptible("--resume continues"), byte_progress(planned.source.weights_bytes, console) as bars:
-        manifest = execute(planned, out, resume=resume, force=force, advance=bars.advance, calibrating=bars.calibrating)
+        manifest = execute(
+            planned, out, resume=resume, force=force, advance=bars.advance, calibrating=bars.calibrating,
+            training=bars.training,
+        )  # fmt: skip
     for line in graph_lines(manifest):
         console.print(line, highlight=False, markup=False)
 

@@ -22,7 +22,7 @@ def list_recipes() -> None:
     from sdcompress.recipe import load_recipe, shipped_recipes
 
     for name in shipped_recipes():
-        typer.echo(f"{name:<14}{load_recipe(name).description.strip()}")
+        typer.echo(f"{name:<21}{load_recipe(name).description.strip()}")
 
 
 @recipes_app.command("show")

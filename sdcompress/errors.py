@@ -33,6 +33,10 @@ class ArtifactError(UserError):
     """An artifact folder that cannot be written, or that does not hold what its manifest says."""
 
 
+class TrainingError(UserError):
+    """A training run that went astray; what it kept so far can be continued with other settings."""
+
+
 class EvaluationError(UserError):
     """An evaluation that cannot be run as asked, or whose child process died."""
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import errno
-import json
 import math
 import platform
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial as partial_function
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,16 +17,16 @@ import sdcompress
 from sdcompress.artifact import MANIFEST_SCHEMA, check_output, partial_folder, publish, sha256_of, write_json
 from sdcompress.components.onnx_parts import vae_scale
 from sdcompress.environment import installed_versions
-from sdcompress.errors import ArtifactError, InternalError, SdcompressError, SourceError
+from sdcompress.errors import ArtifactError, InternalError, SdcompressError, SourceError, TrainingError
 from sdcompress.model_card import model_card
 from sdcompress.plan import Plan, PlannedStep, calibrated_of
 from sdcompress.pruned_source import later_steps, pruned_source, pruning_steps
 from sdcompress.ranges import Ranges, calibrate, dump_ranges, parse_ranges
-from sdcompress.recipe import dump_recipe
+from sdcompress.run_state import STATE_NAME, RunState
 from sdcompress.safetensors_file import StreamWriter, TensorRange, read_bytes
 from sdcompress.source import MANIFEST_NAME, Source
 from sdcompress.spec import ComponentSpec, TensorSpec
-from sdcompress.steps import Component, LayerOutcome, Record
+from sdcompress.steps import Component, LayerOutcome, Record, Workshop
 from sdcompress.steps.export import Export
 
 if TYPE_CHECKING:
@@ -36,7 +35,7 @@ if TYPE_CHECKING:
     from sdcompress.quant.activations import LayerRanges
     from sdcompress.quant.statistics import LayerStatistics
 
-STATE_NAME = "state.json"  # in the .partial folder: which components are finished
+TRAINING_FOLDER = "training"  # in the .partial folder: checkpoints
 _LIBRARY_WEIGHTS = {"diffusers": "diffusion_pytorch_model.safetensors"}
 _SPARE_BYTES = 2**20
 
@@ -49,10 +48,12 @@ def execute(
     force: bool = False,
     advance: Callable[[str, int], None] = lambda component, size_bytes: None,
     calibrating: Callable[[str, int, int], None] = lambda component, done, total: None,
+    training: Callable[[str, float, float, str], None] = lambda component, done, total, said: None,
 ) -> dict[str, Any]:
     """The manifest of the artifact written to `out`; `advance` is told component and source bytes as they are done.
 
-    Where the recipe calibrates, `calibrating` is told the component that runs, the runs done and their number.
+    Where the recipe calibrates, `calibrating` is told the component that runs, the runs done and their number; where it
+    trains, `training` is told the component, what is done, what there is to do, and a line about it.
     Raises ArtifactError (output in the way, disk full), SourceError (weights unreadable). After an error nothing is
     left of a fresh run; an interrupted one leaves `OUT.partial`, which `resume` continues.
     """
@@ -67,20 +68,22 @@ def execute(
     if fresh:
         shutil.rmtree(partial, ignore_errors=True)
     with _cleaning(partial, fresh):
-        state = _State.open(partial, plan, fresh)
+        state = RunState.open(partial, plan, fresh)
         _check_space(plan, out, state)
         due = set(source.components) - set(state.finished)
         originals = _statistics(plan, source, pruning_steps(plan.steps), calibrating) if due else {}
-        pruned = pruned_source(plan, partial_function(_reader, source), originals) if due else source
+        begun: dict[str, _Begun] = {}
+        for name in source.components if due else ():
+            workshop = Workshop(source, partial / TRAINING_FOLDER / name, calibrating, training)
+            begun[name] = _begin(plan, name, originals.get(name, {}), workshop, partial_function(advance, name))
+        pruned = pruned_source(plan, {name: one.part for name, one in begun.items()})
         ranges = _calibrated(plan, pruned, state, calibrating)
         statistics = _statistics(plan, pruned, later_steps(plan.steps), calibrating) if due else {}
+        del pruned  # which holds what was trained
         for name in source.components:
             if name not in state.finished:
                 advance(f"{name}: graph" if plan.recipe.target == "onnx" else name, 0)
-                entry = _write_component(
-                    plan, name, partial, partial_function(advance, name), ranges.get(name, {}),
-                    originals.get(name, {}), statistics.get(name, {}),
-                )  # fmt: skip
+                entry = _write_component(plan, begun.pop(name), partial, ranges.get(name, {}), statistics.get(name, {}))
                 state.finish(name, entry)
             else:
                 advance(name, source.components[name].weights_bytes)
@@ -90,6 +93,7 @@ def execute(
             manifest["activation_ranges"] = state.ranges
         (partial / "README.md").write_text(model_card(plan, manifest), encoding="utf-8")
         (partial / STATE_NAME).unlink()
+        shutil.rmtree(partial / TRAINING_FOLDER, ignore_errors=True)
         manifest["files"] = {
             str(file.relative_to(partial)): {"size_bytes": file.stat().st_size, "sha256": sha256_of(file)}
             for file in sorted(file for file in partial.rglob("*") if file.is_file())
@@ -116,52 +120,6 @@ def to_tensor(data: bytearray, spec: TensorRange | TensorSpec) -> torch.Tensor:
     return torch.frombuffer(data, dtype=dtype).view(spec.shape)
 
 
-class _State:
-    """What of an artifact is finished, kept in its `.partial` folder."""
-
-    def __init__(self, file: Path, finished: dict[str, Any], fingerprint: str, ranges: dict[str, Any] | None = None):
-        self.file, self.finished, self.fingerprint, self.ranges = file, finished, fingerprint, ranges
-
-    @classmethod
-    def open(cls, partial: Path, plan: Plan, fresh: bool) -> _State:
-        fingerprint = _fingerprint(plan)
-        file = partial / STATE_NAME
-        if fresh:
-            partial.mkdir(parents=True)
-            state = cls(file, {}, fingerprint)
-            state._save()
-            return state
-        try:
-            saved = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            raise ArtifactError(
-                f"{partial}: cannot be resumed (no readable {STATE_NAME}); start anew with --force"
-            ) from None
-        if saved["fingerprint"] != fingerprint:
-            raise ArtifactError(
-                f"{partial}: was begun with another recipe, model or version of sdcompress; start anew with --force"
-            )
-        return cls(file, saved["finished"], fingerprint, saved["ranges"])
-
-    def finish(self, component: str, entry: dict[str, Any]) -> None:
-        self.finished[component] = entry
-        self._save()
-
-    def keep_ranges(self, ranges: dict[str, Any]) -> None:
-        self.ranges = ranges
-        self._save()
-
-    def _save(self) -> None:
-        write_json(self.file, {"fingerprint": self.fingerprint, "finished": self.finished, "ranges": self.ranges})
-
-
-def _fingerprint(plan: Plan) -> str:
-    """What must be the same for a run to continue another: version, recipe, and the source files' sizes and times."""
-    files = sorted({where.file for ranges in plan.source.tensors.values() for where in ranges.values()})
-    stats = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    return json.dumps([sdcompress.__version__, dump_recipe(plan.recipe), stats])
-
-
 @contextmanager
 def _cleaning(partial: Path, fresh: bool) -> Iterator[None]:
     """Removes what a fresh run wrote, new parent folders too, when it fails for a reason resuming would not mend."""
@@ -176,17 +134,22 @@ def _cleaning(partial: Path, fresh: bool) -> Iterator[None]:
                 f"{partial.parent}: the disk is full; free some space or choose another --out"
             ) from None
         raise ArtifactError(f"{error.filename or partial}: cannot be written ({error.strerror})") from None
+    except TrainingError:
+        raise  # other settings can go on from what was kept
     except SdcompressError:
         if fresh:
             shutil.rmtree(missing[-1], ignore_errors=True)
         raise
 
 
-def _check_space(plan: Plan, out: Path, state: _State) -> None:
+def _check_space(plan: Plan, out: Path, state: RunState) -> None:
     assert plan.source.path is not None
     others = sum((plan.source.path / file).stat().st_size for file in plan.source.other_files)
     due = sum(plan.after(name).weights_bytes for name in plan.source.components if name not in state.finished)
-    needed = due + others + _SPARE_BYTES
+    scratch = max(
+        (step.planned.scratch_bytes for step in plan.steps if step.component not in state.finished), default=0
+    )
+    needed = due + others + scratch + _SPARE_BYTES
     free = shutil.disk_usage(out.parent).free
     if free < needed:
         raise ArtifactError(
@@ -195,13 +158,7 @@ def _check_space(plan: Plan, out: Path, state: _State) -> None:
         )
 
 
-def _reader(source: Source, component: str) -> Callable[[str], torch.Tensor]:
-    """A function that reads one of the component's tensors."""
-    ranges = source.tensors[component]
-    return lambda tensor: to_tensor(read_bytes(ranges[tensor]), ranges[tensor])
-
-
-def _calibrated(plan: Plan, source: Source, state: _State, calibrating: Callable[[str, int, int], None]) -> Ranges:
+def _calibrated(plan: Plan, source: Source, state: RunState, calibrating: Callable[[str, int, int], None]) -> Ranges:
     """The plan's activation ranges, which a resumed run takes from where the killed one kept them."""
     if state.ranges is None:
         state.keep_ranges(dump_ranges(calibrate(plan, calibrating, source)))
@@ -221,30 +178,47 @@ def _statistics(
     return load_or_gather(source, wanted, plan.recipe.calibration, calibrating)
 
 
-def _write_component(
+@dataclass
+class _Begun:
+    """A component with the steps behind it that settle its weights, and what they found out."""
+
+    part: Component
+    record: Record
+
+
+def _begin(
     plan: Plan,
     name: str,
-    partial: Path,
-    advance: Callable[[int], None],
-    activations: Mapping[str, LayerRanges],
-    originals: Mapping[str, LayerStatistics],
     statistics: Mapping[str, LayerStatistics],
-) -> dict[str, Any]:
-    """Runs the component's steps tensor by tensor into its file or graphs; the component's entry in the manifest."""
-    ranges, read = plan.source.tensors[name], _reader(plan.source, name)
-    record = Record()
+    workshop: Workshop,
+    advance: Callable[[int], None],
+) -> _Begun:
+    """The component pruned and, once it is read, recovered; `statistics` are those of the original's layers."""
+    ranges = plan.source.tensors[name]
     unread = set(ranges)
 
-    def read_source(tensor: str) -> torch.Tensor:
+    def read(tensor: str) -> torch.Tensor:
         if tensor in unread:  # some steps look at a tensor more than once
             unread.remove(tensor)
             advance(ranges[tensor].size_bytes)
-        return read(tensor)
+        return to_tensor(read_bytes(ranges[tensor]), ranges[tensor])
 
-    part = Component(plan.source.components[name], read_source, originals)
+    begun = _Begun(Component(plan.source.components[name], read, statistics, workshop), Record())
     for step in pruning_steps(plan.steps_of(name)):
-        part = step.step.apply(part, step.planned, record)
-    part = replace(part, statistics=statistics)
+        begun.part = step.step.apply(begun.part, step.planned, begun.record)
+    return begun
+
+
+def _write_component(
+    plan: Plan,
+    begun: _Begun,
+    partial: Path,
+    activations: Mapping[str, LayerRanges],
+    statistics: Mapping[str, LayerStatistics],
+) -> dict[str, Any]:
+    """Runs the component's other steps tensor by tensor into its file or graphs; its entry in the manifest."""
+    name, record = begun.part.spec.name, begun.record
+    part = replace(begun.part, statistics=statistics)
     for step in later_steps(plan.steps_of(name)):
         part = step.step.apply(part, step.planned, record)
     if plan.recipe.target == "onnx":
@@ -312,6 +286,7 @@ def _component_entry(plan: Plan, name: str, record: Record) -> dict[str, Any]:
             if spec.parameters != math.prod(spec.shape)
         },
         "layers": layers,
+        **record.facts,
     }
 
 

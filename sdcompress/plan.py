@@ -22,6 +22,7 @@ from sdcompress.steps.export import Export, observed_layers
 # VmHWM on Linux with the CPU build of torch 2.13, and 10 % (tests/test_execute.py holds the plan to what is measured).
 RUNTIME_BYTES = 265 * 2**20
 CALIBRATION_BYTES = 900 * 2**20  # activations and histograms at 512x512, beside the component itself in float32
+TRAINING_BYTES = 400 * 2**20  # diffusers, transformers, accelerate and what the allocator keeps
 RUNTIME_BYTES_OF = {"bitsandbytes": 140 * 2**20, "onnxscript": 700 * 2**20}
 EXTRA_OF = {"bitsandbytes": "bnb", "onnx": "onnx", "onnxscript": "onnx", "onnxruntime": "onnx"}
 
@@ -82,6 +83,7 @@ def make_plan(
         for package in sorted({package for step in planned for package in step.planned.requires})
         if importlib.util.find_spec(package) is None
     ]
+    problems += _source_problems(planned, source)
     if problems:
         raise RecipeError(problems)
     return Plan(recipe, source, tuple(planned), _peak_bytes(planned, source))
@@ -140,6 +142,9 @@ def _plan_steps(
         if planned and step.stage < planned[-1].step.stage:
             problems.append(f"{path}: must stand before {planned[-1].step.kind}")
             continue
+        if step.follows is not None and all(earlier.kind != step.follows for earlier in steps[:index]):
+            problems.append(f"{path}: follows a {step.follows} step, and none stands before it; add one")
+            continue
         try:
             if origin is not None and origin.source.path is not None and not planned:
                 step = step.measured(origin)
@@ -177,11 +182,20 @@ def calibrated_of(steps: Iterable[PlannedStep]) -> dict[str, tuple[str, ...]]:
     return found
 
 
+def _source_problems(planned: Sequence[PlannedStep], source: Source) -> list[str]:
+    """What steps find in their way that lies in the pipeline rather than in the component."""
+    return [
+        f"components.{step.component}.{step.step.kind}.{problem}"
+        for step in planned
+        for problem in step.step.problems_with(source)
+    ]
+
+
 def _peak_bytes(steps: list[PlannedStep], source: Source) -> int:
     """Runtime and the largest working set: one tensor at a time, whatever the model's size."""
     packages = {package for step in steps for package in step.planned.requires}
     runtime = RUNTIME_BYTES + sum(RUNTIME_BYTES_OF.get(package, 0) for package in packages)
-    working = runtime + max((step.planned.working_bytes for step in steps), default=0)
+    working = runtime + max((_working_bytes(step, source) for step in steps), default=0)
     names = {*observed_of(steps), *calibrated_of(steps)}
     calibrating = max((4 * source.components[name].parameters for name in names), default=0)
     if not names:
@@ -192,6 +206,13 @@ def _peak_bytes(steps: list[PlannedStep], source: Source) -> int:
         before = {step.component: step.before for step in reversed(each)}
         moments += [_moments_bytes(before[name], layers) for name, layers in calibrated_of(each).items()]
     return max(working, RUNTIME_BYTES + CALIBRATION_BYTES + calibrating + max(moments, default=0))
+
+
+def _working_bytes(step: PlannedStep, source: Source) -> int:
+    """Bytes a step holds at once; one that trains holds the original component and the training libraries too."""
+    if not step.planned.trains:
+        return step.planned.working_bytes
+    return step.planned.working_bytes + TRAINING_BYTES + 4 * source.components[step.component].parameters
 
 
 def _moments_bytes(spec: ComponentSpec, layers: Iterable[str]) -> int:

@@ -11,11 +11,12 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 
 class Bars:
-    """One bar of bytes, and one of pictures' steps when something is calibrated first."""
+    """One bar of bytes, and others of pictures' steps and of training where there are such."""
 
     def __init__(self, progress: Progress, total_bytes: int):
         self._progress, self._total_bytes, self._done_bytes = progress, total_bytes, 0
         self._steps = progress.add_task("", total=None, visible=False, amount="")
+        self._training = progress.add_task("", total=None, visible=False, amount="")
         self._bytes = progress.add_task("", total=total_bytes, amount="")
 
     def advance(self, what: str, size_bytes: int) -> None:
@@ -30,6 +31,12 @@ class Bars:
             self._steps, description=f"calibrating {what}", completed=done, total=total, visible=True,
             amount=f"{done} of {total} runs",
         )  # fmt: skip
+
+    def training(self, what: str, done: float, total: float, said: str) -> None:
+        """Shows how much of a training run is done, and what is said about it."""
+        self._progress.update(
+            self._training, description=f"training {what}", completed=done, total=total, visible=True, amount=said
+        )
 
 
 @contextmanager

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from sdcompress.plan import Plan, PlannedStep
 from sdcompress.source import Source
-from sdcompress.steps import Component, Record, Stage
+from sdcompress.steps import Component, Stage
 
 if TYPE_CHECKING:
-    import torch
-
-    from sdcompress.quant.statistics import LayerStatistics
+    pass
 
 
 def pruning_steps(steps: Iterable[PlannedStep]) -> tuple[PlannedStep, ...]:
@@ -26,22 +24,15 @@ def later_steps(steps: Iterable[PlannedStep]) -> tuple[PlannedStep, ...]:
     return tuple(step for step in steps if step.step.stage > Stage.RECOVER)
 
 
-def pruned_source(
-    plan: Plan,
-    read: Callable[[str], Callable[[str], torch.Tensor]],
-    statistics: Mapping[str, Mapping[str, LayerStatistics]],
-) -> Source:
-    """The plan's source with its pruned components; their tensors are computed when they are read.
+def pruned_source(plan: Plan, parts: Mapping[str, Component]) -> Source:
+    """The plan's source with those of `parts` that it prunes; their tensors are computed when they are read.
 
-    read: component -> reader of its original tensors; statistics: component -> those of the original's layers.
+    parts: component -> the component with its pruning steps behind it.
     """
     source = plan.source
-    components, readers = dict(source.components), {}
-    for name in source.components:
-        steps = pruning_steps(plan.steps_of(name))
-        if steps:
-            part = Component(source.components[name], read(name), statistics.get(name, {}))
-            for step in steps:
-                part = step.step.apply(part, step.planned, Record())
-            components[name], readers[name] = part.spec, part.read
-    return replace(source, components=components, readers=readers)
+    changed = {name: part for name, part in parts.items() if pruning_steps(plan.steps_of(name))}
+    return replace(
+        source,
+        components={**source.components, **{name: part.spec for name, part in changed.items()}},
+        readers={name: part.read for name, part in changed.items()},
+    )

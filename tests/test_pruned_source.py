@@ -2,12 +2,14 @@
 
 import pytest
 
+from sdcompress.backends.torch.source_parts import read_tensor
 from sdcompress.execute import execute
 from sdcompress.plan import make_plan
 from sdcompress.pruned_source import later_steps, pruned_source, pruning_steps
 from sdcompress.ranges import calibrate
 from sdcompress.recipe import parse_recipe
 from sdcompress.source import open_source
+from sdcompress.steps import Component, Record
 
 HEAD = "schema_version: 1\ndescription: T\ncalibration: {prompts: [ab], num_inference_steps: 2}\n"
 PRUNED = {
@@ -36,7 +38,10 @@ def test_ranges_after_pruning_are_those_of_the_pruned_pipeline(nano_folder, tmp_
     rounded = "    - cast: {dtype: float32}\n    - quantize: {format: int8, activations: int8}\n"
     prune = "    - prune: {remove: [up_blocks.0.resnets.1], heads: 0.5}\n"
     plan = plan_of(prune + rounded, nano_folder, "onnx")
-    source = pruned_source(plan, lambda component: reader(plan.source, component), {})
+    part = Component(plan.source.components["unet"], lambda name: read_tensor(plan.source, "unet", name))
+    for step in pruning_steps(plan.steps_of("unet")):
+        part = step.step.apply(part, step.planned, Record())
+    source = pruned_source(plan, {"unet": part})
     ranges = calibrate(plan, ignore, source)["unet"]
     assert "up_blocks.0.resnets.1.conv1" not in ranges
     execute(plan_of(prune, nano_folder), tmp_path / "pruned")
@@ -47,12 +52,6 @@ def test_steps_are_split_where_weights_are_settled(nano_folder):
     plan = plan_of(f"{PRUNED['stock']}    - cast: {{dtype: float16}}\n{GPTQ}", nano_folder)
     assert [step.step.kind for step in pruning_steps(plan.steps)] == ["prune"]
     assert [step.step.kind for step in later_steps(plan.steps)] == ["cast", "quantize"]
-
-
-def reader(source, component):
-    from sdcompress.backends.torch.source_parts import read_tensor
-
-    return lambda name: read_tensor(source, component, name)
 
 
 def ignore(*_):

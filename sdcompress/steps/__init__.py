@@ -6,6 +6,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
@@ -55,14 +56,31 @@ class Planned:
     requires: frozenset[str] = frozenset()  # packages that must be importable to apply it
     calibrated: tuple[str, ...] = ()  # layers of whose inputs applying it needs statistics
     target: str = "torch"  # the backend that will package it
+    trains: bool = False  # applying it trains, in the component's workshop
+    scratch_bytes: int = 0  # of disk that applying it takes until the artifact is whole
 
 
 @dataclass
 class Record:
-    """What applying the steps found out, layer by layer; it ends up in the manifest."""
+    """What applying the steps found out, layer by layer and of the whole component; it ends up in the manifest."""
 
     layers: dict[str, dict[str, Any]] = field(default_factory=dict)
     sparsity: dict[str, float] = field(default_factory=dict)  # layer -> share of its weights that are zero
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """What a step that trains works with: the original pipeline, a folder, and who is told how far it is.
+
+    What is in the folder outlives a killed run. `calibrating` hears component, runs done and their number while
+    pictures are drawn; `training` hears component, what is done, what there is to do, and a line about it.
+    """
+
+    source: Source
+    folder: Path
+    calibrating: Callable[[str, int, int], None]
+    training: Callable[[str, float, float, str], None]
 
 
 @dataclass(frozen=True)
@@ -75,6 +93,7 @@ class Component:
     spec: ComponentSpec
     read: Callable[[str], torch.Tensor]
     statistics: Mapping[str, LayerStatistics] = field(default_factory=dict)
+    workshop: Workshop | None = None  # for steps that train
 
     def becomes(self, spec: ComponentSpec, read: Callable[[str], torch.Tensor]) -> Component:
         """The component with another spec and reader."""
@@ -97,6 +116,8 @@ class Step(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     kind: ClassVar[str]
     stage: ClassVar[Stage]
+    follows: ClassVar[str | None] = None  # a step that must stand somewhere before it
+    changeable: ClassVar[frozenset[str]] = frozenset()  # fields that a resumed run may have other values of
 
     @property
     def measures(self) -> bool:
@@ -110,6 +131,10 @@ class Step(BaseModel):
     @abstractmethod
     def plan(self, spec: ComponentSpec, target: str) -> Planned:
         """The component after this step. Raises UserError with every problem, each beginning with a field's name."""
+
+    def problems_with(self, source: Source) -> list[str]:
+        """What in the pipeline stands in the way of this step, each beginning with a field's name."""
+        return []
 
     @abstractmethod
     def apply(self, part: Component, planned: Planned, record: Record) -> Component:

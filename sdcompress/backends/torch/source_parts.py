@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from sdcompress.errors import SourceError
 from sdcompress.pruning.marking import is_quantized, pruning_of
 from sdcompress.safetensors_file import read_bytes
 from sdcompress.source import Source, is_buffer
+from sdcompress.spec import ComponentSpec
 
 XL = "StableDiffusionXLPipeline"
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
@@ -52,16 +54,30 @@ def open_component(source: Source, component: str, device: torch.device) -> Any:
     """
     if is_quantized(source.components[component].config):
         raise SourceError(f"{source.name}: its {component} is quantized already; calibrate the original pipeline")
-    model = empty_model(source, component)
-    for name in source.components[component].tensors:
+
+    def read(name: str) -> torch.Tensor:
+        return read_tensor(source, component, name)
+
+    names = source.components[component].tensors
+    return fill_model(empty_model(source, component), names, read, device, f"{source.path}: its {component}")
+
+
+def fill_model(
+    model: Any, names: Iterable[str], read: Callable[[str], torch.Tensor], device: torch.device, what: str
+) -> Any:
+    """The empty model with the tensors that files call `names` as frozen float32 parameters on `device`.
+
+    Raises SourceError, beginning with `what`, when the model has a parameter that is not among them.
+    """
+    for name in names:
         living = None if is_buffer(name) else living_name(model, name)
         if living is not None:
-            value = read_tensor(source, component, name).to(device, torch.float32)
+            value = read(name).to(device, torch.float32)
             owner, _, leaf = living.rpartition(".")
             setattr(model.get_submodule(owner), leaf, nn.Parameter(value, requires_grad=False))
     missing = [name for name, value in model.named_parameters() if value.is_meta]
     if missing:
-        raise SourceError(f"{source.path}: its {component} lacks {missing[0]}; download or save it again")
+        raise SourceError(f"{what} lacks {missing[0]}; download or save it again")
     return model.to(device).eval()
 
 
@@ -75,9 +91,13 @@ def read_tensor(source: Source, component: str, name: str) -> torch.Tensor:
 
 def empty_model(source: Source, component: str) -> Any:
     """The component as its class with parameters that take no memory."""
+    return empty_model_of(source.components[component])
+
+
+def empty_model_of(spec: ComponentSpec) -> Any:
+    """The component of that spec as its class with parameters that take no memory."""
     from accelerate import init_empty_weights
 
-    spec = source.components[component]
     model_class = getattr(importlib.import_module(spec.library), spec.class_name)
     config = {name: value for name, value in spec.config.items() if name != "quantization_config"}
     with init_empty_weights(include_buffers=False):

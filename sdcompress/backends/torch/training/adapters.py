@@ -1,0 +1,39 @@
+"""Low-rank updates of weights (LoRA, arXiv:2106.09685): trained instead of the weights, then added to them."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+
+class LowRankUpdate(nn.Module):
+    """weight + up @ down, with the weight's kernel as further input columns; begins as the weight itself."""
+
+    def __init__(self, weight: torch.Tensor, rank: int, generator: torch.Generator):
+        super().__init__()
+        rows, columns = len(weight), weight[0].numel()
+        rank = min(rank, rows, columns)
+        down = torch.randn(rank, columns, generator=generator) / columns**0.5
+        self.down = nn.Parameter(down.to(weight.device))  # [rank, in*kh*kw]
+        self.up = nn.Parameter(torch.zeros(rows, rank, device=weight.device))  # [out, rank]
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        return weight + (self.up @ self.down).view_as(weight)
+
+
+def add_adapters(model: nn.Module, rank: int, seed: int) -> None:
+    """Freezes the model and gives each linear layer and convolution a low-rank update to train."""
+    generator = torch.Generator().manual_seed(seed)
+    model.requires_grad_(False)
+    for module in list(model.modules()):
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            update = LowRankUpdate(module.weight.detach(), rank, generator)
+            parametrize.register_parametrization(module, "weight", update)
+
+
+def merge_adapters(model: nn.Module) -> None:
+    """Adds each update to its weight, and leaves plain layers."""
+    for module in list(model.modules()):
+        if parametrize.is_parametrized(module, "weight"):
+            parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)

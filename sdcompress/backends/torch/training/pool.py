@@ -1,0 +1,154 @@
+"""What the original's denoiser is given while it draws: points of trajectories, kept in the cache prompt by prompt.
+
+`trajectories/KEY/NUMBER.safetensors` in the cache folder, in float16. A run that was killed goes on after the last
+prompt that is whole, and the next recipe for the same model and prompts draws nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from sdcompress.backends.torch.source_parts import open_without_models
+from sdcompress.backends.torch.trajectories import Observer, Outputs, Walk, check_walk
+from sdcompress.cache import cache_folder
+from sdcompress.calibration import Calibration
+from sdcompress.errors import SourceError
+from sdcompress.quant.statistics import Limits
+from sdcompress.sealed_file import read_sealed, read_tensor, spec_of, write_sealed
+from sdcompress.source import Source
+from sdcompress.statistics import content_key
+
+_WANTED = {"unet": ("every input",)}
+_CONDITION = "condition:"
+
+
+@dataclass(frozen=True)
+class Pool:
+    """All trajectories: prompts x points; conditions have a branch for guidance's negative and one for the prompt."""
+
+    points: torch.Tensor  # [prompts, points, channels, height, width] float16, as the denoiser was given them
+    timesteps: torch.Tensor  # [points] float32
+    ends: torch.Tensor  # [prompts, channels, height, width] float16, without noise
+    conditions: Mapping[str, torch.Tensor]  # name -> [prompts, branches, ...]
+    alphas: torch.Tensor  # [training timesteps] float32: the share of the signal's variance at each
+
+    @property
+    def branches(self) -> int:
+        return next(iter(self.conditions.values())).shape[1]
+
+
+def load_or_draw(
+    source: Source,
+    calibration: Calibration,
+    advance: Callable[[str, int, int], None],
+    cache: Path | None = None,
+    device: str = "auto",
+) -> Pool:
+    """The trajectories of the calibration's prompts, drawn as far as the cache does not have them.
+
+    `advance` hears of the runs that are drawn. Raises SourceError where the pipeline cannot be drawn with, or where its
+    scheduler has no schedule of variances to add noise by.
+    """
+    check_walk(source, _WANTED, "trajectories")
+    schedule = getattr(open_without_models(source).scheduler, "alphas_cumprod", None)
+    if schedule is None:
+        raise SourceError(f"{source.name}: its scheduler adds no noise by variances (alphas_cumprod); no step recover")
+    from sdcompress.backends.torch.loading import choose_device
+
+    key = content_key(source, _WANTED, calibration, Limits(), choose_device(device).type)
+    folder = (cache or cache_folder()) / "trajectories" / key
+    recorder = _Recorder(folder)
+    count = calibration.prompt_count
+    if len(recorder.whole()) < count:
+        walk = Walk(source, _WANTED, calibration, advance, device, recorder)
+        walk.denoise(walk.encode_prompts())
+    drawn = [recorder.load(number) for number in range(count)]
+    conditions = [name for name in drawn[0] if name.startswith(_CONDITION)]
+    return Pool(
+        torch.stack([each["points"] for each in drawn]),
+        drawn[0]["timesteps"],
+        torch.cat([each["latents"] for each in drawn]),
+        {name.removeprefix(_CONDITION): torch.stack([each[name] for each in drawn]) for name in conditions},
+        schedule.to(torch.float32),
+    )
+
+
+class _Recorder(Observer):
+    """Keeps what the denoiser is given, in a file for each prompt that is done."""
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        self._points: list[torch.Tensor] = []
+        self._timesteps: list[float] = []
+        self._conditions: Outputs = {}
+
+    @contextmanager
+    def watch(self, component: str, model: nn.Module, runs: int) -> Iterator[None]:
+        """Notes the arguments of every run of the denoiser while in the context."""
+        if component != "unet":
+            yield
+            return
+        hook = model.register_forward_pre_hook(self._note, with_kwargs=True)
+        try:
+            yield
+        finally:
+            hook.remove()
+
+    def resume(self, component: str) -> list[Outputs]:
+        """The ends of the trajectories that are whole."""
+        if component != "unet":
+            return []
+        return [{"latents": self.load(number)["latents"].float()} for number in self.whole()]
+
+    def finish(self, component: str, outputs: Sequence[Outputs]) -> None:
+        """Writes the trajectory that was drawn last."""
+        if component != "unet":
+            return
+        tensors = {
+            "points": torch.stack(self._points),
+            "timesteps": torch.tensor(self._timesteps, dtype=torch.float32),
+            "latents": outputs[-1]["latents"].to("cpu", torch.float16),
+            **self._conditions,
+        }
+        specs = {name: spec_of(tensor) for name, tensor in tensors.items()}
+        write_sealed(self._file(len(outputs) - 1), specs, tensors.items())
+        self._points, self._timesteps, self._conditions = [], [], {}
+
+    def whole(self) -> range:
+        """The numbers of the prompts whose files are there and undamaged, up to the first that is not."""
+        number = 0
+        while read_sealed(self._file(number)) is not None:
+            number += 1
+        return range(number)
+
+    def load(self, number: int) -> Outputs:
+        """The prompt's trajectory. SourceError when its file is gone or damaged."""
+        ranges = read_sealed(self._file(number))
+        if ranges is None:
+            raise SourceError(f"{self._file(number)}: was written but is not whole; check the disk")
+        return {name: read_tensor(where) for name, where in ranges.items()}
+
+    def _file(self, number: int) -> Path:
+        return self._folder / f"{number:05}.safetensors"
+
+    def _note(self, model: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+        sample, timestep = arguments
+        self._points.append(sample[0].to("cpu", torch.float16))  # the same in both branches
+        self._timesteps.append(float(timestep))
+        if not self._conditions:
+            added = named.get("added_cond_kwargs") or {}
+            given = {"encoder_hidden_states": named["encoder_hidden_states"], **added}
+            if named.get("timestep_cond") is not None:
+                given["timestep_cond"] = named["timestep_cond"].expand(len(sample), -1)
+            # Sizes in pixels, which SDXL is told, may be too large for float16 to hold exactly.
+            self._conditions = {
+                f"{_CONDITION}{name}": value.to("cpu", torch.float32 if name == "time_ids" else torch.float16)
+                for name, value in given.items()
+            }
