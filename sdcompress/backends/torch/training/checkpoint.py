@@ -36,7 +36,7 @@ class Trained:
 
 def save(file: Path, progress: Progress, trained: Trained) -> None:
     """Writes all that the run needs to go on from here."""
-    tensors = {}
+    tensors: dict[str, torch.Tensor] = {}
     for name, parameter in trained.parameters.items():
         moments = trained.optimizer.state[parameter]
         tensors[f"parameter:{name}"] = parameter
