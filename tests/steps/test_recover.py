@@ -207,7 +207,9 @@ def test_a_catalog_model_is_planned_with_its_memory() -> None:
     text = f"  unet:\n{PRUNED}    - recover: {{minutes: 10, batch_size: 1%s}}\n    - cast: {{dtype: float16}}\n"
     full, small = (make_plan(recipe(text % options), open_source("sd15")) for options in ("", ", lora_rank: 16"))
     weights = 4 * full.source.components["unet"].parameters + 20 * full.after("unet").parameters
-    assert weights < full.peak_bytes < 1.6 * weights
+    # Five self-attentions at 64x64 keep scores of 8 heads in three copies; all other activations are less than those.
+    scores = 5 * 3 * 8 * 4096**2 * 4
+    assert weights + scores < full.peak_bytes < weights + 2 * scores
     assert small.peak_bytes < full.peak_bytes - 8 * full.after("unet").parameters
     notes = describe_plan(full)["components"]["unet"]["notes"]
     assert "trained for 10 minutes" in notes[0] and "64 pictures" in notes[1]
