@@ -30,6 +30,10 @@ EXTRA_RECIPES = {
     "groups": "  unet:\n    - quantize: {format: int8, group_size: 16, exclude: [conv_in]}\n",
     "bfloat16": '  "*":\n    - cast: {dtype: bfloat16}\n',
     "pruned": "  unet:\n    - prune: {drop_mid_block: true, layers_per_block: 1}\n",
+    "narrowed": "  unet:\n    - prune: {remove: [mid_block.resnets.1], heads: 50%, resnet_channels: 50%}\n"
+    "  text_encoder:\n    - prune: {text_layers: 1, feed_forward: 50%}\n",
+    "narrowed-nf4": "  unet:\n    - prune: {heads: 50%}\n    - quantize: {format: nf4}\n",
+    "sparse": '  unet:\n    - sparsify: {pattern: "2:4"}\n    - quantize: {format: int4}\n',
     "int2": "  unet:\n    - quantize: {format: int2, group_size: 16, keep_sensitive: false}\n",
     "uint3": "  unet:\n    - quantize: {format: uint3, group_size: 24, scale_bits: 8, rounding: hqq}\n",
     "uint5": "  text_encoder:\n    - quantize: {format: uint5, group_size: 128, rounding: search}\n",
