@@ -11,6 +11,7 @@ import time
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from short_recipes import shortened
 
 from sdcompress.artifact import partial_folder
 from sdcompress.backends.torch.loading import open_pipeline
@@ -54,16 +55,6 @@ def recipe_of(name):
     if name in EXTRA_RECIPES:
         return parse_recipe(SMALL_BLOCKS + EXTRA_RECIPES[name], name)
     return shortened(load_recipe(name))
-
-
-def shortened(recipe):
-    """The recipe with two steps of training on two prompts in place of minutes; all else is as it was."""
-    short = {"minutes": None, "steps": 2, "prompt_count": 2}
-    components = {
-        key: tuple(step.model_copy(update=short) if step.kind == "recover" else step for step in steps)
-        for key, steps in recipe.components.items()
-    }
-    return recipe.model_copy(update={"components": components})
 
 
 def snapshot(folder):

@@ -45,14 +45,13 @@ def drift_chart(report: Mapping[str, Any]) -> Chart | None:
 
 def loss_chart(report: Mapping[str, Any]) -> Chart | None:
     """The loss while weights were recovered, a line for each component; None where nothing was recovered."""
-    lines = []
-    for component, entry in (report.get("recovery") or {}).items():
-        losses = [value for value in entry.get("losses") or () if value is not None]
-        if len(losses) > 1:
-            lines.append((component, losses))
+    found = {component: entry["loss"] for component, entry in (report.get("recovery") or {}).items()}
+    lines = [(component, loss["means"]) for component, loss in found.items() if len(loss["means"]) > 1]
     if not lines:
         return None
-    axes = Axis("record", lambda value: f"{value:.0f}"), Axis("loss", lambda value: f"{value:.3g}")
+    each = max(loss["steps_each"] for loss in found.values())
+    steps = Axis("step" if each == 1 else f"{each} steps", lambda value: f"{value:.0f}")
+    axes = steps, Axis("loss", lambda value: f"{value:.3g}")
     return "Loss while recovering", curves(lines, *axes, title="Loss while recovering")
 
 

@@ -119,7 +119,7 @@ def test_every_layer_has_its_row(make_report: Make) -> None:
 def test_optional_parts_are_shown(make_report: Make, tmp_path: Path, optional: str) -> None:
     report = make_report()
     value, words = {
-        "recovery": ({"unet": {"losses": [3.0, 2.0, 1.5]}}, "Loss while recovering"),
+        "recovery": ({"unet": {"loss": {"steps_each": 1, "means": [3.0, 2.0, 1.5]}}}, "Loss while recovering"),
         "metrics": ({"lpips_alex": {"mean": 0.125, "median": 0.1, "interval_95": [0.1, 0.2]}}, "lpips alex"),
         "component_metrics": ({"unet": {"noise_sqnr_db": {"mean": 31.25}}}, "31.25"),
     }[optional]

@@ -50,7 +50,7 @@ def page_file(make_report: Make, save_pictures: Save, tmp_path: Path) -> Path:
     report["noise_floor"] = {"sources": {"seed": {"label": "another seed", "psnr_db": {"mean": 15.0}}}}
     report["attribution"] = [{"name": "unet", "kind": "component", "saved_bytes": 9_000_000, "psnr_db": {"mean": 41.0}}]
     report["gates"] = [{"gate": "clip_score_drift >= -0.3", "value": -0.5, "passed": False}]
-    report["recovery"] = {"unet": {"losses": [2.0, 1.0, 0.5]}}
+    report["recovery"] = {"unet": {"loss": {"steps_each": 4, "means": [2.0, 1.0, 0.5]}}}
     save_pictures(report, tmp_path)
     file = tmp_path / "report.html"
     file.write_text(to_html(report, tmp_path), encoding="utf-8")

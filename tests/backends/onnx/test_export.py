@@ -16,14 +16,14 @@ pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (pip ins
 pytest.importorskip("onnxscript", reason="onnxscript is not installed (pip install 'sdcompress[onnx]')")
 
 import onnx
+from short_recipes import quick
 
 from sdcompress import load_recipe, make_plan, open_pipeline, open_source
 from sdcompress.artifact import partial_folder
-from sdcompress.calibration import Calibration
 from sdcompress.errors import UserError
 from sdcompress.execute import execute
 from sdcompress.plan import Plan
-from sdcompress.recipe import Recipe, parse_recipe
+from sdcompress.recipe import parse_recipe
 from sdcompress.source import MANIFEST_NAME, open_folder
 from sdcompress.verify import verify
 
@@ -44,12 +44,6 @@ components:
 Exported = Callable[[str], tuple[Plan, Path]]
 
 
-def quick(name: str) -> Recipe:
-    """The shipped recipe, its ranges calibrated on one picture of two steps."""
-    settings = Calibration(prompt_count=1, num_inference_steps=2)
-    return load_recipe(name).model_copy(update={"calibration": settings})
-
-
 @pytest.fixture(scope="module")
 def exported(onnx_tiny_sd: Path, tmp_path_factory: pytest.TempPathFactory) -> Exported:
     """Recipe -> its plan for tiny-sd and the artifact, made when it is first asked for; do not write into it."""
@@ -58,7 +52,7 @@ def exported(onnx_tiny_sd: Path, tmp_path_factory: pytest.TempPathFactory) -> Ex
 
     def export(name: str) -> tuple[Plan, Path]:
         if name not in made:
-            plan = make_plan(quick(name), source)
+            plan = make_plan(quick(load_recipe(name)), source)
             execute(plan, folder / name)
             made[name] = plan, folder / name
         return made[name]

@@ -1,0 +1,56 @@
+"""The recipe that prunes, recovers, quantizes and exports, all in one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from short_recipes import quick
+
+from sdcompress import load_recipe, make_plan, open_pipeline, open_source
+from sdcompress.execute import execute
+from sdcompress.source import MANIFEST_NAME, open_folder
+from sdcompress.verify import verify
+
+RECIPE = "pruned-50-recovered-int8-onnx"
+# Float32 sums in another order over two steps of random weights; half of one of 256 levels is 2e-3.
+TOLERANCE = 1e-3
+
+
+@pytest.fixture(scope="module")
+def made(nano_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("pruned") / "out"
+    execute(make_plan(quick(load_recipe(RECIPE)), open_source(str(nano_folder))), out)
+    return out
+
+
+def draw(pipeline):
+    pipeline.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(0)
+    return pipeline("ab", num_inference_steps=2, output_type="np", generator=generator, height=16, width=16).images[0]
+
+
+def test_predicted_is_actual(made: Path, nano_folder: Path) -> None:
+    plan = make_plan(quick(load_recipe(RECIPE)), open_source(str(nano_folder)))
+    unet = open_folder(made).components["unet"]
+    before, after = plan.source.components["unet"].parameters, plan.after("unet")
+    assert (unet.parameters, unet.weights_bytes) == (after.parameters, after.weights_bytes)
+    assert unet.parameters <= before / 2
+    assert verify(made) == []
+
+
+def test_every_stage_left_its_trace(made: Path) -> None:
+    manifest = json.loads((made / MANIFEST_NAME).read_text(encoding="utf-8"))
+    unet = manifest["components"]["unet"]
+    assert [next(iter(step)) for step in unet["steps"]] == ["prune", "recover", "cast", "quantize", "export"]
+    assert len(unet["recovery"]["loss"]["means"]) == 2
+    assert any(layer.get("activations") for layer in unet["layers"].values())
+    assert set(manifest["activation_ranges"]) == {"text_encoder", "unet", "vae"}
+
+
+def test_stock_optimum_draws_the_same(made: Path) -> None:
+    ort = pytest.importorskip("optimum.onnxruntime", reason="optimum-onnx is not installed", exc_type=ImportError)
+    own = draw(open_pipeline(made, device="cpu"))
+    assert abs(draw(ort.ORTDiffusionPipeline.from_pretrained(made)) - own).max() < TOLERANCE
