@@ -49,6 +49,8 @@ bench: $(READY)
 	$(BIN)/python benchmarks/onnx_quality.py
 	$(BIN)/python benchmarks/quality_per_byte.py
 	$(BIN)/python benchmarks/torch_step.py
+	$(BIN)/python benchmarks/pruned_step.py
+	$(BIN)/python benchmarks/pruning.py
 	$(BIN)/python benchmarks/report_page.py
 	$(BIN)/python benchmarks/readme.py
 

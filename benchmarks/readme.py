@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.contenders.summary import describe_error, digits, megabytes, summarise  # noqa: E402
+from benchmarks.pruning_faces import pruning_table  # noqa: E402
 from benchmarks.quality.table import quality_per_byte_table  # noqa: E402
 
 README = ROOT / "README.md"
@@ -175,7 +176,6 @@ def _head(first: str, *others: str) -> list[str]:
     return [f"| {' | '.join((first, *others))} |", "|---|" + "---:|" * len(others)]
 
 
-# Name -> maker of the table between the markers of that name; its result file has underscores for dashes.
 def torch_step_table(result: dict[str, Any]) -> str:
     rows = _head("weights", "MB", "seconds (range)", "of bfloat16's (range)")
     plain = result["contenders"][result["baseline"]]["seconds"]
@@ -189,6 +189,13 @@ def torch_step_table(result: dict[str, Any]) -> str:
     return "\n".join(rows)
 
 
+def pruned_step_table(result: dict[str, Any]) -> str:
+    from benchmarks.pruned_step import pruned_step_table as table  # which imports torch
+
+    return table(result)
+
+
+# Name -> maker of the table between the markers of that name; its result file has underscores for dashes.
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "recipes": recipes_table,
     "onnx-quality": onnx_quality_table,
@@ -199,6 +206,8 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "full-size": full_size_table,
     "quality-per-byte": quality_per_byte_table,
     "torch-step": torch_step_table,
+    "pruned-step": pruned_step_table,
+    "pruning": pruning_table,
 }
 
 

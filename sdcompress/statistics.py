@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import sdcompress
 from sdcompress.cache import cache_folder
-from sdcompress.calibration import Calibration, choose_prompts
+from sdcompress.calibration import FIRST_SEED, Calibration, choose_prompts
 from sdcompress.environment import installed_versions
 from sdcompress.errors import SourceError
 from sdcompress.quant.statistics import LayerStatistics, Limits
@@ -183,7 +183,7 @@ def content_key(source: Source, wanted: Wanted, calibration: Calibration, limits
         "configs": {component: dict(source.components[component].config) for component in present},
         # Not what they are called, nor how ranges are chosen from histograms.
         "prompts": [prompts.prompts, prompts.num_inference_steps, prompts.guidance_scale],
-        "calibration": [calibration.seed, calibration.height, calibration.width],
+        "calibration": [FIRST_SEED + calibration.seed, calibration.height, calibration.width],
         "wanted": {component: list(layers) for component, layers in wanted.items()},
         "limits": asdict(limits),
     }

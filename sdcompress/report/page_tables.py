@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sdcompress.report.layers import LAYER_COLUMNS, described
-from sdcompress.report.page_tiles import UNMEASURED, floor_text
+from sdcompress.report.page_tiles import UNMEASURED, all_identical, floor_text
 from sdcompress.report.statistics import median
 from sdcompress.report.wording import bytes_text, ratio_text, seconds_text, signed_text
 
@@ -104,7 +104,7 @@ def floor_rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """(what was changed, CLIP drift, PSNR, SSIM) of the original against itself."""
     sources = (report.get("noise_floor") or {}).get("sources") or {}
     return [
-        (source.get("label", name), *(floor_text(source.get(metric)) for metric in ("clip_score", "psnr_db", "ssim")))
+        (source.get("label", name), *(floor_text(source, metric) for metric in ("clip_score", "psnr_db", "ssim")))
         for name, source in sources.items()
     ]
 
@@ -113,7 +113,7 @@ def attribution_rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """(what was swapped in, kind, bytes saved, PSNR, CLIP drift, time) of each rung of the ladder."""
     rows: list[tuple[str, ...]] = []
     for entry in report.get("attribution") or ():
-        psnr, clip = entry.get("psnr_db") or {}, entry.get("clip_score") or {}
+        clip = entry.get("clip_score") or {}
         saved, ratio = entry.get("saved_bytes"), (entry.get("latency_s") or {}).get("ratio")
         clip_text = UNMEASURED
         if clip.get("difference") is not None:
@@ -123,7 +123,7 @@ def attribution_rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
                 str(entry.get("name", UNMEASURED)),
                 str(entry.get("kind", UNMEASURED)),
                 UNMEASURED if saved is None else bytes_text(saved),
-                UNMEASURED if psnr.get("mean") is None else f"{psnr['mean']:.1f} dB",
+                _swapped_psnr(entry),
                 clip_text,
                 UNMEASURED if ratio is None else ratio_text(ratio),
             )
@@ -131,12 +131,25 @@ def attribution_rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
     return rows
 
 
+def _swapped_psnr(entry: Mapping[str, Any]) -> str:
+    mean = (entry.get("psnr_db") or {}).get("mean")
+    if mean is None:
+        return "identical" if all_identical(entry) else UNMEASURED
+    return f"{mean:.1f} dB"
+
+
+def _gate_value(gate: Mapping[str, Any]) -> str:
+    if gate.get("value") is None:
+        return "infinite" if gate.get("infinite") else UNMEASURED
+    return _figure(gate["value"])
+
+
 def gate_rows(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Each gate with its value as text and whether it passed."""
     return [
         {
             "gate": str(gate.get("gate", "")),
-            "value": UNMEASURED if gate.get("value") is None else _figure(gate["value"]),
+            "value": _gate_value(gate),
             "passed": bool(gate.get("passed")),
         }
         for gate in report.get("gates") or ()

@@ -49,21 +49,27 @@ def floor_texts(report: Mapping[str, Any], metric: str) -> list[str]:
     """The noise floor of `clip_score`, `psnr_db` or `ssim`, one text a source: `another seed +0.03 [-0.2, +0.3]`."""
     told = []
     for name, source in ((report.get("noise_floor") or {}).get("sources") or {}).items():
-        text = floor_text(source.get(metric))
+        text = floor_text(source, metric)
         if text != UNMEASURED:
             told.append(f"{source.get('label', name)} {text}")
     return told
 
 
-def floor_text(figure: Mapping[str, Any] | None) -> str:
-    """A figure of the noise floor with its interval; a difference has its sign."""
+def all_identical(entry: Mapping[str, Any]) -> bool:
+    """Whether every picture of a redrawn or swapped pipeline is the original's to the pixel: its PSNR is infinite."""
+    return bool(entry.get("pictures")) and entry.get("identical") == entry["pictures"]
+
+
+def floor_text(source: Mapping[str, Any], metric: str) -> str:
+    """A figure of a source of the noise floor with its interval; a difference has its sign."""
+    figure = source.get(metric)
     if not figure:
         return UNMEASURED
     interval = figure.get("interval_95")
     if figure.get("difference") is not None:
         return signed_text(figure["difference"], interval)
     if figure.get("mean") is None:
-        return "identical" if figure.get("identical") else UNMEASURED
+        return "identical" if metric == "psnr_db" and all_identical(source) else UNMEASURED
     return f"{figure['mean']:.2f}" + (f" [{interval[0]:.2f}, {interval[1]:.2f}]" if interval else "")
 
 

@@ -18,7 +18,14 @@ from PIL import Image
 
 from sdcompress.report.charts import Axis, Mark, bars, scatter, strips, ticks
 from sdcompress.report.html import to_html
-from sdcompress.report.page_tables import layer_table, sample_table, worst_first
+from sdcompress.report.page_tables import (
+    attribution_rows,
+    floor_rows,
+    gate_rows,
+    layer_table,
+    sample_table,
+    worst_first,
+)
 from sdcompress.report.page_tiles import make_tiles
 from sdcompress.report.templates import json_island
 from sdcompress.report.thumbnails import ENCODINGS, embed_pairs
@@ -125,6 +132,19 @@ def test_optional_parts_are_shown(make_report: Make, tmp_path: Path, optional: s
     }[optional]
     assert words not in to_html(report, tmp_path)
     assert words in to_html(report | {optional: value}, tmp_path)
+
+
+def test_what_is_infinite_is_not_called_unmeasured(make_report: Make) -> None:
+    """Pictures that are the original's to the pixel: in a swap, in the noise floor, and at a gate."""
+    same = {"pictures": 4, "identical": 4, "psnr_db": {"mean": None}}
+    report = make_report() | {
+        "attribution": [{"name": "safety_checker", "kind": "component", **same}],
+        "noise_floor": {"sources": {"batch": {"label": "in batches", **same}}},
+        "gates": [{"gate": "psnr_db>=30", "value": None, "infinite": True, "passed": True}],
+    }
+    assert attribution_rows(report)[0][3] == "identical"
+    assert floor_rows(report) == [("in batches", "not measured", "identical", "not measured")]
+    assert gate_rows(report)[0]["value"] == "infinite"
 
 
 def test_pictures_are_lossless_where_they_fit(make_report: Make, save_pictures: Save, tmp_path: Path) -> None:
