@@ -21,8 +21,10 @@ def list_recipes() -> None:
     """List the shipped recipes."""
     from sdcompress.recipe import load_recipe, shipped_recipes
 
-    for name in shipped_recipes():
-        typer.echo(f"{name:<21}{load_recipe(name).description.strip()}")
+    shipped = shipped_recipes()
+    width = max(map(len, shipped)) + 2
+    for name in shipped:
+        typer.echo(f"{name:<{width}}{load_recipe(name).description.strip()}")
 
 
 @recipes_app.command("show")

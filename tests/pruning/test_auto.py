@@ -6,7 +6,7 @@ import torch
 from sdcompress.backends.torch import unit_sensitivity
 from sdcompress.backends.torch.loading import open_pipeline
 from sdcompress.backends.torch.unit_sensitivity import SAMPLES, measure_units, sampled_calls
-from sdcompress.calibration import Calibration
+from sdcompress.calibration import FIRST_SEED, Calibration
 from sdcompress.errors import RecipeError
 from sdcompress.plan import make_plan
 from sdcompress.pruning.auto import choose_units, measured_units
@@ -50,7 +50,7 @@ def test_measured_is_the_error_of_the_unet_without_the_part(nano_folder):
     hook = pipeline.unet.register_forward_hook(
         lambda _, arguments, keywords, output: seen.append((arguments, keywords, output[0])), with_kwargs=True
     )
-    pipeline("ab", num_inference_steps=2, generator=torch.Generator().manual_seed(2**32), output_type="latent")
+    pipeline("ab", num_inference_steps=2, generator=torch.Generator().manual_seed(FIRST_SEED), output_type="latent")
     hook.remove()
     part = pipeline.unet.get_submodule(unit)
     part.register_forward_hook(lambda _, arguments, output: (arguments[0],))
