@@ -30,8 +30,9 @@ setup: $(READY)
 demo: $(READY)
 	$(BIN)/sdcompress run tiny-sd --recipe int8 --out $(DEMO) --force
 
+# A file's tests share what they made, so they stay in one process.
 test: $(READY)
-	$(BIN)/python -m pytest -m "not full"
+	$(BIN)/python -m pytest -m "not full" --numprocesses 2 --dist loadfile
 
 test-full: $(READY)
 	$(BIN)/python -m pytest

@@ -200,6 +200,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "recipes": recipes_table,
     "onnx-quality": onnx_quality_table,
     "unet-step": unet_step_table,
+    "unet-step-openvino": unet_step_table,
     "vae-decoder-step": unet_step_table,
     "text-encoder-step": unet_step_table,
     "pipeline": pipeline_table,
