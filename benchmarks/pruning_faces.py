@@ -30,10 +30,12 @@ def pruning_table(result: Mapping[str, Any]) -> str:
     original = next(iter(entries.values()))["original_clip_score"]
     report = next(iter(result["reports"].values()))
     environment = report["environment"]
+    count = environment["threads"]["original"]
+    threads = f"{count} thread{'s' * (count != 1)} of {environment['cpu']}"
     lines += [
         "",
         f"Original: CLIP score {original:.1f}; {report['settings']['prompt_count']} prompts, "
-        f"{report['settings']['num_inference_steps']} steps; {environment['cores']} cores of {environment['cpu']}.",
+        f"{report['settings']['num_inference_steps']} steps; {threads}.",
     ]
     return "\n".join(lines)
 

@@ -62,9 +62,14 @@ def recipes_table(result: dict[str, Any]) -> str:
         "",
         f"Original: {original['parameters']:,} parameters, {original['size_bytes'] / 1e6:.1f} MB, CLIP score "
         f"{original['clip_score']:.1f} by {first['scorer']['name']}; {settings['prompt_count']} prompts, "
-        f"{settings['num_inference_steps']} steps; {machine['cores']} cores of {machine['cpu']}, float32.",
+        f"{settings['num_inference_steps']} steps; {_threads(machine)}, float32.",
     ]
     return "\n".join(rows)
+
+
+def _threads(machine: dict[str, Any]) -> str:
+    count = machine["threads"]["original"]
+    return f"{count} thread{'s' * (count != 1)} of {machine['cpu']}"
 
 
 def full_size_table(result: dict[str, Any]) -> str:
