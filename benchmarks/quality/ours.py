@@ -136,7 +136,7 @@ def _variants() -> Iterator[Contender]:
         yield from _line("uint", f"GPTQ, rank {rank}", ranked, low, name=f"gptq-rank{rank}")
     yield from _line("uint", "GPTQ, Hadamard", {**GPTQ, "hadamard": True}, low, name="gptq-hadamard")
     yield from _line("uint", "GPTQ after smoothing", {**GPTQ, SMOOTH: True}, low, name="gptq-smooth")
-    for group in (16, 32, 128):
+    for group in (16, 32, 128, 512):
         options = {**GPTQ, "group_size": group}
         yield from _line(
             "uint", f"GPTQ, groups of {group}", options, (8, *LOW_BITS), ("unet", "all"), name=f"gptq-group{group}"
