@@ -266,7 +266,7 @@ def test_onnx_quality_table():
     *rows, empty, note = readme.onnx_quality_table({"reports": {"int8": {**report, "label": "int8"}}}).splitlines()
     psnr = report["similarity"]["psnr_db"]["mean"]
     assert f"| {psnr:.1f} dB |" in rows[-1] and len({row.count("|") for row in rows}) == 1
-    assert empty == "" and "32 prompts, 20 steps" in note
+    assert empty == "" and f"{report['settings']['prompt_count']} prompts, 20 steps" in note
 
 
 def test_picture(result, tmp_path):
