@@ -213,6 +213,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "quality-per-byte": quality_per_byte_table,
     "torch-step": torch_step_table,
     "pruned-step": pruned_step_table,
+    "pruned-step-onnx": unet_step_table,
     "pruning": pruning_table,
 }
 

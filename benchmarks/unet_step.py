@@ -82,7 +82,9 @@ def main() -> None:
     out = arguments.out or (RESULT if kept else work / f"{arguments.component}_step.json")
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    picture = draw_race(result, describe_race(result), PICTURE if kept else out.with_suffix(".png"))
+    picture = draw_race(
+        result, describe_race(result), PICTURE if kept and arguments.out is None else out.with_suffix(".png")
+    )
     print(race_table(result))
     print(f"written: {out} {picture}", file=sys.stderr)
 

@@ -149,7 +149,7 @@ _ALL = (
         "sdcompress onnx-int8, attention: standard",
         "sdcompress",
         "onnx_runtime",
-        {"recipe": "onnx-int8", "calibrated": True, "attention": "standard"},
+        {"recipe": "onnx-int8", "calibrated": True, "unet_last": [{"export": {"attention": "standard"}}]},
         "pipeline",
         by_default=False,
         calibrated=True,
@@ -161,6 +161,15 @@ _ALL = (
         "openvino_models",
         {"how": "onnx", "precision": None, "files_of": "onnx-int8-standard"},
         needs=("onnx-int8-standard",),
+    ),
+    Contender(
+        "onnx-fp32-pruned",
+        "sdcompress onnx-fp32, pruned by bk-sdm-base",
+        "sdcompress",
+        "onnx_runtime",
+        {"recipe": "onnx-fp32", "unet_first": [{"prune": {"pattern": "bk-sdm-base"}}]},
+        "pipeline",
+        by_default=False,
     ),
     # Pictures only: of one component alone nothing is left to be let go.
     Contender(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from benchmarks.contenders.component_worker import Runner
 from benchmarks.contenders.inputs import read_settings
 from benchmarks.contenders.job import OUTPUTS, TEXT_OUTPUTS, Job
 
+Steps = Sequence[Mapping[str, Any]]
 NUMPY_TYPES = {
     "tensor(float)": np.float32,
     "tensor(float16)": np.float16,
@@ -21,11 +22,13 @@ NUMPY_TYPES = {
 }
 
 
-def make(job: Job, recipe: str | None, calibrated: bool = False, attention: str | None = None) -> dict[str, Any]:
+def make(
+    job: Job, recipe: str | None, calibrated: bool = False, unet_first: Steps = (), unet_last: Steps = ()
+) -> dict[str, Any]:
     """Exports the whole pipeline: with optimum when `recipe` is None, else as that recipe says.
 
     calibrated: with as many calibration prompts and steps as the recorded inputs have, which the peers are given.
-    attention: of the UNet's export step, where it is not the default.
+    unet_first, unet_last: steps of the UNet before and after the recipe's own.
     """
     if recipe is None:
         from optimum.exporters.onnx import main_export
@@ -35,8 +38,9 @@ def make(job: Job, recipe: str | None, calibrated: bool = False, attention: str 
     from sdcompress.cli import main
 
     settings = read_settings(job.work) if calibrated else None
-    changed = settings is not None or attention is not None
-    used = str(write_recipe(recipe, settings, Path(job.work) / "recipes", attention)) if changed else recipe
+    used = recipe
+    if settings is not None or unet_first or unet_last:
+        used = str(write_recipe(recipe, settings, Path(job.work) / "recipes" / job.contender, unet_first, unet_last))
     sys.argv = ["sdcompress", "compress", job.source, "--recipe", used, "--out", str(job.folder()), "--force"]
     try:
         main()
@@ -46,8 +50,10 @@ def make(job: Job, recipe: str | None, calibrated: bool = False, attention: str 
     return {"call": f"sdcompress compress MODEL --recipe {recipe}", "calibration": settings}
 
 
-def write_recipe(recipe: str, settings: Mapping[str, Any] | None, folder: Path, attention: str | None = None) -> Path:
-    """A copy of the shipped recipe that calibrates with as many prompts and steps as `settings` says."""
+def write_recipe(
+    recipe: str, settings: Mapping[str, Any] | None, folder: Path, unet_first: Steps = (), unet_last: Steps = ()
+) -> Path:
+    """A copy of the shipped recipe that calibrates as `settings` says, with other steps around the UNet's."""
     import yaml
 
     from sdcompress.recipe import shipped_recipes
@@ -56,11 +62,11 @@ def write_recipe(recipe: str, settings: Mapping[str, Any] | None, folder: Path, 
     if settings is not None:
         counts = {"prompt_count": settings["calibration_prompts"], "num_inference_steps": settings["steps"]}
         content["calibration"] = {**content.get("calibration", {}), **counts}
-    if attention is not None:
-        content["components"]["unet"].append({"export": {"attention": attention}})
+    components = content["components"]
+    if unet_first or unet_last:
+        components["unet"] = [*unet_first, *components.get("unet", components["*"]), *unet_last]
     folder.mkdir(parents=True, exist_ok=True)
-    file = folder / "-".join([recipe, *([attention] if attention else [])])
-    file = file.with_suffix(".yaml")
+    file = folder / f"{recipe}.yaml"
     file.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
     return file
 
