@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
@@ -27,7 +26,7 @@ import torch  # noqa: E402
 from torch import nn  # noqa: E402
 
 from benchmarks.full_size import commit  # noqa: E402
-from benchmarks.torch_step import random_unet, step_inputs  # noqa: E402
+from benchmarks.torch_step import random_unet, step_inputs, take_turns  # noqa: E402
 from sdcompress import catalog  # noqa: E402
 from sdcompress.backends.torch.pruned_modules import rebuild  # noqa: E402
 from sdcompress.environment import describe_cpu, describe_environment  # noqa: E402
@@ -65,12 +64,7 @@ def main() -> None:
         for _ in range(WARM_UPS):
             if not bool(model(**inputs).sample.isfinite().all()):
                 raise SystemExit(f"{name}: gives NaN or infinity")
-    seconds: dict[str, list[float]] = {name: [] for name in models}
-    for _ in range(arguments.rounds):
-        for name, model in models.items():
-            start = time.perf_counter()
-            model(**inputs)
-            seconds[name].append(time.perf_counter() - start)
+    seconds = take_turns(models, inputs, arguments.rounds)
     result = {
         "command": "python benchmarks/pruned_step.py " + " ".join(sys.argv[1:]),
         "commit": commit(),

@@ -61,12 +61,7 @@ def main() -> None:
         print(f"made: {name}, {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
     inputs = step_inputs()
     outputs = {name: model(**inputs).sample for name, model in models.items() for _ in range(WARM_UPS)}
-    seconds: dict[str, list[float]] = {name: [] for name in models}
-    for _ in range(arguments.rounds):
-        for name, model in models.items():
-            start = time.perf_counter()
-            model(**inputs)
-            seconds[name].append(time.perf_counter() - start)
+    seconds = take_turns(models, inputs, arguments.rounds)
     result = {
         "command": "python benchmarks/torch_step.py " + " ".join(sys.argv[1:]),
         "commit": commit(),
@@ -90,6 +85,19 @@ def main() -> None:
         step_cost.FILE.write_text(json.dumps(summary_of(result), indent=1) + "\n", encoding="utf-8")
     print(step_table(result))
     print(f"written: {arguments.out}", file=sys.stderr)
+
+
+def take_turns(
+    models: Mapping[str, nn.Module], inputs: Mapping[str, torch.Tensor], rounds: int
+) -> dict[str, list[float]]:
+    """Model -> seconds of its steps, one a round, the models in turns."""
+    seconds: dict[str, list[float]] = {name: [] for name in models}
+    for _ in range(rounds):
+        for name, model in models.items():
+            start = time.perf_counter()
+            model(**inputs)
+            seconds[name].append(time.perf_counter() - start)
+    return seconds
 
 
 def summary_of(result: Mapping[str, Any]) -> dict[str, Any]:

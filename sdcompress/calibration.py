@@ -20,6 +20,19 @@ if TYPE_CHECKING:
 FIRST_SEED = 2**31
 
 
+def count_own_prompts(value: Any) -> Any:
+    """A model's raw fields with `prompt_count` as prompts of one's own settle it: all are used.
+
+    ValueError where `prompt_count` says otherwise.
+    """
+    if isinstance(value, dict) and isinstance(value.get("prompts"), list | tuple):
+        count = len(value["prompts"])
+        if value.get("prompt_count", count) != count:
+            raise ValueError(f"prompt_count: leave it out, for all {count} prompts are used")
+        return {**value, "prompt_count": count}
+    return value
+
+
 class Calibration(BaseModel):
     """How to gather activation statistics. None means: what the pipeline or its prompt set says."""
 
@@ -37,13 +50,7 @@ class Calibration(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _count_own_prompts(cls, value: Any) -> Any:
-        """Prompts of one's own are all used: `prompt_count` follows from them and cannot say otherwise."""
-        if isinstance(value, dict) and isinstance(value.get("prompts"), list | tuple):
-            count = len(value["prompts"])
-            if value.get("prompt_count", count) != count:
-                raise ValueError(f"prompt_count: leave it out, for all {count} prompts are used")
-            return {**value, "prompt_count": count}
-        return value
+        return count_own_prompts(value)
 
 
 @dataclasses.dataclass(frozen=True)

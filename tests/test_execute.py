@@ -10,6 +10,7 @@ import time
 
 import pytest
 import torch
+from peak_memory import planned_and_taken_bytes
 from safetensors.torch import load_file, save_file
 from short_recipes import shortened
 
@@ -218,18 +219,7 @@ def test_killed_run_leaves_a_partial_that_resumes(tmp_path):
 @pytest.mark.parametrize("recipe", ["int8", "nf4-conv"])
 def test_peak_memory_is_within_the_plan(recipe, tmp_path):
     """VmHWM of a fresh process against the plan, which must neither promise too little nor cry wolf."""
-    script = (
-        "import sys; from pathlib import Path\n"
-        "from sdcompress import load_recipe, make_plan, open_source\n"
-        "from sdcompress.execute import execute\n"
-        "plan = make_plan(load_recipe(sys.argv[1]), open_source('tiny-sd'))\n"
-        "execute(plan, Path(sys.argv[2]))\n"
-        "status = Path('/proc/self/status').read_text()\n"
-        "print(plan.peak_bytes, int(status.split('VmHWM:')[1].split()[0]) * 1024)\n"
-    )
-    command = [sys.executable, "-c", script, recipe, str(tmp_path / "out")]
-    answer = subprocess.run(command, check=True, capture_output=True, text=True)
-    predicted, actual = map(int, answer.stdout.split()[-2:])
+    predicted, actual = planned_and_taken_bytes(recipe, tmp_path / "out")
     assert 0.6 * predicted < actual <= predicted
 
 

@@ -138,6 +138,13 @@ def is_finite(tensor: torch.Tensor) -> bool:
     )
 
 
+def overflows(result: torch.Tensor, tensor: torch.Tensor) -> bool:
+    """Whether casting `tensor` to `result` made a finite value infinite."""
+    import torch
+
+    return not is_finite(result) and not torch.equal(result.isfinite(), tensor.isfinite())
+
+
 def check_finite(weight: torch.Tensor) -> None:
     """Raises ValueError when the weight has a NaN or an infinity, which no code can stand for."""
     if not is_finite(weight):

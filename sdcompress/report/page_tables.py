@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sdcompress.report.layers import LAYER_COLUMNS, described
-from sdcompress.report.page_tiles import UNMEASURED, all_identical, floor_text
+from sdcompress.report.page_tiles import UNMEASURED, floor_text
+from sdcompress.report.pairing import all_identical
 from sdcompress.report.statistics import median
 from sdcompress.report.wording import bytes_text, ratio_text, seconds_text, signed_text
 

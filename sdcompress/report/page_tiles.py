@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sdcompress.report.pairing import all_identical
 from sdcompress.report.wording import (
     SAME_MEMORY,
     bytes_text,
@@ -53,11 +54,6 @@ def floor_texts(report: Mapping[str, Any], metric: str) -> list[str]:
         if text != UNMEASURED:
             told.append(f"{source.get('label', name)} {text}")
     return told
-
-
-def all_identical(entry: Mapping[str, Any]) -> bool:
-    """Whether every picture of a redrawn or swapped pipeline is the original's to the pixel: its PSNR is infinite."""
-    return bool(entry.get("pictures")) and entry.get("identical") == entry["pictures"]
 
 
 def floor_text(source: Mapping[str, Any], metric: str) -> str:

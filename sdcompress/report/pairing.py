@@ -24,3 +24,8 @@ def by_prompt(samples: Sequence[Mapping[str, Any]], values: Sequence[float]) -> 
     for sample, value in zip(samples, values, strict=True):
         groups.setdefault(sample["prompt"], []).append(value)
     return [sum(group) / len(group) for group in groups.values()]
+
+
+def all_identical(entry: Mapping[str, Any]) -> bool:
+    """Whether every picture of a redrawn or swapped pipeline is the original's to the pixel: its PSNR is infinite."""
+    return bool(entry.get("pictures")) and entry.get("identical") == entry["pictures"]

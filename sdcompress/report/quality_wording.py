@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sdcompress.gates import gate_value_text
+from sdcompress.report.pairing import all_identical
 from sdcompress.report.sample_metrics import METRICS
 from sdcompress.report.wording import MISSING, bytes_text, ratio_text
 
@@ -95,7 +96,7 @@ def attribution_rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = []
     for entry in report["attribution"] or ():
         psnr, ssim, drift = entry["psnr_db"]["mean"], entry["ssim"]["mean"], entry["clip_score"]["difference"]
-        identical = entry["pictures"] and entry["identical"] == entry["pictures"]
+        identical = all_identical(entry)
         rows.append(
             (
                 entry["name"],
@@ -137,7 +138,7 @@ def _figure(name: str, report: Mapping[str, Any]) -> str:
 
 
 def _floor_figure(name: str, source: Mapping[str, Any]) -> str:
-    if name == "psnr_db" and source["pictures"] and source["identical"] == source["pictures"]:
+    if name == "psnr_db" and all_identical(source):
         return "infinite"
     entry = source.get(name, {})
     return _text(name, entry.get("difference" if name == "clip_score" else "mean"), None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from sdcompress.errors import UserError
-from sdcompress.quant.format import is_finite
+from sdcompress.quant.format import overflows
 from sdcompress.safetensors_file import FLOAT_DTYPES
 from sdcompress.spec import ComponentSpec, TensorSpec
 from sdcompress.steps import Component, Planned, Record, Stage, Step
@@ -43,7 +43,7 @@ class Cast(Step):
             if not _casts(part.spec.tensors[name], SAFETENSORS_NAME[self.dtype]):
                 return tensor
             result = tensor.to(dtype)
-            if not is_finite(result) and not torch.equal(result.isfinite(), tensor.isfinite()):
+            if overflows(result, tensor):
                 raise UserError(
                     f"{part.spec.name}.{name}: holds {float(tensor.abs().max()):.3g}, too large for {self.dtype}; "
                     f"cast this component to bfloat16 or leave it as it is"

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from sdcompress.calibration import Calibration
+from sdcompress.calibration import Calibration, count_own_prompts
 from sdcompress.components.training_memory import activation_bytes, checkpoint_bytes, latent_elements, state_bytes
 from sdcompress.errors import InternalError, UserError
+from sdcompress.quant.format import overflows
 from sdcompress.safetensors_file import FLOAT_DTYPES
 from sdcompress.source import Source
 from sdcompress.spec import ComponentSpec
@@ -58,13 +59,7 @@ class Recover(Step):
     @model_validator(mode="before")
     @classmethod
     def _count_own_prompts(cls, value: Any) -> Any:
-        """Prompts of one's own are all used, as in `calibration`."""
-        if isinstance(value, dict) and isinstance(value.get("prompts"), list | tuple):
-            count = len(value["prompts"])
-            if value.get("prompt_count", count) != count:
-                raise ValueError(f"prompt_count: leave it out, for all {count} prompts are used")
-            return {**value, "prompt_count": count}
-        return value
+        return count_own_prompts(value)
 
     def plan(self, spec: ComponentSpec, target: str) -> Planned:
         problems = []
@@ -102,8 +97,6 @@ class Recover(Step):
         return []
 
     def apply(self, part: Component, planned: Planned, record: Record) -> Component:
-        import torch
-
         from sdcompress.backends.torch.dtypes import TORCH_DTYPE
 
         if part.workshop is None:
@@ -122,7 +115,7 @@ class Recover(Step):
                 return part.read(name)
             tensor = trained[0].tensors[name]
             result = tensor.to(TORCH_DTYPE[spec.dtype])
-            if not torch.equal(result.isfinite(), tensor.isfinite()):
+            if overflows(result, tensor):
                 raise UserError(
                     f"{part.spec.name}.{name}: came out as {float(tensor.abs().max()):.3g}, too large for "
                     f"{spec.dtype}; lower recover.learning_rate"

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from peak_memory import planned_and_taken_bytes
 from safetensors.torch import load_file
 
 from sdcompress.artifact import partial_folder
@@ -278,24 +279,13 @@ def test_two_processes_train_together(nano_folder: Path, tmp_path: Path) -> None
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads VmHWM from Linux's /proc")
 def test_peak_memory_is_within_the_plan(tmp_path: Path) -> None:
     """VmHWM of a fresh process against the plan, which must neither promise too little nor cry wolf."""
-    script = (
-        "import sys; from pathlib import Path\n"
-        "from sdcompress import load_recipe, make_plan, open_source\n"
-        "from sdcompress.execute import execute\n"
-        "plan = make_plan(load_recipe(sys.argv[1]), open_source('tiny-sd'))\n"
-        "execute(plan, Path(sys.argv[2]))\n"
-        "status = Path('/proc/self/status').read_text()\n"
-        "print(plan.peak_bytes, int(status.split('VmHWM:')[1].split()[0]) * 1024)\n"
-    )
     file = tmp_path / "r.yaml"
     prompt = "a fluent 3d emoji of star, blue background"
     file.write_text(
         f"schema_version: 1\ndescription: T\ncomponents:\n  unet:\n{PRUNE}"
         f"    - recover: {{steps: 2, batch_size: 16, prompts: ['{prompt}']}}\n"
     )
-    command = [sys.executable, "-c", script, str(file), str(tmp_path / "out")]
-    answer = subprocess.run(command, check=True, capture_output=True, text=True)
-    predicted, actual = map(int, answer.stdout.split()[-2:])
+    predicted, actual = planned_and_taken_bytes(str(file), tmp_path / "out")
     assert 0.6 * predicted < actual <= predicted
 
 
