@@ -1,0 +1,407 @@
+"""Pipelines of every family with seeded random weights, small enough to be made in a second, in the real classes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789,."
+TOKENS = 16  # of CLIP's text encoders
+
+
+def make(family: str, folder: Path) -> Path:
+    """The folder of a float32 pipeline of that family (a key of FAMILIES), about 1 M parameters."""
+    import torch
+
+    torch.manual_seed(0)
+    FAMILIES[family](folder.parent / f"{folder.name}-tokenizers").save_pretrained(folder)
+    return folder
+
+
+def _clip_tokenizer(folder: Path) -> Any:
+    from transformers import CLIPTokenizer
+
+    if not folder.exists():
+        tokens = ["<|startoftext|>", "<|endoftext|>", *LETTERS, *(f"{letter}</w>" for letter in LETTERS)]
+        folder.mkdir(parents=True)
+        (folder / "vocab.json").write_text(json.dumps({token: index for index, token in enumerate(tokens)}))
+        (folder / "merges.txt").write_text("#version: 0.2\n")
+        config = {
+            "tokenizer_class": "CLIPTokenizer",
+            "model_max_length": TOKENS,
+            "bos_token": "<|startoftext|>",
+            "eos_token": "<|endoftext|>",
+            "unk_token": "<|endoftext|>",
+            "pad_token": "<|endoftext|>",
+        }
+        (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return CLIPTokenizer.from_pretrained(folder)
+
+
+def _fast_tokenizer(class_name: str, **special: str) -> Any:
+    """A tokenizer of single letters of one of the fast classes; T5 and Gemma really have subwords."""
+    import transformers
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    pieces = [*special.values(), *LETTERS]
+    vocabulary = {piece: index for index, piece in enumerate(dict.fromkeys(pieces))}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=special["unk_token"]))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    end = special["eos_token"]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"$A {end}", special_tokens=[(end, vocabulary[end])]
+    )
+    return getattr(transformers, class_name)(tokenizer_object=tokenizer, **special)
+
+
+def _t5_tokenizer() -> Any:
+    return _fast_tokenizer("T5TokenizerFast", pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
+
+
+def _clip_text(projected: bool = False, hidden: int = 32, projection: int = 32) -> Any:
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    config = CLIPTextConfig(
+        vocab_size=78,
+        hidden_size=hidden,
+        intermediate_size=2 * hidden,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=TOKENS,
+        projection_dim=projection,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=1,
+    )
+    return CLIPTextModelWithProjection(config) if projected else CLIPTextModel(config)
+
+
+def _t5_text(hidden: int = 32) -> Any:
+    from transformers import T5Config, T5EncoderModel
+
+    return T5EncoderModel(
+        T5Config(
+            vocab_size=64,
+            d_model=hidden,
+            d_kv=8,
+            d_ff=2 * hidden,
+            num_layers=2,
+            num_heads=4,
+            feed_forward_proj="gated-gelu",
+            is_encoder_decoder=False,
+            use_cache=False,
+        )
+    )
+
+
+def _vae(latent_channels: int = 4, **options: Any) -> Any:
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(
+        block_out_channels=(16, 32),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        norm_num_groups=8,
+        latent_channels=latent_channels,
+        sample_size=16,
+        **options,
+    )
+
+
+def _unet(**options: Any) -> Any:
+    from diffusers import UNet2DConditionModel
+
+    return UNet2DConditionModel(
+        **{
+            "sample_size": 8,
+            "block_out_channels": (32, 64),
+            "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+            "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+            "layers_per_block": 1,
+            "norm_num_groups": 8,
+            "attention_head_dim": 8,
+            "cross_attention_dim": 32,
+        }
+        | options
+    )
+
+
+def _unchecked() -> dict[str, Any]:
+    return {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+
+
+def _sd1(tokenizers: Path, pipeline: str = "StableDiffusionPipeline", unet: Any = None, **others: Any) -> Any:
+    import diffusers
+
+    return getattr(diffusers, pipeline)(
+        **{
+            "vae": _vae(),
+            "text_encoder": _clip_text(),
+            "tokenizer": _clip_tokenizer(tokenizers / "clip"),
+            "unet": unet if unet is not None else _unet(),
+            "scheduler": diffusers.DDIMScheduler(),
+            **_unchecked(),
+            **others,
+        }
+    )
+
+
+def _sd2(tokenizers: Path) -> Any:
+    from diffusers import DDIMScheduler
+
+    unet = _unet(use_linear_projection=True, attention_head_dim=(4, 8), upcast_attention=True)
+    scheduler = DDIMScheduler(prediction_type="v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing")
+    return _sd1(tokenizers, unet=unet, scheduler=scheduler)
+
+
+def _sdxl(tokenizers: Path, pipeline: str = "StableDiffusionXLPipeline", **others: Any) -> Any:
+    import diffusers
+
+    widths = 6 * 8 + 32  # six numbers in 8 channels each, and the pooled text
+    unet = _unet(
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=widths,
+        cross_attention_dim=64,
+        use_linear_projection=True,
+        transformer_layers_per_block=(1, 2),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+    )
+    return getattr(diffusers, pipeline)(
+        **{
+            "vae": _vae(force_upcast=True),
+            "text_encoder": _clip_text(),
+            "text_encoder_2": _clip_text(projected=True),
+            "tokenizer": _clip_tokenizer(tokenizers / "clip"),
+            "tokenizer_2": _clip_tokenizer(tokenizers / "clip"),
+            "unet": unet,
+            "scheduler": diffusers.EulerDiscreteScheduler(),
+            "add_watermarker": False,
+        }
+        | others
+    )
+
+
+def _sdxl_refiner(tokenizers: Path) -> Any:
+    """SDXL's refiner draws over a picture, reads one text encoder, and has five added numbers in place of six."""
+    unet = _unet(
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=5 * 8 + 32,
+        use_linear_projection=True,
+    )
+    return _sdxl(
+        tokenizers,
+        "StableDiffusionXLImg2ImgPipeline",
+        unet=unet,
+        text_encoder=None,
+        tokenizer=None,
+        requires_aesthetics_score=True,
+        force_zeros_for_empty_prompt=False,
+    )
+
+
+def _sdxl_turbo(tokenizers: Path) -> Any:
+    from diffusers import EulerAncestralDiscreteScheduler
+
+    return _sdxl(tokenizers, scheduler=EulerAncestralDiscreteScheduler(timestep_spacing="trailing"))
+
+
+def _lcm(tokenizers: Path) -> Any:
+    from diffusers import LCMScheduler
+
+    return _sd1(
+        tokenizers, "LatentConsistencyModelPipeline", unet=_unet(time_cond_proj_dim=16), scheduler=LCMScheduler()
+    )
+
+
+def _inpaint(tokenizers: Path) -> Any:
+    return _sd1(tokenizers, "StableDiffusionInpaintPipeline", unet=_unet(in_channels=9))
+
+
+def _img2img(tokenizers: Path) -> Any:
+    return _sd1(tokenizers, "StableDiffusionImg2ImgPipeline")
+
+
+def _controlnet(tokenizers: Path) -> Any:
+    from diffusers import ControlNetModel
+    from torch import nn
+
+    unet = _unet()
+    controlnet = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(16, 32))
+    for block in (*controlnet.controlnet_down_blocks, controlnet.controlnet_mid_block):
+        nn.init.normal_(block.weight, std=0.05)  # they begin at zero, where nothing of a ControlNet would be seen
+    nn.init.normal_(controlnet.controlnet_cond_embedding.conv_out.weight, std=0.05)
+    return _sd1(tokenizers, "StableDiffusionControlNetPipeline", unet=unet, controlnet=controlnet)
+
+
+def _tiny_autoencoder(tokenizers: Path) -> Any:
+    from diffusers import AutoencoderTiny
+
+    vae = AutoencoderTiny(
+        encoder_block_out_channels=(16, 16),
+        decoder_block_out_channels=(16, 16),
+        num_encoder_blocks=(1, 1),
+        num_decoder_blocks=(1, 1),
+    )
+    return _sd1(tokenizers, vae=vae)
+
+
+def _sd3(tokenizers: Path) -> Any:
+    from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+
+    transformer = SD3Transformer2DModel(
+        sample_size=8,
+        patch_size=2,
+        in_channels=4,
+        num_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=4,
+        joint_attention_dim=64,
+        caption_projection_dim=32,
+        pooled_projection_dim=64,
+        out_channels=4,
+        pos_embed_max_size=16,
+    )
+    return StableDiffusion3Pipeline(
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=_vae(shift_factor=0.0609, use_quant_conv=False, use_post_quant_conv=False),
+        text_encoder=_clip_text(projected=True),
+        tokenizer=_clip_tokenizer(tokenizers / "clip"),
+        text_encoder_2=_clip_text(projected=True),
+        tokenizer_2=_clip_tokenizer(tokenizers / "clip"),
+        text_encoder_3=_t5_text(64),
+        tokenizer_3=_t5_tokenizer(),
+    )
+
+
+def _flux(tokenizers: Path, guidance_embeds: bool = False) -> Any:
+    from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+
+    transformer = FluxTransformer2DModel(
+        patch_size=1,
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=32,
+        pooled_projection_dim=32,
+        axes_dims_rope=(4, 6, 6),
+        guidance_embeds=guidance_embeds,
+    )
+    return FluxPipeline(
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+        vae=_vae(shift_factor=0.1, use_quant_conv=False, use_post_quant_conv=False),
+        text_encoder=_clip_text(),
+        tokenizer=_clip_tokenizer(tokenizers / "clip"),
+        text_encoder_2=_t5_text(32),
+        tokenizer_2=_t5_tokenizer(),
+    )
+
+
+def _pixart(tokenizers: Path) -> Any:
+    from diffusers import DPMSolverMultistepScheduler, PixArtSigmaPipeline, PixArtTransformer2DModel
+
+    transformer = PixArtTransformer2DModel(
+        sample_size=8,
+        num_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=4,
+        in_channels=4,
+        out_channels=8,
+        cross_attention_dim=32,
+        caption_channels=32,
+        use_additional_conditions=False,
+    )
+    return PixArtSigmaPipeline(
+        transformer=transformer,
+        scheduler=DPMSolverMultistepScheduler(),
+        vae=_vae(),
+        text_encoder=_t5_text(32),
+        tokenizer=_t5_tokenizer(),
+    )
+
+
+def _sana(tokenizers: Path) -> Any:
+    from diffusers import AutoencoderDC, FlowMatchEulerDiscreteScheduler, SanaPipeline, SanaTransformer2DModel
+    from transformers import Gemma2Config, Gemma2Model
+
+    transformer = SanaTransformer2DModel(
+        sample_size=8,
+        patch_size=1,
+        in_channels=4,
+        out_channels=4,
+        num_layers=2,
+        num_attention_heads=4,
+        attention_head_dim=8,
+        num_cross_attention_heads=4,
+        cross_attention_head_dim=8,
+        cross_attention_dim=32,
+        caption_channels=16,
+    )
+    vae = AutoencoderDC(
+        in_channels=3,
+        latent_channels=4,
+        attention_head_dim=4,
+        encoder_block_types=("ResBlock", "EfficientViTBlock"),
+        decoder_block_types=("ResBlock", "EfficientViTBlock"),
+        encoder_block_out_channels=(16, 16),
+        decoder_block_out_channels=(16, 16),
+        encoder_qkv_multiscales=((), (5,)),
+        decoder_qkv_multiscales=((), (5,)),
+        encoder_layers_per_block=(1, 1),
+        decoder_layers_per_block=(1, 1),
+        downsample_block_type="conv",
+        upsample_block_type="interpolate",
+        decoder_norm_types="rms_norm",
+        decoder_act_fns="silu",
+        scaling_factor=0.41407,
+    )
+    text_encoder = Gemma2Model(
+        Gemma2Config(
+            vocab_size=64,
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            head_dim=8,
+            bos_token_id=2,
+            eos_token_id=1,
+            pad_token_id=0,
+        )
+    )
+    tokenizer = _fast_tokenizer(
+        "PreTrainedTokenizerFast", pad_token="<pad>", eos_token="<eos>", bos_token="<bos>", unk_token="<unk>"
+    )
+    return SanaPipeline(
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+    )
+
+
+FAMILIES: dict[str, Callable[[Path], Any]] = {
+    "sd1": _sd1,
+    "sd2": _sd2,
+    "sdxl": _sdxl,
+    "sdxl-refiner": _sdxl_refiner,
+    "sdxl-turbo": _sdxl_turbo,
+    "lcm": _lcm,
+    "inpaint": _inpaint,
+    "img2img": _img2img,
+    "controlnet": _controlnet,
+    "tiny-autoencoder": _tiny_autoencoder,
+    "sd3": _sd3,
+    "flux": _flux,
+    "pixart": _pixart,
+    "sana": _sana,
+}
