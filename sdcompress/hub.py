@@ -22,6 +22,7 @@ from sdcompress.source import (
     is_shard_index,
     is_weight_file,
     open_folder,
+    pipeline_class_of,
     specs_of_ranges,
 )
 from sdcompress.spec import ComponentSpec
@@ -144,7 +145,8 @@ def _read_component(
     for name in chosen:
         ranges.update(_fetch_header(repository.hub_id, repository.commit, f"{part}/{name}"))
     named = {canonical_name(class_name, tensor): where for tensor, where in ranges.items()}
-    return ComponentSpec(part, library, class_name, config, specs_of_ranges(named))
+    pipeline_class = pipeline_class_of(repository.model_index)
+    return ComponentSpec(part, library, class_name, config, specs_of_ranges(named), pipeline_class)
 
 
 def _fetch_json(hub_id: str, commit: str, file: str) -> dict[str, Any]:

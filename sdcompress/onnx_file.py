@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from sdcompress.errors import SourceError
-from sdcompress.source import Source, component_entries, is_weight_file, read_json
+from sdcompress.source import Source, component_entries, is_weight_file, pipeline_class_of, read_json
 from sdcompress.spec import ComponentSpec, TensorSpec, parameter
 
 MODEL_FILE = "model.onnx"
@@ -70,7 +70,8 @@ def open_onnx_folder(path: Path, name: str, kind: Literal["built-in", "folder", 
         missing = f"{graphs[-1]}: has a {MODEL_FILE} but no config.json; export or download it again"
         config = read_json(graphs[-1] / "config.json", missing=missing)
         read = read_graphs(graphs)
-        components[part] = ComponentSpec(part, library, class_name, config, read.tensors)
+        pipeline_class = pipeline_class_of(model_index)
+        components[part] = ComponentSpec(part, library, class_name, config, read.tensors, pipeline_class)
         weights += read.files
         if not read.counted:
             uncounted.append(part)

@@ -55,7 +55,7 @@ class Source:
 
     @property
     def pipeline_class(self) -> str:
-        return str(self.model_index.get("_class_name", "DiffusionPipeline"))
+        return pipeline_class_of(self.model_index)
 
     @property
     def parameters(self) -> int:
@@ -144,13 +144,18 @@ def open_folder(
         specs = specs_of_ranges(ranges)
         if part in counted:
             specs = _with_counts(specs, counted[part])
-        components[part] = ComponentSpec(part, library, class_name, config, specs)
+        components[part] = ComponentSpec(part, library, class_name, config, specs, pipeline_class_of(model_index))
         tensors[part] = ranges
     if not components:
         raise SourceError(f"{path}: is no pipeline sdcompress can work on (no component has safetensors weights)")
     return Source(
         name or str(path), kind, model_index, components, path, hub_id, tensors, tuple(other_files)
     )  # fmt: skip
+
+
+def pipeline_class_of(model_index: Mapping[str, Any]) -> str:
+    """The diffusers class that a model_index.json names."""
+    return str(model_index.get("_class_name", "DiffusionPipeline"))
 
 
 def component_entries(model_index: Mapping[str, Any]) -> dict[str, tuple[str, str]]:

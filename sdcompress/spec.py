@@ -53,6 +53,7 @@ class ComponentSpec:
     class_name: str
     config: Mapping[str, Any]
     tensors: Mapping[str, TensorSpec]
+    pipeline_class: str = ""  # of the pipeline it belongs to, which settles what it is given
 
     @property
     def parameters(self) -> int:

@@ -194,7 +194,7 @@ def _import_classes(path: Path, onnx: bool) -> None:
     import transformers
 
     if onnx:
-        importlib.import_module("sdcompress.backends.onnx.components")
+        importlib.import_module("sdcompress.backends.onnx.denoisers")
         importlib.import_module("onnxruntime")
     libraries = {"diffusers": diffusers, "transformers": transformers}
     index = json.loads((path / "model_index.json").read_text(encoding="utf-8"))

@@ -16,7 +16,7 @@ from typing import Any
 
 from sdcompress.catalog.shape_tree import expand, overlay
 from sdcompress.errors import InternalError
-from sdcompress.source import Source, component_entries, is_buffer
+from sdcompress.source import Source, component_entries, is_buffer, pipeline_class_of
 from sdcompress.spec import ComponentSpec, TensorSpec, parameter
 
 FOLDER = Path(__file__).parent
@@ -63,19 +63,22 @@ def load_entry(name: str) -> Entry:
 def open_entry(entry: Entry, name: str) -> Source:
     """The entry as a Source called `name`: shapes of every tensor, dtypes taken to be float16."""
     classes = component_entries(entry.model_index)
-    components = {part: open_component(file, part, library=classes[part][0]) for part, file in entry.components.items()}
+    pipeline_class = pipeline_class_of(entry.model_index)
+    components = {
+        part: open_component(file, part, classes[part][0], pipeline_class) for part, file in entry.components.items()
+    }
     notes = (f"known architecture {entry.title} ({entry.hub_id}), no weights; bytes are counted at float16",)
     return Source(name, "catalog", entry.model_index, components, hub_id=entry.hub_id, notes=notes)
 
 
-def open_component(file: str, part: str, library: str) -> ComponentSpec:
+def open_component(file: str, part: str, library: str, pipeline_class: str = "") -> ComponentSpec:
     """The component described by `components/FILE.json`, as the part `part` of a pipeline."""
     content = component_content(file)
     tensors = {
         tensor: TensorSpec(shape, COUNTED_DTYPE, 0) if is_buffer(tensor) else parameter(shape, COUNTED_DTYPE)
         for tensor, shape in expand(content["tensors"]).items()
     }
-    return ComponentSpec(part, library, content["class_name"], content["config"], tensors)
+    return ComponentSpec(part, library, content["class_name"], content["config"], tensors, pipeline_class)
 
 
 def component_content(file: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from sdcompress.components.observed import TEXT_ENCODERS
+from sdcompress.components.families.clip import TEXT_ENCODERS
 from sdcompress.errors import UserError
 from sdcompress.pruning.smaller import Smaller, keep
 from sdcompress.spec import ComponentSpec

@@ -8,7 +8,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from sdcompress.components.onnx_parts import TEXT_ENCODERS, OnnxPart, onnx_parts, text_config
+from sdcompress.components.families.clip import TEXT_ENCODERS
+from sdcompress.components.onnx_parts import OnnxPart, onnx_parts, text_config
 from sdcompress.errors import UserError
 from sdcompress.safetensors_file import FLOAT_DTYPES
 from sdcompress.spec import ComponentSpec, TensorSpec
@@ -100,9 +101,10 @@ def part_sizes(shapes: StaticShapes | None, part: OnnxPart, vae_scale: int) -> d
         return {}
     in_pixels = part.kind in ("vae_encoder", "safety_checker")
     scale = 1 if in_pixels else vae_scale
-    batch = shapes.batch * (2 if part.kind == "unet" and shapes.guidance else 1)
-    return {"batch": batch, "height": shapes.height // scale, "width": shapes.width // scale,
-            "sequence": shapes.sequence}  # fmt: skip
+    height, width = shapes.height // scale, shapes.width // scale
+    batch = shapes.batch * (2 if part.kind in ("unet", "controlnet", "transformer") and shapes.guidance else 1)
+    return {"batch": batch, "height": height, "width": width, "sequence": shapes.sequence,
+            "patches": (height // 2) * (width // 2)}  # fmt: skip
 
 
 def quantized_layers(config: Mapping[str, object]) -> dict[str, str]:

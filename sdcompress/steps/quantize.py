@@ -17,7 +17,7 @@ from sdcompress.backends.torch.packaging import (
     packed_specs,
     rounds_inputs,
 )
-from sdcompress.components.observed import CALIBRATED
+from sdcompress.components.observed import can_be_calibrated
 from sdcompress.errors import UserError
 from sdcompress.layer_formats import Choice, Override, choose, unmatched_patterns
 from sdcompress.patterns import first_match
@@ -97,7 +97,8 @@ class Quantize(Step):
         if calibrated:
             notes.append(f"calibrated on what goes into them: {len(calibrated)} layers")
         costs = ((chosen[name], name in rounded) for name in map(_unpacked_layer, choices) if name)
-        denoises = spec.class_name.startswith("UNet") or spec.class_name.endswith("Transformer2DModel")
+        known = registry.architectures().get(spec.class_name)
+        denoises = known is not None and known.role == "denoiser"
         if target == "torch" and denoises and (note := cost_note(costs)):
             notes.append(note)
         return Planned(packaged, outcomes, tuple(notes), max(working, default=0), libraries, calibrated, target)
@@ -146,7 +147,7 @@ class Quantize(Step):
             and choice.layer.kind in {"linear"} | CONVOLUTIONS
             and (roundings[choice.rounding].calibrated or self._corrects(choice.layer, spec))
         )
-        if layers and spec.class_name not in CALIBRATED:
+        if layers and not can_be_calibrated(spec):
             field = "rounding" if roundings[self.rounding].calibrated else "bias_correction"
             raise UserError(
                 f"{field}: nothing can be calibrated for {spec.name} ({spec.class_name}); give it a step of its own, "
@@ -165,7 +166,7 @@ class Quantize(Step):
             return []
         if target != "onnx":
             return []
-        if spec.class_name not in CALIBRATED:
+        if not can_be_calibrated(spec):
             raise UserError(
                 f"activations: no ranges can be calibrated for {spec.name} ({spec.class_name}); leave this out"
             )

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from sdcompress import registry
 from sdcompress.components.foldable import Fold, folds
-from sdcompress.components.observed import CALIBRATED
+from sdcompress.components.observed import can_be_calibrated
 from sdcompress.errors import UserError
 from sdcompress.layer_formats import wanted_format
 from sdcompress.quant.corrections.smoothing import scaled, scaled_statistics, scales_for
@@ -41,7 +41,7 @@ class Smooth(Step):
         problems: list[str] = []
         wanted_format(self, target, "", problems)
         found = folds(spec)
-        if not found or spec.class_name not in CALIBRATED:
+        if not found or not can_be_calibrated(spec):
             problems.append(f"{spec.name} ({spec.class_name}) has no place where scales could go; leave this step out")
         if problems:
             raise UserError(problems)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, field_validator
 
-from sdcompress.components.observed import CALIBRATED
+from sdcompress.components.observed import can_be_calibrated
 from sdcompress.components.sensitive import sensitive_patterns
 from sdcompress.errors import UserError
 from sdcompress.layer_formats import unmatched_patterns
@@ -50,7 +50,7 @@ class Sparsify(Step):
         problems += unmatched_patterns("exclude", self.exclude, names, spec)
         if (self.sparsity is None) == (self.pattern is None):
             problems.append('sparsity: give either this or pattern: "2:4"')
-        if self.method == "wanda" and spec.class_name not in CALIBRATED:
+        if self.method == "wanda" and not can_be_calibrated(spec):
             problems.append(
                 f"method: nothing can be calibrated for {spec.name} ({spec.class_name}); use method: magnitude"
             )

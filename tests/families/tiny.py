@@ -189,8 +189,8 @@ def _sdxl_refiner(tokenizers: Path) -> Any:
     """SDXL's refiner draws over a picture, reads one text encoder, and has five added numbers in place of six."""
     unet = _unet(
         addition_embed_type="text_time",
-        addition_time_embed_dim=8,
-        projection_class_embeddings_input_dim=5 * 8 + 32,
+        addition_time_embed_dim=256,
+        projection_class_embeddings_input_dim=2560,  # by which it is known
         use_linear_projection=True,
     )
     return _sdxl(
@@ -198,6 +198,7 @@ def _sdxl_refiner(tokenizers: Path) -> Any:
         "StableDiffusionXLImg2ImgPipeline",
         unet=unet,
         text_encoder=None,
+        text_encoder_2=_clip_text(projected=True, projection=1280),
         tokenizer=None,
         requires_aesthetics_score=True,
         force_zeros_for_empty_prompt=False,
@@ -264,7 +265,7 @@ def _sd3(tokenizers: Path) -> Any:
         caption_projection_dim=32,
         pooled_projection_dim=64,
         out_channels=4,
-        pos_embed_max_size=16,
+        pos_embed_max_size=32,
     )
     return StableDiffusion3Pipeline(
         transformer=transformer,

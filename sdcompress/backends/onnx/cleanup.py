@@ -10,18 +10,49 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 
+_NEXT_TO_ZERO = 1e-7
+
+
 def clean_up(model: ir.Model) -> None:
     """Folds constants, merges equal computations and drops unused nodes, in place; parameters keep names and shapes."""
     from onnx_ir.passes import common
     from onnxscript import optimizer
 
-    with parameters_as_inputs(model):
+    with parameters_as_inputs(model), _tiny_constants_as_inputs(model):
         optimizer.optimize_ir(model, onnx_shape_inference=False, stop_if_no_change=True)
         common.CommonSubexpressionEliminationPass()(model)
         common.RemoveUnusedNodesPass()(model)
     common.ClearMetadataAndDocStringPass()(model)
     for name in [name for name, value in model.graph.initializers.items() if not value.uses()]:
         del model.graph.initializers[name]
+
+
+@contextmanager
+def _tiny_constants_as_inputs(model: ir.Model) -> Iterator[None]:
+    """While in the context constants next to zero are inputs: the optimizer takes additions of them for nothing.
+
+    Its patterns compare with a tolerance of 1e-8; Sana divides by a sum that may be zero but for the 1e-15 added to it.
+    """
+    import numpy as np
+    import onnx_ir as ir
+
+    held: dict[ir.Value, ir.TensorProtocol] = {}
+    for node in [node for node in model.graph if node.op_type == "Constant" and "value" in node.attributes]:
+        tensor = node.attributes["value"].as_tensor()
+        if tensor.size == 1 and tensor.dtype.is_floating_point() and 0 < np.abs(tensor.numpy()).item() <= _NEXT_TO_ZERO:
+            value = ir.Value(name=f"tiny_{node.outputs[0].name}", shape=tensor.shape, type=ir.TensorType(tensor.dtype))
+            ir.convenience.replace_all_uses_with(node.outputs[0], value)
+            model.graph.remove(node, safe=True)
+            held[value] = tensor
+    model.graph.inputs.extend(held)
+    try:
+        yield
+    finally:
+        if held:
+            del model.graph.inputs[-len(held) :]
+        for value, tensor in held.items():
+            value.const_value = tensor
+            model.graph.initializers.add(value)
 
 
 def parameters_of(model: ir.Model) -> dict[str, ir.Value]:

@@ -6,7 +6,6 @@ import inspect
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, NoReturn
 
 import torch
@@ -69,15 +68,19 @@ class OnnxComponent(nn.Module):
         given = {name: value for name, value in inputs.items() if value is not None}
         for name in given:
             if name not in self.part.inputs:
-                _refuse(self.part, f"takes no {name}")
+                self.refuse(f"takes no {name}")
         for name in self.part.inputs:
             if name not in given:
-                _refuse(self.part, f"needs {name}, which this pipeline does not give")
+                self.refuse(f"needs {name}, which this pipeline does not give")
         return self.part.run(given, names)
+
+    def refuse(self, what: str) -> NoReturn:
+        """Raises UserError: the file of the graph, and what it does not do."""
+        raise UserError(f"{self.part.file}: {what}")
 
 
 class OnnxTextEncoder(OnnxComponent):
-    """Stands in for CLIPTextModel and CLIPTextModelWithProjection."""
+    """Stands in for CLIPTextModel, CLIPTextModelWithProjection, T5EncoderModel and Gemma2Model."""
 
     _last: torch.Tensor | None = None
 
@@ -93,24 +96,24 @@ class OnnxTextEncoder(OnnxComponent):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
     ) -> Any:
-        from transformers.modeling_outputs import BaseModelOutputWithPooling
+        from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPooling
         from transformers.models.clip.modeling_clip import CLIPTextModelOutput
 
         names = list(self.part.outputs)
         layers = [f"hidden_states.{index}" for index in range(len(names)) if f"hidden_states.{index}" in names]
-        wanted = ["text_embeds" if "text_embeds" in names else "pooler_output", "last_hidden_state"]
+        wanted = [name for name in ("text_embeds", "last_hidden_state", "pooler_output") if name in names]
         if output_hidden_states and not layers:
-            _refuse(self.part, "was exported without its hidden states, which clip_skip and SDXL need")
+            self.refuse("was exported without its hidden states, which clip_skip and SDXL need")
         outputs = self._run(
             {"input_ids": input_ids, "attention_mask": attention_mask},
-            [*wanted, *layers] if output_hidden_states else wanted,
+            [*map(str, wanted), *(layers if output_hidden_states else ())],
         )
         self._last = outputs["last_hidden_state"]
         plain: dict[str, Any] = {name: outputs[name] for name in wanted}
         if output_hidden_states:
             plain["hidden_states"] = (*(outputs[name] for name in layers), self._last)
-        answer = CLIPTextModelOutput if "text_embeds" in outputs else BaseModelOutputWithPooling
-        result = answer(**plain)
+        answer: Any = BaseModelOutputWithPooling if "pooler_output" in outputs else BaseModelOutput
+        result = (CLIPTextModelOutput if "text_embeds" in outputs else answer)(**plain)
         return result.to_tuple() if return_dict is False else result
 
     def final_layer_norm(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -121,62 +124,29 @@ class OnnxTextEncoder(OnnxComponent):
         return torch.nn.functional.layer_norm(hidden, weight.shape, weight, bias, self.config.layer_norm_eps)
 
 
-class OnnxUNet(OnnxComponent):
-    """Stands in for UNet2DConditionModel."""
-
-    @property
-    def add_embedding(self) -> Any:
-        """The widths that SDXL's pipelines look up before they make `time_ids`."""
-        width = self.config.projection_class_embeddings_input_dim
-        return SimpleNamespace(linear_1=SimpleNamespace(in_features=width))
-
-    def forward(
-        self,
-        sample: torch.Tensor,
-        timestep: torch.Tensor | float | int,
-        encoder_hidden_states: torch.Tensor,
-        timestep_cond: torch.Tensor | None = None,
-        cross_attention_kwargs: dict[str, Any] | None = None,
-        added_cond_kwargs: dict[str, torch.Tensor] | None = None,
-        return_dict: bool = True,
-        **others: Any,
-    ) -> Any:
-        from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
-
-        for name, value in (("cross_attention_kwargs", cross_attention_kwargs or None), *others.items()):
-            if value is not None:
-                _refuse(self.part, f"takes no {name} (ControlNet, T2I adapters and LoRA need the torch pipeline)")
-        time = torch.as_tensor(timestep).reshape(-1)
-        if self.part.inputs["timestep"][1] == 0:
-            if len(time) != 1:
-                _refuse(self.part, f"takes one timestep for the whole batch, not {len(time)}")
-            time = time.reshape(())
-        inputs = {
-            "sample": sample,
-            "timestep": time,
-            "encoder_hidden_states": encoder_hidden_states,
-            "timestep_cond": timestep_cond,
-            **(added_cond_kwargs or {}),
-        }
-        out = self._run(inputs)["out_sample"]
-        return UNet2DConditionOutput(sample=out) if return_dict else (out,)
-
-
 class OnnxAutoencoder(OnnxComponent):
-    """Stands in for AutoencoderKL: its encoder and decoder are two graphs; `part` is the decoder."""
+    """Stands in for AutoencoderKL, AutoencoderTiny and AutoencoderDC: two graphs; `part` is the decoder."""
 
     def __init__(self, decoder: Part, encoder: Part | None, config: Any):
         super().__init__(decoder, config)
         self.encoder_part = encoder
 
     def encode(self, x: torch.Tensor, return_dict: bool = True) -> Any:
-        from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+        from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTinyOutput
+        from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution, EncoderOutput
         from diffusers.models.modeling_outputs import AutoencoderKLOutput
 
         if self.encoder_part is None:
             raise UserError(f"{self.part.file.parent.parent}: has no vae_encoder, which drawing over a picture needs")
-        latents = DiagonalGaussianDistribution(self.encoder_part.run({"sample": x})["latent_parameters"])
-        return AutoencoderKLOutput(latent_dist=latents) if return_dict else (latents,)
+        outputs = self.encoder_part.run({"sample": x})
+        if "latent_parameters" in outputs:
+            distribution = DiagonalGaussianDistribution(outputs["latent_parameters"])
+            return AutoencoderKLOutput(latent_dist=distribution) if return_dict else (distribution,)
+        latents = outputs["latent_sample"]
+        if not return_dict:
+            return (latents,)
+        tiny = self.config.get("_class_name") == "AutoencoderTiny"
+        return AutoencoderTinyOutput(latents=latents) if tiny else EncoderOutput(latent=latents)
 
     def decode(self, z: torch.Tensor, return_dict: bool = True, generator: torch.Generator | None = None) -> Any:
         from diffusers.models.autoencoders.vae import DecoderOutput
@@ -227,10 +197,6 @@ def read_config(file: Path, library: str, class_name: str) -> Any:
     return FrozenDict({**defaults, **given})
 
 
-def _refuse(part: Part, what: str) -> NoReturn:
-    raise UserError(f"{part.file}: {what}")
-
-
 def _initializer(part: Part, ending: str) -> torch.Tensor:
     """The one float tensor of the graph whose name ends so."""
     import onnx
@@ -239,7 +205,7 @@ def _initializer(part: Part, ending: str) -> torch.Tensor:
     graph = onnx.load(str(part.file), load_external_data=False).graph
     found = [tensor for tensor in graph.initializer if tensor.name.endswith(ending)]
     if len(found) != 1:
-        _refuse(part, f"has no tensor {ending} of its own, which clip_skip needs")
+        raise UserError(f"{part.file}: has no tensor {ending} of its own, which clip_skip needs")
     if uses_external_data(found[0]):
         load_external_data_for_tensor(found[0], str(part.file.parent))
     return torch.from_numpy(onnx.numpy_helper.to_array(found[0]).copy())

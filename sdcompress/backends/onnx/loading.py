@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from sdcompress import registry
 from sdcompress.backends.onnx.runtime import Part, Runtime, choose_runtime
 from sdcompress.errors import ArtifactError, UserError
 from sdcompress.source import component_entries
@@ -52,15 +53,12 @@ def open_onnx_pipeline(folder: Path, device: str = "auto", threads: int | None =
 
 def open_component(folder: Path, name: str, library: str, class_name: str, runtime: Runtime) -> Any:
     """The pipeline's component `name`: a stand-in where it has a graph, else what its own library opens."""
-    from sdcompress.backends.onnx import components
+    from sdcompress.backends.onnx import components, denoisers
 
-    stand_ins = {
-        "CLIPTextModel": components.OnnxTextEncoder,
-        "CLIPTextModelWithProjection": components.OnnxTextEncoder,
-        "UNet2DConditionModel": components.OnnxUNet,
-        "StableDiffusionSafetyChecker": components.OnnxSafetyChecker,
-    }
-    if class_name == "AutoencoderKL":
+    part = folder / name
+    known = registry.architectures().get(class_name)
+    role = known.role if known is not None else None
+    if role == "autoencoder":
         decoder = folder / "vae_decoder"
         encoder = folder / "vae_encoder" / MODEL_FILE
         config = components.read_config(decoder / "config.json", library, class_name)
@@ -69,14 +67,23 @@ def open_component(folder: Path, name: str, library: str, class_name: str, runti
         return components.OnnxAutoencoder(
             _open_part(decoder / MODEL_FILE, runtime), Part(encoder, runtime) if encoder.is_file() else None, config
         )
-    part = folder / name
-    if class_name in stand_ins:
+    if role is not None:
         config = components.read_config(part / "config.json", library, class_name)
-        return stand_ins[class_name](_open_part(part / MODEL_FILE, runtime), config)
+        opened = _open_part(part / MODEL_FILE, runtime)
+        if role == "denoiser" and not class_name.startswith("UNet"):
+            return denoisers.OnnxTransformer(opened, config, class_name)
+        stand_ins = {
+            "text encoder": components.OnnxTextEncoder,
+            "denoiser": denoisers.OnnxUNet,
+            "control network": denoisers.OnnxControlNet,
+            "safety checker": components.OnnxSafetyChecker,
+        }
+        return stand_ins[role](opened, config)
     if (part / MODEL_FILE).is_file() or (part / "config.json").is_file():
         raise UserError(
-            f"{part}: sdcompress cannot run {class_name} with ONNX Runtime; it runs {', '.join(stand_ins)} and "
-            f"AutoencoderKL (optimum.onnxruntime's ORTDiffusionPipeline may open the folder)"
+            f"{part}: sdcompress cannot run {class_name} with ONNX Runtime; it runs "
+            f"{', '.join(sorted(registry.architectures()))} (optimum.onnxruntime's ORTDiffusionPipeline may open the "
+            f"folder)"
         )
     try:
         original = getattr(importlib.import_module(library), _RENAMED.get(class_name, class_name))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,9 +10,12 @@ import torch
 from torch import nn
 
 from sdcompress.backends.torch.pruned_modules import rebuild
-from sdcompress.components.onnx_parts import OnnxPart
+from sdcompress.components.onnx_parts import ADDED, DOWN_RESIDUAL, MID_RESIDUAL, OnnxPart
 from sdcompress.pruning.marking import pruning_of
 from sdcompress.spec import ComponentSpec
+
+# PixArt without sizes wants to be told so.
+NOTHING_ADDED = {"resolution": None, "aspect_ratio": None}
 
 
 def empty_component(spec: ComponentSpec) -> nn.Module:
@@ -31,7 +35,9 @@ def empty_component(spec: ComponentSpec) -> nn.Module:
 
 def wrap(part: OnnxPart, model: nn.Module) -> nn.Module:
     """A module whose forward takes the part's inputs by name and returns its outputs in order."""
-    return _WRAPPERS[part.kind](model, part)
+    if part.kind in _WRAPPERS:
+        return _WRAPPERS[part.kind](model, part)
+    return _with_named_inputs(_Denoiser(model, part), part)
 
 
 def _transformers_module(spec: ComponentSpec) -> nn.Module:
@@ -43,7 +49,25 @@ def _transformers_module(spec: ComponentSpec) -> nn.Module:
 
         return StableDiffusionSafetyChecker(transformers.CLIPConfig.from_dict(config))
     cls = getattr(transformers, spec.class_name)
-    return cls._from_config(cls.config_class.from_dict(config), attn_implementation="sdpa")  # type: ignore[no-any-return]
+    attention = "sdpa" if cls._supports_sdpa else "eager"  # T5 adds a bias for distances to its scores
+    return cls._from_config(cls.config_class.from_dict(config), attn_implementation=attention)  # type: ignore[no-any-return]
+
+
+def _with_named_inputs(denoiser: _Denoiser, part: OnnxPart) -> nn.Module:
+    """The module with a `forward` whose parameters are the part's inputs: the exporter reads off its signature."""
+    names = [each.name for each in part.inputs]
+
+    def forward(*positional: torch.Tensor, **named: torch.Tensor) -> Any:
+        return denoiser._call({**dict(zip(names, positional, strict=False)), **named})
+
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    forward.__signature__ = inspect.Signature([inspect.Parameter(name, kind) for name in names])  # type: ignore[attr-defined]
+    denoiser.forward = forward  # type: ignore[method-assign]
+    return denoiser
+
+
+def _number(name: str) -> int:
+    return int(name.rpartition("_")[2])
 
 
 class _Part(nn.Module):
@@ -54,37 +78,36 @@ class _Part(nn.Module):
 
 
 class _TextEncoder(_Part):
-    def forward(self, input_ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        result = self.model(input_ids, output_hidden_states=True, return_dict=True)
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> tuple[torch.Tensor, ...]:
+        masked = {} if attention_mask is None else {"attention_mask": attention_mask}
+        hidden = any(name.startswith("hidden_states.") for name in self._part.outputs)
+        result = self.model(input_ids, **masked, output_hidden_states=hidden, return_dict=True)
         pooled = [getattr(result, name) for name in self._part.outputs if not name.startswith("hidden_states.")]
-        return (*pooled, *result.hidden_states[:-1])
+        return (*pooled, *(result.hidden_states[:-1] if hidden else ()))
 
 
-class _UNet(_Part):
-    def forward(
-        self,
-        sample: torch.Tensor,
-        timestep: torch.Tensor,
-        encoder_hidden_states: torch.Tensor,
-        timestep_cond: torch.Tensor | None = None,
-        text_embeds: torch.Tensor | None = None,
-        time_ids: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        added = None if text_embeds is None else {"text_embeds": text_embeds, "time_ids": time_ids}
-        result = self.model(
-            sample,
-            timestep,
-            encoder_hidden_states,
-            timestep_cond=timestep_cond,
-            added_cond_kwargs=added,
-            return_dict=False,
-        )
-        return result[0]  # type: ignore[no-any-return]
+class _Denoiser(_Part):
+    """A UNet, transformer or ControlNet; `forward` takes what the part lists as inputs, made by `wrap`."""
+
+    def _call(self, inputs: dict[str, torch.Tensor]) -> Any:
+        added = {name: inputs.pop(name) for name in ADDED if name in inputs}
+        arguments: dict[str, Any] = inputs
+        if added or "added_cond_kwargs" in inspect.signature(self.model.forward).parameters:
+            arguments["added_cond_kwargs"] = added or NOTHING_ADDED
+        down = sorted((name for name in inputs if name.startswith(DOWN_RESIDUAL)), key=_number)
+        if down:
+            arguments["down_block_additional_residuals"] = tuple(arguments.pop(name) for name in down)
+            arguments["mid_block_additional_residual"] = arguments.pop(MID_RESIDUAL)
+        result = self.model(**arguments, return_dict=False)
+        if self._part.kind == "controlnet":
+            return (*result[0], result[1])
+        return result[0]
 
 
 class _VaeEncoder(_Part):
     def forward(self, sample: torch.Tensor) -> torch.Tensor:
-        return self.model.encode(sample, return_dict=False)[0].parameters  # type: ignore[operator, no-any-return]
+        encoded = self.model.encode(sample, return_dict=False)[0]  # type: ignore[operator]
+        return getattr(encoded, "parameters", encoded)  # type: ignore[no-any-return]
 
 
 class _VaeDecoder(_Part):
@@ -109,7 +132,6 @@ class _SafetyChecker(_Part):
 
 _WRAPPERS: dict[str, type[_Part]] = {
     "text_encoder": _TextEncoder,
-    "unet": _UNet,
     "vae_encoder": _VaeEncoder,
     "vae_decoder": _VaeDecoder,
     "safety_checker": _SafetyChecker,

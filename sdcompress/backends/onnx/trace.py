@@ -17,7 +17,7 @@ from torch import nn
 
 from sdcompress.backends.onnx.modules import empty_component, wrap
 from sdcompress.backends.torch.names import living_name
-from sdcompress.components.onnx_parts import OnnxInput, OnnxPart
+from sdcompress.components.onnx_parts import OnnxInput, OnnxPart, traced_shape
 from sdcompress.errors import InternalError
 from sdcompress.spec import ComponentSpec
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 OPSET = 23
 # No two axes share a size, so that the exporter sees which dimensions are one; multiples of 8 for the UNet's levels.
-_TRACED_SIZE = {"batch": 2, "height": 24, "width": 40, "sequence": 11}
+_TRACED_SIZE = {"batch": 2, "height": 24, "width": 40, "sequence": 11, "patches": 35}
 
 
 def trace(spec: ComponentSpec, part: OnnxPart, inputs: tuple[OnnxInput, ...], dtype: str) -> ir.Model:
@@ -34,7 +34,9 @@ def trace(spec: ComponentSpec, part: OnnxPart, inputs: tuple[OnnxInput, ...], dt
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     model = empty_component(spec)
-    names = {f"model.{living_name(model, name)}": name for name in spec.tensors if part.holds(name)}
+    aliases = _aliases(model)
+    living = {name: f"model.{living_name(model, name)}" for name in spec.tensors if part.holds(name)}
+    names = {alias: name for name, first in living.items() for alias in aliases.get(first, (first,))}
     compute = getattr(torch, dtype)
     # Buffers stay real: the graph holds their values. What the file stores is fake, whether parameter or buffer.
     with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
@@ -60,6 +62,14 @@ def trace(spec: ComponentSpec, part: OnnxPart, inputs: tuple[OnnxInput, ...], dt
     return program.model
 
 
+def _aliases(model: nn.Module) -> dict[str, tuple[str, ...]]:
+    """Parameter -> all names of it: the exporter may choose another of them than files do (T5's `shared`)."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(f"model.{name}")
+    return {name: tuple(same) for same in names.values() for name in same}
+
+
 def _fake_weights(model: nn.Module, mode: Any, dtype: torch.dtype, stored: frozenset[str]) -> None:
     """Replaces every parameter, and every buffer that the file stores, by a fake tensor; other buffers stay."""
     for module_name, module in model.named_modules():
@@ -74,8 +84,7 @@ def _fake_weights(model: nn.Module, mode: Any, dtype: torch.dtype, stored: froze
 
 
 def _example(each: OnnxInput, dtype: torch.dtype) -> torch.Tensor:
-    shape = [_TRACED_SIZE[size] if isinstance(size, str) else size for size in each.shape]
-    return torch.zeros(shape, dtype=torch.int64 if each.dtype == "int64" else dtype)
+    return torch.zeros(traced_shape(each, _TRACED_SIZE), dtype=torch.int64 if each.dtype == "int64" else dtype)
 
 
 def _dynamic_shapes(inputs: tuple[OnnxInput, ...]) -> dict[str, Any]:

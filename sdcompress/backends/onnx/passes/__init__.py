@@ -38,13 +38,24 @@ def run_passes(model: ir.Model, passes: dict[str, Pass], where: str) -> list[Pas
 
 def standard_passes(attention: str) -> dict[str, Pass]:
     """Name -> pass, in order, for `attention: fused` or `standard`."""
-    from sdcompress.backends.onnx.passes import attention_mha, attention_standard, geglu, group_norm, linear, projection
+    from sdcompress.backends.onnx.passes import (
+        attention_mha,
+        attention_standard,
+        geglu,
+        group_norm,
+        idle_squeeze,
+        linear,
+        projection,
+        rms_norm,
+    )
 
     fused = attention == "fused"
     return {
+        "idle squeeze": idle_squeeze.apply,
         "linear": linear.apply,
         "projection to tokens": projection.apply,
         "attention": attention_mha.apply if fused else attention_standard.apply,
         "geglu": geglu.apply,
         "group normalization": group_norm.apply,
+        "rms normalization": rms_norm.apply,
     }

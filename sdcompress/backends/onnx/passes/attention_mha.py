@@ -6,11 +6,13 @@ heads and put them together again go too. It computes softmax(q k^T scale + bias
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
 
 from sdcompress.backends.onnx.passes.attention_mask import additive_mask, can_be_added, mask_of
 from sdcompress.backends.onnx.passes.surgery import (
     CONTRIB,
+    constant,
     insert,
     nodes_of,
     permutation,
@@ -32,31 +34,75 @@ def apply(model: ir.Model) -> tuple[int, int]:
 
 
 def _fuse(graph: ir.Graph, node: ir.Node) -> bool:
-    factors = [_before_heads(value) for value in node.inputs[:3]]
     merged = _after_heads(node.outputs[0])
     query = node.inputs[0]
-    if any(value is None for value in factors) or merged is None or len(node.outputs) != 1:
+    if len(node.outputs) != 1 or query is None or query.shape is None:
         return False
     if any(value is not None for value in node.inputs[4:]) or node.attributes.get_float("softcap", 0.0) != 0.0:
         return False
     mask = mask_of(node)
     if not can_be_added(node) or (mask is not None and (mask.shape is None or len(mask.shape) != 4)):
         return False  # MultiHeadAttention takes all four axes
-    assert query is not None and query.shape is not None
     heads, size = query.shape[1], query.shape[3]
-    assert isinstance(heads, int) and isinstance(size, int)
+    same = all(each is not None and each.shape is not None and each.shape[1] == heads for each in node.inputs[:3])
+    if not isinstance(heads, int) or not isinstance(size, int) or not same:
+        return False  # fewer heads of keys than of queries
+    factors = [_before_heads(value) or _joined_heads(graph, node, value, heads * size) for value in node.inputs[:3]]
     attributes: dict[str, int | float] = {
         "num_heads": heads,
         "scale": node.attributes.get_float("scale", size**-0.5) or size**-0.5,
     }
     if node.attributes.get_int("is_causal", 0):
         attributes["unidirectional"] = 1
-    inputs = factors if mask is None else [*factors, None, None, additive_mask(graph, node)]
-    last = merged.producer()
+    inputs = factors if mask is None else [*factors, None, None, _for_each_query(graph, node, factors[0])]
+    last = node if merged is None else merged.producer()
     assert last is not None
     result = insert(graph, last, "MultiHeadAttention", inputs, attributes, domain=CONTRIB, like=merged)
-    take_over(graph, merged, result)
+    take_over(graph, merged or node.outputs[0], result if merged is not None else _split_heads(graph, node, result))
     return True
+
+
+def _for_each_query(graph: ir.Graph, node: ir.Node, query: ir.Value) -> ir.Value | None:
+    """The mask to add, with a row for every query: MultiHeadAttention takes no mask that is one row for all of them."""
+    mask = additive_mask(graph, node)
+    heads_apart = node.inputs[0]
+    assert heads_apart is not None and heads_apart.shape is not None
+    if mask is None or mask.shape is None or str(mask.shape[2]) == str(heads_apart.shape[2]):
+        return mask
+    one = constant(graph, "attention_one", np.array([1], dtype=np.int64))
+    queries = insert(graph, node, "Shape", [query], {"start": 1, "end": 2})
+    shape = insert(graph, node, "Concat", [one, one, queries, one], {"axis": 0})
+    expanded = insert(graph, node, "Expand", [mask, shape])
+    expanded.type = mask.type
+    return expanded
+
+
+def _joined_heads(graph: ir.Graph, node: ir.Node, value: ir.Value | None, hidden: int) -> ir.Value:
+    """[batch, sequence, hidden] of `value`, [batch, heads, sequence, size], where something (rotary positions, a norm,
+    text tokens joined to it) happened to the heads apart."""
+    assert value is not None
+    transpose = producer(value, "Transpose")
+    if transpose is not None and permutation(transpose) == SPLIT_HEADS:
+        apart = transpose.inputs[0]
+    else:
+        apart = insert(graph, node, "Transpose", [value], {"perm": SPLIT_HEADS})
+        apart.type = value.type
+    shape = constant(graph, f"attention_hidden_{hidden}", np.array([0, 0, hidden], dtype=np.int64))
+    joined = insert(graph, node, "Reshape", [apart, shape])
+    joined.type = value.type
+    return joined
+
+
+def _split_heads(graph: ir.Graph, node: ir.Node, value: ir.Value) -> ir.Value:
+    """[batch, heads, sequence, size], like the node's output, of [batch, sequence, hidden]."""
+    output = node.outputs[0]
+    assert output.shape is not None
+    heads, size = output.shape[1], output.shape[3]
+    shape = constant(graph, f"attention_heads_{heads}_{size}", np.array([0, 0, heads, size], dtype=np.int64))
+    value.type = output.type
+    apart = insert(graph, node, "Reshape", [value, shape])
+    apart.type = output.type
+    return insert(graph, node, "Transpose", [apart], {"perm": SPLIT_HEADS}, like=output)
 
 
 def _before_heads(value: ir.Value | None) -> ir.Value | None:

@@ -1,0 +1,133 @@
+"""Stand-ins for UNets, transformers and ControlNets: what stock pipelines call, computed by ONNX Runtime."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import diffusers
+import torch
+from diffusers.models.controlnets.controlnet import ControlNetOutput
+from diffusers.models.modeling_outputs import Transformer2DModelOutput
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
+
+from sdcompress.backends.onnx.components import OnnxComponent
+from sdcompress.backends.onnx.runtime import Part
+from sdcompress.components.onnx_parts import DOWN_RESIDUAL, MID_RESIDUAL
+
+Timestep = torch.Tensor | float | int
+
+
+class OnnxUNet(OnnxComponent):
+    """Stands in for UNet2DConditionModel."""
+
+    @property
+    def add_embedding(self) -> Any:
+        """The widths that SDXL's pipelines look up before they make `time_ids`."""
+        width = self.config.projection_class_embeddings_input_dim
+        return SimpleNamespace(linear_1=SimpleNamespace(in_features=width))
+
+    def forward(
+        self,
+        sample: torch.Tensor,
+        timestep: Timestep,
+        encoder_hidden_states: torch.Tensor,
+        timestep_cond: torch.Tensor | None = None,
+        cross_attention_kwargs: dict[str, Any] | None = None,
+        added_cond_kwargs: dict[str, torch.Tensor] | None = None,
+        down_block_additional_residuals: tuple[torch.Tensor, ...] | None = None,
+        mid_block_additional_residual: torch.Tensor | None = None,
+        return_dict: bool = True,
+        **others: Any,
+    ) -> Any:
+        _refuse_others(self, {"cross_attention_kwargs": cross_attention_kwargs or None, **others})
+        down = enumerate(down_block_additional_residuals or ())
+        inputs = {
+            "sample": sample,
+            "timestep": _as_graph_takes_it(self, timestep),
+            "encoder_hidden_states": encoder_hidden_states,
+            "timestep_cond": timestep_cond,
+            **(added_cond_kwargs or {}),
+            **{f"{DOWN_RESIDUAL}{index}": residual for index, residual in down},
+            MID_RESIDUAL: mid_block_additional_residual,
+        }
+        out = self._run(inputs)["out_sample"]
+        return UNet2DConditionOutput(sample=out) if return_dict else (out,)
+
+
+class OnnxTransformer(OnnxComponent):
+    """Stands in for a transformer that denoises, whatever its class calls the arguments of its forward pass."""
+
+    def __init__(self, part: Part, config: Any, class_name: str):
+        super().__init__(part, config)
+        self._signature = inspect.signature(getattr(diffusers, class_name).forward)
+
+    @contextlib.contextmanager
+    def cache_context(self, name: str) -> Iterator[None]:
+        """What FLUX's pipeline opens around a call; a graph caches nothing between calls."""
+        yield
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        given = dict(self._signature.bind(self, *args, **kwargs).arguments)
+        given.pop("self")
+        return_dict = given.pop("return_dict", True)
+        given.update(given.pop("added_cond_kwargs", None) or {})
+        inputs = {name: value for name, value in given.items() if name in self.part.inputs}
+        _refuse_others(self, {name: value or None for name, value in given.items() if name not in inputs})
+        out = self._run(inputs)["out_hidden_states"]
+        return Transformer2DModelOutput(sample=out) if return_dict else (out,)
+
+
+class OnnxControlNet(OnnxComponent, diffusers.ControlNetModel):
+    """Stands in for ControlNetModel, as whose instance the pipelines want to know it."""
+
+    def __init__(self, part: Part, config: Any):
+        OnnxComponent.__init__(self, part, config)
+
+    def forward(
+        self,
+        sample: torch.Tensor,
+        timestep: Timestep,
+        encoder_hidden_states: torch.Tensor,
+        controlnet_cond: torch.Tensor,
+        conditioning_scale: float = 1.0,
+        timestep_cond: torch.Tensor | None = None,
+        added_cond_kwargs: dict[str, torch.Tensor] | None = None,
+        guess_mode: bool = False,
+        return_dict: bool = True,
+        **others: Any,
+    ) -> Any:
+        _refuse_others(self, {"guess_mode": guess_mode or None, **others})
+        inputs = {
+            "sample": sample,
+            "timestep": _as_graph_takes_it(self, timestep),
+            "encoder_hidden_states": encoder_hidden_states,
+            "controlnet_cond": controlnet_cond,
+            "timestep_cond": timestep_cond,
+            **(added_cond_kwargs or {}),
+        }
+        outputs = {name: value * conditioning_scale for name, value in self._run(inputs).items()}
+        mid = outputs.pop(MID_RESIDUAL)
+        down = tuple(outputs[f"{DOWN_RESIDUAL}{index}"] for index in range(len(outputs)))
+        if not return_dict:
+            return down, mid
+        return ControlNetOutput(down_block_res_samples=down, mid_block_res_sample=mid)
+
+
+def _refuse_others(component: OnnxComponent, others: dict[str, Any]) -> None:
+    for name, value in others.items():
+        if value is not None:
+            component.refuse(f"takes no {name} (adapters, LoRA and the like need the torch pipeline)")
+
+
+def _as_graph_takes_it(component: OnnxComponent, timestep: Timestep) -> torch.Tensor:
+    """One timestep for the whole batch, with as many axes as the graph's input has."""
+    time = torch.as_tensor(timestep).reshape(-1)
+    if component.part.inputs["timestep"][1] == 0:
+        if len(time) != 1:
+            component.refuse(f"takes one timestep for the whole batch, not {len(time)}")
+        time = time.reshape(())
+    return time

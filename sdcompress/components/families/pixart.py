@@ -1,0 +1,48 @@
+"""PixArt-alpha and PixArt-Sigma: a diffusion transformer that reads T5's text by cross-attention."""
+
+from __future__ import annotations
+
+from sdcompress.components.architecture import Architecture, Family
+from sdcompress.components.families.unet import VALUES
+from sdcompress.components.onnx_parts import OnnxInput, OnnxPart
+from sdcompress.spec import ComponentSpec
+
+FAMILY = Family(
+    "PixArt",
+    ("PixArtAlphaPipeline", "PixArtSigmaPipeline"),
+    encoded=(
+        "prompt_embeds",
+        "prompt_attention_mask",
+        "negative_prompt_embeds",
+        "negative_prompt_attention_mask",
+    ),
+    # Pictures as large as asked for, not of the next published aspect ratio; captions as they are.
+    call={"use_resolution_binning": False, "clean_caption": False},
+)
+
+
+def _parts(spec: ComponentSpec, pipeline_class: str) -> tuple[OnnxPart, ...]:
+    config = spec.config
+    inputs = [
+        OnnxInput("hidden_states", ("batch", config["in_channels"], "height", "width")),
+        OnnxInput("encoder_hidden_states", ("batch", "sequence", config["caption_channels"])),
+        OnnxInput("encoder_attention_mask", ("batch", "sequence"), "int64"),
+        OnnxInput("timestep", ("batch",)),
+    ]
+    conditions = config.get("use_additional_conditions")
+    if config["sample_size"] == 128 if conditions is None else conditions:
+        inputs += [OnnxInput("resolution", ("batch", 2)), OnnxInput("aspect_ratio", ("batch", 1))]
+    return (OnnxPart(spec.name, spec.name, "transformer", tuple(inputs), ("out_hidden_states",)),)
+
+
+ARCHITECTURES = (
+    Architecture(
+        "PixArtTransformer2DModel",
+        "denoiser",
+        sensitive=("pos_embed", "adaln_single", "caption_projection", "proj_out"),
+        folds=(VALUES,),
+        onnx_parts=_parts,
+        calibrated=True,
+        reads_text=r"\.attn2\.(to_k|to_v)$",
+    ),
+)

@@ -1,0 +1,59 @@
+"""Sana: linear attention over latents of a deep compression autoencoder (32 pixels each), text read by Gemma 2."""
+
+from __future__ import annotations
+
+from sdcompress.components.architecture import Architecture, Family
+from sdcompress.components.families.autoencoders import autoencoder_parts
+from sdcompress.components.onnx_parts import OnnxInput, OnnxPart
+from sdcompress.spec import ComponentSpec
+
+FAMILY = Family(
+    "Sana",
+    ("SanaPipeline",),
+    encoded=(
+        "prompt_embeds",
+        "prompt_attention_mask",
+        "negative_prompt_embeds",
+        "negative_prompt_attention_mask",
+    ),
+    call={"use_resolution_binning": False, "clean_caption": False},
+)
+
+
+def _text_encoder(spec: ComponentSpec, pipeline_class: str) -> tuple[OnnxPart, ...]:
+    tokens = ("batch", "sequence")
+    inputs = (OnnxInput("input_ids", tokens, "int64"), OnnxInput("attention_mask", tokens, "int64"))
+    return (OnnxPart(spec.name, spec.name, "text_encoder", inputs, ("last_hidden_state",)),)
+
+
+def _transformer(spec: ComponentSpec, pipeline_class: str) -> tuple[OnnxPart, ...]:
+    config = spec.config
+    inputs = [
+        OnnxInput("hidden_states", ("batch", config["in_channels"], "height", "width")),
+        OnnxInput("encoder_hidden_states", ("batch", "sequence", config["caption_channels"])),
+        OnnxInput("encoder_attention_mask", ("batch", "sequence"), "int64"),
+        OnnxInput("timestep", ("batch",)),
+    ]
+    if config.get("guidance_embeds"):
+        inputs.append(OnnxInput("guidance", ("batch",)))
+    return (OnnxPart(spec.name, spec.name, "transformer", tuple(inputs), ("out_hidden_states",)),)
+
+
+ARCHITECTURES = (
+    Architecture(
+        "SanaTransformer2DModel",
+        "denoiser",
+        sensitive=("patch_embed", "time_embed", "caption_projection", "proj_out"),
+        onnx_parts=_transformer,
+        calibrated=True,
+        reads_text=r"\.attn2\.(to_k|to_v)$",
+    ),
+    Architecture("Gemma2Model", "text encoder", onnx_parts=_text_encoder, calibrated=True),
+    Architecture(
+        "AutoencoderDC",
+        "autoencoder",
+        sensitive=("encoder.conv_in", "encoder.conv_out", "decoder.conv_in", "decoder.conv_out"),
+        onnx_parts=lambda spec, _: autoencoder_parts(spec, "latent_sample"),
+        calibrated=True,
+    ),
+)

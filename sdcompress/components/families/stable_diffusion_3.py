@@ -1,0 +1,41 @@
+"""Stable Diffusion 3: a transformer over latents and text together (MMDiT), three text encoders, T5 among them."""
+
+from __future__ import annotations
+
+from sdcompress.components.architecture import Architecture, Family
+from sdcompress.components.families.unet import VALUES
+from sdcompress.components.onnx_parts import OnnxInput, OnnxPart
+from sdcompress.spec import ComponentSpec
+
+FAMILY = Family(
+    "Stable Diffusion 3",
+    ("StableDiffusion3Pipeline", "StableDiffusion3Img2ImgPipeline", "StableDiffusion3InpaintPipeline"),
+    encoded=("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds"),
+    pictures={
+        "StableDiffusion3Img2ImgPipeline": {"image": "image"},
+        "StableDiffusion3InpaintPipeline": {"image": "image", "mask_image": "mask_image"},
+    },
+)
+
+
+def _parts(spec: ComponentSpec, pipeline_class: str) -> tuple[OnnxPart, ...]:
+    config = spec.config
+    inputs = (
+        OnnxInput("hidden_states", ("batch", config["in_channels"], "height", "width")),
+        OnnxInput("encoder_hidden_states", ("batch", "sequence", config["joint_attention_dim"])),
+        OnnxInput("pooled_projections", ("batch", config["pooled_projection_dim"])),
+        OnnxInput("timestep", ("batch",)),
+    )
+    return (OnnxPart(spec.name, spec.name, "transformer", inputs, ("out_hidden_states",)),)
+
+
+ARCHITECTURES = (
+    Architecture(
+        "SD3Transformer2DModel",
+        "denoiser",
+        sensitive=("pos_embed", "context_embedder", "time_text_embed", "norm_out", "proj_out"),
+        folds=(VALUES,),  # its norms are scaled by the timestep, through layers of their own
+        onnx_parts=_parts,
+        calibrated=True,
+    ),
+)
