@@ -1,4 +1,4 @@
-"""idle squeeze: a Squeeze of an axis that is not of size one taken out; torch's does nothing there, ONNX's is an error."""
+"""idle squeeze: a Squeeze of an axis that is not of size one taken out, where torch's does nothing and ONNX's fails."""
 
 from __future__ import annotations
 
