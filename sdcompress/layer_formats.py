@@ -184,9 +184,17 @@ def _storable(layer: Layer, spec: ComponentSpec, wanted: _Wanted, convolutions: 
     if layer.name == "shared" and t5:
         return Choice(layer, None, "embedding shared between two modules")
     rounding = wanted.rounding
-    if layer.kind == "embedding" and registry.roundings()[rounding].calibrated:
-        rounding = "search"  # a table's rows are looked up: nothing goes in that could be calibrated on
+    # A table's rows are looked up: nothing goes in that could be calibrated on. Convolutions in groups have inputs of
+    # which no statistics are gathered.
+    if registry.roundings()[rounding].calibrated and (layer.kind == "embedding" or is_grouped(layer, spec)):
+        rounding = "search"
     return Choice(layer, fmt, rounding=rounding)
+
+
+def is_grouped(layer: Layer, spec: ComponentSpec) -> bool:
+    """Whether the layer is a convolution in several groups."""
+    known = registry.architectures().get(spec.class_name)
+    return layer.kind in CONVOLUTIONS and known is not None and first_match(known.grouped, layer.name) is not None
 
 
 def _placed(choice: Choice, target: str) -> str:

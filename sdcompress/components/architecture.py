@@ -38,7 +38,8 @@ class FoldRule:
 class Architecture:
     """What is known about components of one class.
 
-    sensitive: patterns of the layers that low bits hurt most (components/sensitive.py). folds: where the inputs of its
+    sensitive: patterns of the layers that low bits hurt most (components/sensitive.py). grouped: patterns of its
+    convolutions in several groups, of whose input no statistics are gathered. folds: where the inputs of its
     layers can be scaled at no cost. onnx_parts: its graphs, given its spec and the class of the pipeline it is in.
     calibrated: whether its layers can be watched while pictures are drawn; reads_text: of which layers the first token
     of the input, the start of text, is an outlier (a regular expression).
@@ -47,6 +48,7 @@ class Architecture:
     class_name: str
     role: Role
     sensitive: tuple[str, ...] = ()
+    grouped: tuple[str, ...] = ()
     folds: tuple[FoldRule, ...] = ()
     onnx_parts: Callable[[ComponentSpec, str], tuple[OnnxPart, ...]] | None = None
     calibrated: bool = False

@@ -19,7 +19,7 @@ from sdcompress.backends.torch.packaging import (
 )
 from sdcompress.components.observed import can_be_calibrated
 from sdcompress.errors import UserError
-from sdcompress.layer_formats import Choice, Override, choose, unmatched_patterns
+from sdcompress.layer_formats import Choice, Override, choose, is_grouped, unmatched_patterns
 from sdcompress.patterns import first_match
 from sdcompress.quant.compose import quantize_weight, restored
 from sdcompress.quant.corrections.bias import corrected_bias
@@ -156,7 +156,7 @@ class Quantize(Step):
         return layers
 
     def _corrects(self, layer: Layer, spec: ComponentSpec) -> bool:
-        return self.bias_correction and f"{layer.name}.bias" in spec.tensors
+        return self.bias_correction and f"{layer.name}.bias" in spec.tensors and not is_grouped(layer, spec)
 
     def _observed(self, choices: list[Choice], spec: ComponentSpec, target: str) -> list[str]:
         """The layers whose activations are rounded in calibrated ranges. UserError where that cannot be done."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import weakref
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -336,7 +337,10 @@ def test_a_layer_that_never_runs(nano_copy: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_pipelines_that_cannot_be_calibrated(tiny_sd: Source) -> None:
-    with pytest.raises(SourceError, match="is a FluxPipeline; activation ranges can be calibrated for StableDiffusion"):
-        observe(open_source("flux-dev"), {"unet": {"conv_in": Watch()}})
+    over_pictures = replace(
+        tiny_sd, model_index=tiny_sd.model_index | {"_class_name": "StableDiffusionInpaintPipeline"}
+    )
+    with pytest.raises(SourceError, match="is a StableDiffusionInpaintPipeline; activation ranges can be calibrated"):
+        observe(over_pictures, {"unet": {"conv_in": Watch()}})
     with pytest.raises(SourceError, match="sd15: has no weights here"):
         observe(open_source("sd15"), {"unet": {"conv_in": Watch()}})

@@ -40,9 +40,8 @@ def _tiny_constants_as_inputs(model: ir.Model) -> Iterator[None]:
     for node in [node for node in model.graph if node.op_type == "Constant" and "value" in node.attributes]:
         tensor = node.attributes["value"].as_tensor()
         if tensor.size == 1 and tensor.dtype.is_floating_point() and 0 < np.abs(tensor.numpy()).item() <= _NEXT_TO_ZERO:
-            value = ir.Value(
-                name=f"tiny_{node.outputs[0].name}", shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype)
-            )
+            shape, dtype = ir.Shape(tensor.numpy().shape), ir.TensorType(tensor.dtype)
+            value = ir.Value(name=f"tiny_{node.outputs[0].name}", shape=shape, type=dtype)
             ir.convenience.replace_all_uses_with(node.outputs[0], value)
             model.graph.remove(node, safe=True)
             held[value] = tensor

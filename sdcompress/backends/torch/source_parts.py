@@ -19,8 +19,7 @@ from sdcompress.safetensors_file import read_bytes
 from sdcompress.source import Source, is_buffer
 from sdcompress.spec import ComponentSpec
 
-XL = "StableDiffusionXLPipeline"
-TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
+_OPTIONAL = ("safety_checker", "image_encoder", "feature_extractor")
 
 
 def open_without_models(source: Source) -> Any:
@@ -28,23 +27,24 @@ def open_without_models(source: Source) -> Any:
     import diffusers
     from diffusers.utils import logging
 
-    models = (*TEXT_ENCODERS, "unet", "vae", "safety_checker", "image_encoder", "feature_extractor")
     pipeline_class = getattr(diffusers, source.pipeline_class)
-    absent = dict.fromkeys(name for name in models if name in inspect.signature(pipeline_class).parameters)
+    takes = inspect.signature(pipeline_class).parameters
+    absent = dict.fromkeys(name for name in (*source.components, *_OPTIONAL) if name in takes)
     bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
         return pipeline_class.from_pretrained(
-            str(source.path), local_files_only=True, **absent, **pipeline_options(source)
+            str(source.path), local_files_only=True, **absent, **pipeline_options(pipeline_class)
         )
     finally:
         if bars:
             logging.enable_progress_bar()
 
 
-def pipeline_options(source: Source) -> dict[str, bool]:
+def pipeline_options(pipeline_class: type) -> dict[str, bool]:
     """What keeps the pipeline class from missing the parts that are left out."""
-    return {"add_watermarker": False} if source.pipeline_class == XL else {"requires_safety_checker": False}
+    takes = inspect.signature(pipeline_class).parameters
+    return {name: False for name in ("add_watermarker", "requires_safety_checker") if name in takes}
 
 
 def open_component(source: Source, component: str, device: torch.device) -> Any:

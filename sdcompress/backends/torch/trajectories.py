@@ -1,7 +1,7 @@
 """Drawing the calibration pictures component by component, while an observer looks at the layers.
 
 The trajectories cover all timesteps and both guidance branches. One component is in memory at a time, in float32: the
-text encoders, then the UNet, then the VAE, each over all prompts.
+text encoders (those of Stable Diffusion 3 and FLUX together), then the denoiser, then the VAE, each over all prompts.
 """
 
 from __future__ import annotations
@@ -10,15 +10,16 @@ import gc
 import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import nn
 
+from sdcompress import registry
+from sdcompress.backends.torch.latents_catcher import LatentsCatcher
 from sdcompress.backends.torch.loading import choose_device
 from sdcompress.backends.torch.source_parts import (
-    TEXT_ENCODERS,
-    XL,
     empty_model,
     open_component,
     open_without_models,
@@ -35,8 +36,12 @@ Outputs = dict[str, torch.Tensor]  # what a component makes of one prompt, for t
 Advance = Callable[[str, int, int], None]
 _Item = TypeVar("_Item")
 
-PIPELINES = ("StableDiffusionPipeline", XL)
-COMPONENTS = (*TEXT_ENCODERS, "unet", "vae")  # in the order they run
+TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
+DENOISERS = ("unet", "transformer")
+COMPONENTS = (*TEXT_ENCODERS, *DENOISERS, "vae")  # in the order they run; a pipeline has one of the denoisers
+# Text encoders that a pipeline cannot do without, where it is another than the first.
+_NEEDED_OF = {"StableDiffusionXLPipeline": ("text_encoder_2",)}
+_XL = "StableDiffusionXL"  # whose text encoders are run one after the other here
 
 
 class Observer:
@@ -80,22 +85,29 @@ class Walk:
         self._first_seed = calibration.seed + FIRST_SEED
         self._prompts: PromptSet = choose_prompts(calibration, source)
         self._settings: dict[str, Any] = {"height": calibration.height, "width": calibration.width}
+        self._family = registry.families()[source.pipeline_class]
+        self._denoiser = next(name for name in DENOISERS if name in source.components)
         self._bare = open_without_models(source)
-        defaults = inspect.signature(self._bare.__call__).parameters
+        takes = inspect.signature(self._bare.__call__).parameters
         for name in ("num_inference_steps", "guidance_scale"):
             chosen = getattr(self._prompts, name)
-            self._settings[name] = defaults[name].default if chosen is None else chosen
-        in_the_unet = source.components["unet"].config.get("time_cond_proj_dim") is not None
-        self._guided = self._settings["guidance_scale"] > 1 and not in_the_unet  # as the pipelines decide it
-        self._bare.scheduler.set_timesteps(self._settings["num_inference_steps"])
-        self._steps = len(self._bare.scheduler.timesteps)
+            self._settings[name] = takes[name].default if chosen is None else chosen
+        self._settings |= {name: value for name, value in self._family.call.items() if name in takes}
+        self._unsaid = {"negative_prompt": None} if "negative_prompt" in takes else {}  # its embeddings say it
+        in_the_unet = source.components[self._denoiser].config.get("time_cond_proj_dim") is not None
+        scale = self._settings["guidance_scale"]
+        self._guided = self._family.guided and scale > 1 and not in_the_unet  # as the pipelines decide it
+        self._steps = self._settings["num_inference_steps"]
+        if not self._bare.scheduler.config.get("use_dynamic_shifting"):  # by which it needs to know the picture's size
+            self._bare.scheduler.set_timesteps(self._steps)
+            self._steps = len(self._bare.scheduler.timesteps)
         self._advance, self._done = advance, 0
         self._total = len(self._prompts.prompts) * sum(self._runs(part) for part in self._components())
 
     def run(self) -> None:
         """Runs what is wanted, and what leads there."""
         texts = self.encode_prompts()
-        latents = self.denoise(texts) if self.needs("unet") else []
+        latents = self.denoise(texts) if self.needs(self._denoiser) else []
         self.decode(latents)
 
     def needs(self, component: str) -> bool:
@@ -104,20 +116,34 @@ class Walk:
 
     def encode_prompts(self) -> list[Outputs]:
         """The arguments of the pipeline that stand for each prompt, and for its lack where guidance needs that."""
-        if self._source.pipeline_class == XL:
+        if self._source.pipeline_class.startswith(_XL):
             return self._encode_for_xl()
+        texts: list[Outputs] = []
+        for part in self._watched_text_encoders():
+            texts = self._each(part, self._prompts.prompts, partial(self._encoder, part))
+        return texts
 
-        def prepare(model: Any) -> Callable[[str], Outputs]:
-            pipeline = self._pipeline(text_encoder=model)
+    def _encoder(self, part: str, model: Any) -> Callable[[str], Outputs]:
+        """What makes the arguments of a prompt, by the pipeline's own `encode_prompt`, with `model` as that part."""
+        others = [name for name in self._text_encoders() if name != part]
+        pipeline = self._pipeline(
+            **{part: model}, **{name: open_component(self._source, name, self._device) for name in others}
+        )
+        takes = inspect.signature(pipeline.encode_prompt).parameters
+        defaults = inspect.signature(pipeline.__call__).parameters
+        # What the pipeline's call would say, where that is not what `encode_prompt` would assume.
+        said = {name: defaults[name].default for name in takes if name in defaults and name not in self._settings}
+        settings = said | {name: value for name, value in self._settings.items() if name in takes}
+        settings |= {"device": self._device, "num_images_per_prompt": 1, "do_classifier_free_guidance": self._guided}
 
-            def encode(prompt: str) -> Outputs:
-                positive, negative = pipeline.encode_prompt(prompt, self._device, 1, self._guided)
-                self._tick("text_encoder")
-                return {"prompt_embeds": positive} | ({"negative_prompt_embeds": negative} if self._guided else {})
+        def encode(prompt: str) -> Outputs:
+            wordings = dict.fromkeys(("prompt", "prompt_2", "prompt_3"), prompt)
+            given = {name: value for name, value in (settings | wordings).items() if name in takes}
+            encoded = zip(self._family.encoded, pipeline.encode_prompt(**given), strict=True)
+            self._tick(part)
+            return {name: value for name, value in encoded if name and value is not None}
 
-            return encode
-
-        return self._each("text_encoder", self._prompts.prompts, prepare)
+        return encode
 
     def _encode_for_xl(self) -> list[Outputs]:
         """What the pipeline's own `encode_prompt` gives, which wants both text encoders in memory at once."""
@@ -152,31 +178,22 @@ class Walk:
         return self._each(part, tuple(enumerate(wordings)), prepare)
 
     def denoise(self, texts: Sequence[Outputs]) -> list[torch.Tensor]:
-        """The latents at the end of each prompt's trajectory, still in the UNet's scale."""
-
-        def count_step(*_: Any) -> dict[str, Any]:
-            self._tick("unet")
-            return {}
+        """What the VAE is given at the end of each prompt's trajectory."""
 
         def prepare(model: Any) -> Callable[[tuple[int, Outputs]], Outputs]:
-            pipeline = self._pipeline(unet=model)
-            pipeline.vae_scale_factor = self._vae_scale_factor()  # which it takes from a VAE if it has one
+            vae = LatentsCatcher(empty_model(self._source, "vae").config, self._device)
+            pipeline = self._pipeline(**{self._denoiser: model}, vae=vae)
+            model.register_forward_hook(lambda *_: self._tick(self._denoiser))
 
             def denoise(item: tuple[int, Outputs]) -> Outputs:
                 index, text = item
                 generator = torch.Generator("cpu").manual_seed(self._first_seed + index)
-                output = pipeline(
-                    **text,
-                    **self._settings,
-                    generator=generator,
-                    output_type="latent",
-                    callback_on_step_end=count_step,
-                )
-                return {"latents": output.images}
+                pipeline(**text, **self._settings, **self._unsaid, generator=generator, output_type="pt")
+                return {"latents": vae.caught}
 
             return denoise
 
-        return [each["latents"] for each in self._each("unet", tuple(enumerate(texts)), prepare)]
+        return [each["latents"] for each in self._each(self._denoiser, tuple(enumerate(texts)), prepare)]
 
     def decode(self, latents: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """The pictures, each [1, 3, height, width] from -1 to 1, without those that an earlier walk finished.
@@ -189,7 +206,7 @@ class Walk:
 
         def prepare(model: Any) -> Callable[[torch.Tensor], Outputs]:
             def decode(end: torch.Tensor) -> Outputs:
-                pictures.append(model.decode(self._unscaled(end, model.config)).sample.clamp_(-1, 1))
+                pictures.append(model.decode(end).sample.clamp_(-1, 1))
                 self._tick("vae")
                 if self._encodes():
                     model.encode(pictures[-1])
@@ -200,14 +217,6 @@ class Walk:
 
         self._each("vae", latents, prepare)
         return pictures
-
-    def _unscaled(self, latents: torch.Tensor, config: Any) -> torch.Tensor:
-        """The latents as the VAE wants them; the pipeline for SDXL alone heeds their mean and deviation."""
-        latents = latents / config.scaling_factor
-        mean, deviation = config.get("latents_mean"), config.get("latents_std")
-        if self._source.pipeline_class != XL or mean is None or deviation is None:
-            return latents
-        return latents * latents.new_tensor(deviation).view(1, -1, 1, 1) + latents.new_tensor(mean).view(1, -1, 1, 1)
 
     def _each(
         self, component: str, items: Sequence[_Item], prepare: Callable[[Any], Callable[[_Item], Outputs]]
@@ -240,33 +249,37 @@ class Walk:
 
     def _pipeline(self, **models: Any) -> Any:
         """The source's pipeline with its own tokenizers and scheduler, and no models but these."""
-        pipeline = type(self._bare)(**self._bare.components | models, **pipeline_options(self._source))
+        options = pipeline_options(type(self._bare))
+        pipeline = type(self._bare)(**self._bare.components | models, **options)
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
-
-    def _vae_scale_factor(self) -> int:
-        """Pixels for each of the latents' along an edge, as the pipelines reckon it."""
-        return 2 ** (len(empty_model(self._source, "vae").config.block_out_channels) - 1)
 
     def _text_encoders(self) -> list[str]:
         return [part for part in TEXT_ENCODERS if part in self._source.components]
 
+    def _watched_text_encoders(self) -> list[str]:
+        """Those that are looked at, each in a pass over all prompts; the last one where none is."""
+        if self._source.pipeline_class.startswith(_XL):
+            return self._text_encoders()
+        return [part for part in self._text_encoders() if self._wanted.get(part)] or self._text_encoders()[-1:]
+
     def _components(self) -> list[str]:
         """Those that have to run; text encoders always do."""
-        return [*self._text_encoders(), *(part for part in ("unet", "vae") if self.needs(part))]
+        return [*self._watched_text_encoders(), *(part for part in (self._denoiser, "vae") if self.needs(part))]
 
     def _encodes(self) -> bool:
         return any(layer.startswith(("encoder.", "quant_conv")) for layer in self._wanted.get("vae", ()))
 
     def _calls(self, component: str) -> int:
         """How often the component's layers run for all prompts together."""
-        branches_apart = component == "text_encoder" and self._guided and self._source.pipeline_class != XL
-        each = self._steps if component == "unet" else 1 + branches_apart
+        xl = self._source.pipeline_class.startswith(_XL)
+        branches_apart = component in TEXT_ENCODERS and self._guided and not xl
+        each = self._steps if component == self._denoiser else 1 + branches_apart
         return len(self._prompts.prompts) * each
 
     def _runs(self, component: str) -> int:
         """Runs of the component for one prompt, as `advance` counts them."""
-        return {"unet": self._steps, "vae": 1 + self._encodes()}.get(component, 1)
+        return {self._denoiser: self._steps, "vae": 1 + self._encodes()}.get(component, 1)
 
     def _tick(self, component: str) -> None:
         self._done += 1
@@ -275,16 +288,19 @@ class Walk:
 
 def check_walk(source: Source, wanted: Mapping[str, Collection[str]], what: str) -> None:
     """Raises SourceError unless the pipeline can be drawn with here, and has every component `what` is wanted of."""
-    if source.pipeline_class not in PIPELINES:
-        raise SourceError(
-            f"{source.name}: is a {source.pipeline_class}; {what} can be calibrated for {' and '.join(PIPELINES)} only"
-        )
+    families = registry.families()
+    family = families.get(source.pipeline_class)
+    if family is None or source.pipeline_class in family.pictures:
+        able = ", ".join(name for name, one in families.items() if name not in one.pictures)
+        raise SourceError(f"{source.name}: is a {source.pipeline_class}; {what} can be calibrated for {able} only")
     if source.path is None:
         raise SourceError(f"{source.name}: has no weights here, and calibrating draws pictures; give a folder")
     for component in wanted:
         if component not in COMPONENTS:
             raise SourceError(f"{component}: has no {what}; they are calibrated for {', '.join(COMPONENTS)}")
-    needed = {"unet", "vae", *(("text_encoder_2",) if source.pipeline_class == XL else ("text_encoder",)), *wanted}
+    needed = {*_NEEDED_OF.get(source.pipeline_class, ("text_encoder",)), "vae", *wanted}
+    if not any(name in source.components for name in DENOISERS):
+        needed.add(DENOISERS[0])
     missing = sorted(needed - set(source.components))
     if missing:
         raise SourceError(f"{source.name}: has no {missing[0]}, without which it cannot draw pictures to calibrate on")

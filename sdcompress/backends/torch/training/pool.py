@@ -64,7 +64,7 @@ def load_or_draw(
 
     key = content_key(source, _WANTED, calibration, Limits(), choose_device(device).type)
     folder = (cache or cache_folder()) / "trajectories" / key
-    recorder = _Recorder(folder)
+    recorder = _Recorder(folder, source.components["vae"].config, source.pipeline_class)
     count = calibration.prompt_count
     if len(recorder.whole()) < count:
         walk = Walk(source, _WANTED, calibration, advance, device, recorder)
@@ -83,8 +83,9 @@ def load_or_draw(
 class _Recorder(Observer):
     """Keeps what the denoiser is given, in a file for each prompt that is done."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, vae_config: Mapping[str, Any], pipeline_class: str):
         self._folder = folder
+        self._vae_config, self._pipeline_class = vae_config, pipeline_class
         self._points: list[torch.Tensor] = []
         self._timesteps: list[float] = []
         self._conditions: Outputs = {}
@@ -114,12 +115,20 @@ class _Recorder(Observer):
         tensors = {
             "points": torch.stack(self._points),
             "timesteps": torch.tensor(self._timesteps, dtype=torch.float32),
-            "latents": outputs[-1]["latents"].to("cpu", torch.float16),
+            "latents": self._scaled(outputs[-1]["latents"]).to("cpu", torch.float16),
             **self._conditions,
         }
         specs = {name: spec_of(tensor) for name, tensor in tensors.items()}
         write_sealed(self._file(len(outputs) - 1), specs, tensors.items())
         self._points, self._timesteps, self._conditions = [], [], {}
+
+    def _scaled(self, latents: torch.Tensor) -> torch.Tensor:
+        """What the VAE is given as the denoiser has it; the pipeline for SDXL alone heeds their mean and deviation."""
+        mean, deviation = self._vae_config.get("latents_mean"), self._vae_config.get("latents_std")
+        if self._pipeline_class.startswith("StableDiffusionXL") and mean is not None and deviation is not None:
+            columns = (latents.new_tensor(value).view(1, -1, 1, 1) for value in (mean, deviation))
+            latents = (latents - next(columns)) / next(columns)
+        return latents * self._vae_config.get("scaling_factor", 0.18215)  # AutoencoderKL's default
 
     def whole(self) -> range:
         """The numbers of the prompts whose files are there and undamaged, up to the first that is not."""
