@@ -1,4 +1,4 @@
-"""A component from elsewhere that is to stand in a pipeline: found, described from headers, and held to the original."""
+"""A component from elsewhere that is to stand in a pipeline: found, read from headers, held to the original."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sdcompress import catalog
-from sdcompress.errors import SourceError, UserError
+from sdcompress.errors import SourceError
 from sdcompress.pruning.marking import is_quantized
 from sdcompress.safetensors_file import TensorRange, read_header
 from sdcompress.source import (
@@ -30,7 +30,7 @@ _TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
     "merges.txt", "spiece.model",
 )  # fmt: skip
-# What must be as it was -> what it is when a config does not say, by class. Classes not listed: nothing is known of.
+# What of a denoiser's config must be as it was.
 _DENOISER_FIELDS = (
     "in_channels", "out_channels", "cross_attention_dim", "joint_attention_dim", "pooled_projection_dim",
     "caption_channels", "addition_embed_type", "addition_time_embed_dim", "projection_class_embeddings_input_dim",
@@ -139,7 +139,9 @@ def misfits(original: ComponentSpec, replacement: Replacement) -> list[str]:
     if original.name.startswith("text_encoder"):
         return _misfits_of_text_encoders(original, replacement)
     if original.name in ("unet", "transformer"):
-        return _differences(original, {key: (original.config.get(key), new.config.get(key)) for key in _DENOISER_FIELDS})
+        return _differences(
+            original, {key: (original.config.get(key), new.config.get(key)) for key in _DENOISER_FIELDS}
+        )
     return []
 
 

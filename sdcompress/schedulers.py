@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,7 +23,7 @@ _USED_WITH_NOISE = ("scale_model_input", "init_noise_sigma")  # where the model 
 
 
 def scheduler_spec(source: Source) -> ComponentSpec | None:
-    """The source's scheduler as a component without tensors; None where it has none, or a catalog entry's is unknown."""
+    """The source's scheduler as a component without tensors; None where it has none or, in the catalog, no config."""
     file = Path(SCHEDULER) / SCHEDULER_FILE
     entry = component_entries(source.model_index).get(SCHEDULER)
     if entry is None or file not in source.other_files:
@@ -43,10 +44,10 @@ def make_scheduler(
 
     known = [name for name in dir(diffusers) if name.endswith("Scheduler") and "Flax" not in name]
     name = class_name or current.class_name
-    made = getattr(diffusers, name, None) if name in known else None
+    made: Any = getattr(diffusers, name, None) if name in known else None
     if not isinstance(made, type) or not issubclass(made, SchedulerMixin):
         raise UserError(f"class_name: diffusers has no scheduler {name!r}; {nearest(name, known)}")
-    parameters = made._get_init_keys(made)  # type: ignore[attr-defined]
+    parameters = sorted(set(inspect.signature(made).parameters) - {"kwargs"})
     unknown = [f"config.{key}: {name} has no such parameter; {nearest(key, parameters)}" for key in config
                if key not in parameters]  # fmt: skip
     if unknown:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -111,7 +112,9 @@ class ReplaceComponent(LocatedStep):
         inner = folder / SCHEDULER
         file = (inner if inner.is_dir() else folder) / SCHEDULER_FILE
         try:
-            return read_json(file, missing=f"{folder}: has no {SCHEDULER_FILE}; give a scheduler's or pipeline's folder")
+            return read_json(
+                file, missing=f"{folder}: has no {SCHEDULER_FILE}; give a scheduler's or pipeline's folder"
+            )
         except SdcompressError as error:
             raise UserError(f"model: {error}") from None
 
@@ -126,7 +129,7 @@ class ReplaceComponent(LocatedStep):
         return _with_files(source, model_index, {Path(SCHEDULER, SCHEDULER_FILE): text.encode()}, {SCHEDULER})
 
 
-def _with_files(source: Source, model_index: dict[str, Any], files: dict[Path, bytes], parts: set[str]) -> Source:
+def _with_files(source: Source, model_index: dict[str, Any], files: Mapping[Path, bytes], parts: set[str]) -> Source:
     """The source with these files instead of all those in the folders of `parts`, and its model_index.json to match."""
     kept = [file for file in source.other_files if file.parts[0] not in parts]
     changed = {file: content for file, content in source.changed_files.items() if file in kept}
