@@ -44,8 +44,8 @@ def make_scheduler(
 
     known = [name for name in dir(diffusers) if name.endswith("Scheduler") and "Flax" not in name]
     name = class_name or current.class_name
-    made: Any = getattr(diffusers, name, None) if name in known else None
-    if not isinstance(made, type) or not issubclass(made, SchedulerMixin):
+    made: Any = getattr(diffusers, name) if name in known else None
+    if made is None or not issubclass(made, SchedulerMixin):
         raise UserError(f"class_name: diffusers has no scheduler {name!r}; {nearest(name, known)}")
     parameters = sorted(set(inspect.signature(made).parameters) - {"kwargs"})
     unknown = [f"config.{key}: {name} has no such parameter; {nearest(key, parameters)}" for key in config
