@@ -69,7 +69,11 @@ class FuseLora(LocatedStep):
             notes += [f"{one.path} has {count} layers for {owner} too, which are not fused here"
                       for owner, count in lora.others.items()]  # fmt: skip
         touched = {f"{layer}.weight" for lora in loras for layer in lora.updates}
-        largest = max(12 * spec.tensors[name].parameters + spec.tensors[name].size_bytes for name in touched)
+        # As stored, in float32, what is added to it, and the result.
+        largest = max(
+            tensor.size_bytes + (12 * tensor.parameters if name in touched else 0)
+            for name, tensor in spec.tensors.items()
+        )
         return Planned(spec, notes=tuple(notes), working_bytes=largest, reads=tuple(lora.file for lora in loras))
 
     def prepared(self, source: Source, component: str) -> Source:
@@ -105,15 +109,13 @@ def _read_fused(
     source: Source, component: str, updates: Mapping[str, list[tuple[float, LowRank]]], name: str
 ) -> torch.Tensor:
     """The component's tensor with what the LoRAs add to it."""
-    from sdcompress.backends.torch.source_parts import read_tensor
-    from sdcompress.lora.fusing import difference
+    from sdcompress.lora.fusing import fused, read_stored
 
-    tensor = read_tensor(source, component, name)
+    reader = source.readers.get(component)
+    tensor = reader(name) if reader else read_stored(source.tensors[component][name])
     if name not in updates:
         return tensor
-    total = tensor.float()
-    for weight, update in updates[name]:
-        total = total + weight * difference(update, tuple(tensor.shape))
+    total = fused(tensor, updates[name])
     result = total.to(tensor.dtype)
     if overflows(result, total):
         raise UserError(

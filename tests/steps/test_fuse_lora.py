@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
 from sdcompress.artifact import sha256_of
+from sdcompress.backends.torch.source_parts import open_component
 from sdcompress.errors import RecipeError, UserError
 from sdcompress.execute import execute
 from sdcompress.lora.file import open_lora
@@ -281,6 +282,15 @@ def test_calibration_and_later_steps_see_the_fused_weights(loras, nano_folder, t
     weights = Path("unet", "diffusion_pytorch_model.safetensors")
     assert (tmp_path / "at-once" / weights).read_bytes() == (tmp_path / "later" / weights).read_bytes()
     assert (tmp_path / "at-once" / weights).read_bytes() != (tmp_path / "unfused" / weights).read_bytes()
+
+
+def test_models_opened_to_measure_and_teach_are_fused(loras, nano_folder, tmp_path):
+    save_file(as_kohya(loras[0]), tmp_path / "a.safetensors")
+    plan = make_plan(recipe_of({"unet": fuse(("a.safetensors", 1))}, tmp_path), open_source(str(nano_folder)))
+    execute(plan, tmp_path / "out")
+    opened = open_component(plan.prepared, "unet", torch.device("cpu")).state_dict()
+    written = load_file(tmp_path / "out" / "unet" / "diffusion_pytorch_model.safetensors")
+    assert opened.keys() == written.keys() and all(torch.equal(opened[name], written[name]) for name in written)
 
 
 def test_half_precision_stays_and_overflow_is_named(nano_copy, tmp_path):

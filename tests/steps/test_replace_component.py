@@ -249,13 +249,19 @@ def test_decoders_of_other_classes_are_given_the_same_latents(parts, nano_folder
     assert len(figures["vae"]["decode_psnr_db"]["values"]) == 1
 
 
+@pytest.mark.full
 def test_evaluation_across_classes(parts, nano_folder, tmp_path):
     components = {"vae": replaced(model="taesd"), "scheduler": replaced(class_name="EulerDiscreteScheduler")}
-    execute(plan_of(nano_folder, components, parts), tmp_path / "out")
+    plan = plan_of(nano_folder, components, parts)
+    execute(plan, tmp_path / "out")
     settings = EvaluationSettings(
-        prompts=PromptSet("two", ("ab", "ba"), 2), num_inference_steps=2, use_clip=False, noise_floor=(), attribute=True,
-        component_metrics_count=1, attribute_count=2, threads=1, device="cpu",
+        prompts=PromptSet("two", ("ab", "ba"), 2), num_inference_steps=2, use_clip=False, noise_floor=(),
+        attribute=True, component_metrics_count=1, attribute_count=2, threads=1, device="cpu",
     )  # fmt: skip
     report = evaluate(str(nano_folder), str(tmp_path / "out"), tmp_path / "report", settings=settings)
-    print(json.dumps({k: v for k, v in report.items() if k not in ("layers",)}, indent=1)[:6000])
-    assert 0
+    assert report["original"]["components"]["vae"]["parameters"] == plan.source.components["vae"].parameters
+    assert report["compressed"]["components"]["vae"]["parameters"] == plan.after("vae").parameters
+    costs = {entry["name"]: entry for entry in report["attribution"]}
+    assert costs["vae"]["identical"] == 0 and costs["vae"]["psnr_db"]["mean"] < 30  # of random weights
+    assert costs["vae"]["steps"][0]["replace_component"]["model"] == "taesd"
+    assert costs["unet"]["identical"] == costs["text_encoder"]["identical"] == 2
