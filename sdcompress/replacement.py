@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from sdcompress.pruning.marking import is_quantized
 from sdcompress.safetensors_file import TensorRange, read_header
 from sdcompress.source import (
     BUILT_IN,
+    Source,
     canonical_name,
     check_shard_count,
     choose_weight_files,
@@ -71,41 +71,49 @@ def open_replacement(
     path = folder / Path(model).expanduser()
     if not path.is_dir():
         if model in BUILT_IN or catalog.find(model) is not None:
-            return _from_pipeline(model, part, component, variant)
+            return _from_source(open_source(model, variant), part, component)
         if not re.fullmatch(r"[\w.-]+/[\w.-]+", model) or model.startswith("."):
             raise SourceError(f"{path}: no such folder; give one with a config.json and safetensors, or a hub id")
         path = fetch(model, part)
-    if (path / "model_index.json").is_file():
-        return _from_pipeline(str(path), part, component, variant)
-    return _from_own_folder(path, component, variant)
+    if not (path / "model_index.json").is_file():
+        return _from_folder(path, component, variant)
+    entries = component_entries(read_json(path / "model_index.json", missing=""))
+    if part not in entries:
+        raise SourceError(f"{path}: has no component {part}; it has {', '.join(entries)}")
+    tokenizer = tokenizer_of(part)
+    return _from_folder(
+        path / part, component, variant, entries[part], path / tokenizer if tokenizer in entries else None,
+        entries.get(tokenizer),
+    )  # fmt: skip
 
 
-def _from_pipeline(model: str, part: str, component: str, variant: str | None) -> Replacement:
-    source = open_source(model, variant)
+def _from_source(source: Source, part: str, component: str) -> Replacement:
+    """The part of a pipeline sdcompress knows, without the small files of a catalog entry, which has none."""
     if part not in source.components:
-        raise SourceError(f"{model}: has no component {part}; it has {', '.join(source.components)}")
-    parts, moved = {}, {part: component}
-    entries = component_entries(source.model_index)
-    if component.startswith("text_encoder") and (tokenizer := tokenizer_of(part)) in entries:
-        moved[tokenizer] = tokenizer_of(component)
-        parts[tokenizer_of(component)] = entries[tokenizer]
+        raise SourceError(f"{source.name}: has no component {part}; it has {', '.join(source.components)}")
+    moved, entries = {part: component}, component_entries(source.model_index)
+    if component.startswith("text_encoder"):
+        moved[tokenizer_of(part)] = tokenizer_of(component)
     files = {
         Path(moved[file.parts[0]], *file.parts[1:]): source.read_file(file)
         for file in source.other_files
         if len(file.parts) > 1 and file.parts[0] in moved
     }
-    spec = source.components[part].replace(name=component)
-    return Replacement(spec, source.tensors.get(part, {}), files, parts)
+    parts = {new: entries[old] for old, new in moved.items() if old != part and old in entries}
+    return Replacement(source.components[part].replace(name=component), source.tensors.get(part, {}), files, parts)
 
 
-def _from_own_folder(path: Path, component: str, variant: str | None) -> Replacement:
+def _from_folder(
+    path: Path,
+    component: str,
+    variant: str | None,
+    entry: tuple[str, str] | None = None,
+    tokenizer: Path | None = None,
+    tokenizer_entry: tuple[str, str] | None = None,
+) -> Replacement:
+    """The component in the folder; of a pipeline's, `entry` says its class, and where its tokenizer lies is known."""
     config = read_json(path / "config.json", missing=f"{path}: holds no component (it has no config.json)")
-    architectures = config.get("architectures") or [None]
-    library, class_name = ("diffusers", config.get("_class_name")) if "_class_name" in config else (
-        "transformers", architectures[0]
-    )  # fmt: skip
-    if not class_name:
-        raise SourceError(f"{path / 'config.json'}: names no class (_class_name or architectures)")
+    library, class_name = entry or _class_of(config, path)
     names = sorted(file.name for file in path.iterdir() if file.is_file())
     chosen = choose_weight_files(names, variant, str(path))
     if not chosen:
@@ -114,16 +122,34 @@ def _from_own_folder(path: Path, component: str, variant: str | None) -> Replace
     ranges: dict[str, TensorRange] = {}
     for name in chosen:
         ranges |= {canonical_name(class_name, tensor): where for tensor, where in read_header(path / name).items()}
-    files = {Path(component, "config.json"): (path / "config.json").read_bytes()}
-    files |= {Path(component, name): (path / name).read_bytes() for name in names if name.startswith("LICENSE")}
+    files = {
+        Path(component, name): (path / name).read_bytes()
+        for name in names
+        if name == "config.json" or name.startswith("LICENSE")
+    }
+    if tokenizer is None and "tokenizer_config.json" in names:
+        tokenizer = path
+        settings = read_json(path / "tokenizer_config.json", missing="")
+        tokenizer_entry = ("transformers", str(settings.get("tokenizer_class", "AutoTokenizer")))
     parts = {}
-    if component.startswith("text_encoder") and "tokenizer_config.json" in names:
-        tokenizer = tokenizer_of(component)
-        files |= {Path(tokenizer, name): (path / name).read_bytes() for name in names if name in _TOKENIZER_FILES}
-        settings = json.loads((path / "tokenizer_config.json").read_text(encoding="utf-8"))
-        parts[tokenizer] = ("transformers", str(settings.get("tokenizer_class", "AutoTokenizer")))
-    return Replacement(ComponentSpec(component, library, class_name, config, specs_of_ranges(ranges)), ranges, files,
-                       parts)  # fmt: skip
+    if component.startswith("text_encoder") and tokenizer is not None and tokenizer_entry is not None:
+        parts[tokenizer_of(component)] = tokenizer_entry
+        files |= {
+            Path(tokenizer_of(component), name): (tokenizer / name).read_bytes()
+            for name in _TOKENIZER_FILES
+            if (tokenizer / name).is_file()
+        }
+    spec = ComponentSpec(component, library, class_name, config, specs_of_ranges(ranges))
+    return Replacement(spec, ranges, files, parts)
+
+
+def _class_of(config: Mapping[str, Any], path: Path) -> tuple[str, str]:
+    """Library and class that a component's own config names."""
+    if "_class_name" in config:
+        return "diffusers", str(config["_class_name"])
+    if config.get("architectures"):
+        return "transformers", str(config["architectures"][0])
+    raise SourceError(f"{path / 'config.json'}: names no class (_class_name or architectures)")
 
 
 def misfits(original: ComponentSpec, replacement: Replacement) -> list[str]:

@@ -137,6 +137,23 @@ def test_text_encoder_brings_its_tokenizer(parts, nano_folder, tmp_path):
     assert "zz" not in pipeline.tokenizer.get_vocab() and pipeline.text_encoder.config.num_hidden_layers == 1
 
 
+def test_from_the_hub(parts, nano_folder, tmp_path, monkeypatch):
+    """What is fetched of a pipeline are the part's folder and the tokenizers, and that is enough."""
+
+    def fetch(hub_id, part):
+        assert (hub_id, part) == ("someone/pipeline", "text_encoder")
+        for name in (part, "tokenizer"):
+            shutil.copytree(parts / "pipeline" / name, tmp_path / "fetched" / name, dirs_exist_ok=True)
+        shutil.copy(parts / "pipeline" / "model_index.json", tmp_path / "fetched")
+        return tmp_path / "fetched"
+
+    monkeypatch.setattr("sdcompress.hub.fetch_component", fetch)
+    execute(plan_of(nano_folder, {"text_encoder": replaced(model="someone/pipeline")}), tmp_path / "out")
+    execute(plan_of(nano_folder, {"text_encoder": replaced(model="pipeline")}, parts), tmp_path / "local")
+    for file in ("text_encoder/model.safetensors", "text_encoder/config.json", "tokenizer/vocab.json"):
+        assert (tmp_path / "out" / file).read_bytes() == (tmp_path / "local" / file).read_bytes()
+
+
 def test_scheduler_is_what_from_config_makes(nano_folder, tmp_path):
     from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 
@@ -186,7 +203,7 @@ def test_same_bytes_twice_and_resumed(parts, nano_folder, tmp_path):
         ({"vae": {"model": "encoder"}}, "is a CLIPTextModel, which cannot stand for the vae; give AutoencoderKL or"),
         ({"vae": {"model": "sd15"}}, "its pixels per latent is 8, and the vae's was 2"),
         ({"vae": {"model": "sd3-medium"}}, r"its latent_channels is 16, .* was 4 \(the denoiser works on that many"),
-        ({"vae": {"model": "pipeline", "component": "unit"}}, "has no component unit; it has text_encoder, unet, vae"),
+        ({"vae": {"model": "pipeline", "component": "unit"}}, "has no component unit; it has scheduler, text"),
         ({"vae": {"class_name": "X", "model": "taesd"}}, r"class_name: is for the scheduler; for vae give model"),
         ({"text_encoder": {"model": "sd15"}}, r"hidden_size is 768, .* was 32 \(the denoiser's cross-attention takes"),
         ({"text_encoder": {"model": "sd15", "component": "safety_checker"}}, "cannot stand for the text_encoder"),
