@@ -270,7 +270,7 @@ def test_calibration_and_later_steps_see_the_fused_weights(loras, nano_folder, t
     calibration = {"prompts": ["ab"], "num_inference_steps": 1}
     rest = [
         {"prune": {"heads": 0.5, "importance": "activation"}},
-        {"quantize": {"format": "int4", "rounding": "gptq"}},
+        {"quantize": {"format": "int8"}},
     ]
     source = open_source(str(nano_folder))
     at_once = recipe_of({"unet": fuse(("a.safetensors", 1)) + rest}, tmp_path, calibration=calibration)
