@@ -256,7 +256,7 @@ def _compress(model: str, recipe: str, out: Path, variant: str | None, resume: b
     if is_follower():
         follow(planned, out, resume=resume)
         return
-    with _interruptible("--resume continues"), byte_progress(planned.source.weights_bytes, console) as bars:
+    with _interruptible("--resume continues"), byte_progress(planned.prepared.weights_bytes, console) as bars:
         manifest = execute(
             planned, out, resume=resume, force=force, advance=bars.advance, calibrating=bars.calibrating,
             training=bars.training,

@@ -26,6 +26,7 @@ class Recorder:
         self._calls: list[dict[str, Any]] = []  # of all pictures
         self._picture = -1
         self._macs: dict[str, int | None] = {}
+        self._latents = _latent_scaling(getattr(pipeline, "vae", None))
         for name, (owner, method) in probed(pipeline).items():
             self._watch(name, owner, method)
 
@@ -37,7 +38,8 @@ class Recorder:
         """Writes the calls to replay; answers with multiply-accumulates per picture, component by component."""
         import torch
 
-        torch.save({"calls": _thin(self._calls), "counts": self._counts()}, file)
+        recording = {"calls": _thin(self._calls), "counts": self._counts(), "latents": self._latents}
+        torch.save(recording, file)
         return {"macs": self._macs}
 
     def _counts(self) -> dict[str, int]:
@@ -81,6 +83,8 @@ def replay(pipeline: Any, file: Path) -> dict[str, Any]:
                 continue
             owner, method = components[name]
             args, kwargs = _restored(call["given"], owner)
+            if name == "vae":
+                args, kwargs = _rescaled(args, kwargs, recording["latents"], _latent_scaling(owner))
             inner = getattr(owner, method)
             if name in macs:
                 output = inner(*args, **kwargs)
@@ -115,6 +119,20 @@ def count_macs(owner: Any, inner: Any, args: Any, kwargs: Any) -> tuple[Any, int
     with FlopCounterMode(display=False) as counter:
         output = inner(*args, **kwargs)
     return output, counter.get_total_flops() // 2  # torch counts a multiplication and an addition as two
+
+
+def _latent_scaling(vae: Any) -> list[float]:
+    """Factor and shift between the denoiser's latents and the VAE's: (latents of the VAE - shift) * factor."""
+    config = getattr(vae, "config", None) or {}
+    return [float(config.get(name) or default) for name, default in (("scaling_factor", 1.0), ("shift_factor", 0.0))]
+
+
+def _rescaled(args: Any, kwargs: Any, given: list[float], wanted: list[float]) -> tuple[Any, Any]:
+    """A decoder's arguments with the latents in the scale that another VAE wants them in."""
+    if given == wanted or not args:
+        return args, kwargs
+    latents = (args[0] - given[1]) * given[0]
+    return (latents / wanted[0] + wanted[1], *args[1:]), kwargs
 
 
 def _figures(answers: Mapping[str, list[dict[str, Any]]]) -> dict[str, Any]:

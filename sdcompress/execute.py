@@ -71,10 +71,10 @@ def execute(
         state = RunState.open(partial, plan, fresh)
         _check_space(plan, out, state)
         due = set(source.components) - set(state.finished)
-        originals = _statistics(plan, source, pruning_steps(plan.steps), calibrating) if due else {}
+        originals = _statistics(plan, plan.prepared, pruning_steps(plan.steps), calibrating) if due else {}
         begun: dict[str, _Begun] = {}
         for name in source.components if due else ():
-            workshop = Workshop(source, partial / TRAINING_FOLDER / name, calibrating, training)
+            workshop = Workshop(plan.prepared, partial / TRAINING_FOLDER / name, calibrating, training)
             begun[name] = _begin(plan, name, originals.get(name, {}), workshop, partial_function(advance, name))
         pruned = pruned_source(plan, {name: one.part for name, one in begun.items()})
         ranges = _calibrated(plan, pruned, state, calibrating)
@@ -86,9 +86,11 @@ def execute(
                 entry = _write_component(plan, begun.pop(name), partial, ranges.get(name, {}), statistics.get(name, {}))
                 state.finish(name, entry)
             else:
-                advance(name, source.components[name].weights_bytes)
+                advance(name, plan.prepared.components[name].weights_bytes)
         _copy_files(plan, partial)
         manifest = _manifest(plan, state.finished)
+        if plan.replaced_parts:
+            manifest["replaced_parts"] = plan.replaced_parts
         if state.ranges:
             manifest["activation_ranges"] = state.ranges
         (partial / "README.md").write_text(model_card(plan, manifest), encoding="utf-8")
@@ -106,6 +108,14 @@ def execute(
 def weights_file(component: ComponentSpec) -> str:
     """The file name the component's library saves its weights under."""
     return _LIBRARY_WEIGHTS.get(component.library, "model.safetensors")
+
+
+def reader_of(source: Source, component: str) -> Callable[[str], torch.Tensor]:
+    """The reader of the component's tensors by name: as they are stored, or as the source has them computed."""
+    if component in source.readers:
+        return source.readers[component]
+    ranges = source.tensors[component]
+    return lambda tensor: to_tensor(read_bytes(ranges[tensor]), ranges[tensor])
 
 
 def to_tensor(data: bytearray, spec: TensorRange | TensorSpec) -> torch.Tensor:
@@ -143,8 +153,7 @@ def _cleaning(partial: Path, fresh: bool) -> Iterator[None]:
 
 
 def _check_space(plan: Plan, out: Path, state: RunState) -> None:
-    assert plan.source.path is not None
-    others = sum((plan.source.path / file).stat().st_size for file in plan.source.other_files)
+    others = sum(plan.prepared.file_bytes(file) for file in plan.prepared.other_files)
     due = sum(plan.after(name).weights_bytes for name in plan.source.components if name not in state.finished)
     scratch = max(
         (step.planned.scratch_bytes for step in plan.steps if step.component not in state.finished), default=0
@@ -194,16 +203,17 @@ def _begin(
     advance: Callable[[int], None],
 ) -> _Begun:
     """The component pruned and, once it is read, recovered; `statistics` are those of the original's layers."""
-    ranges = plan.source.tensors[name]
-    unread = set(ranges)
+    spec = plan.prepared.components[name]
+    stored = reader_of(plan.prepared, name)
+    unread = set(spec.tensors)
 
     def read(tensor: str) -> torch.Tensor:
         if tensor in unread:  # some steps look at a tensor more than once
             unread.remove(tensor)
-            advance(ranges[tensor].size_bytes)
-        return to_tensor(read_bytes(ranges[tensor]), ranges[tensor])
+            advance(spec.tensors[tensor].size_bytes)
+        return stored(tensor)
 
-    begun = _Begun(Component(plan.source.components[name], read, statistics, workshop), Record())
+    begun = _Begun(Component(spec, read, statistics, workshop), Record())
     for step in pruning_steps(plan.steps_of(name)):
         begun.part = step.step.apply(begun.part, step.planned, begun.record)
     return begun
@@ -226,7 +236,7 @@ def _write_component(
 
         export = plan.steps_of(name)[-1]
         assert isinstance(export.step, Export)
-        scale = vae_scale(plan.source.components)
+        scale = vae_scale(plan.prepared.components)
         graphs = write_component(part, export.step, export.planned.spec.config, partial, activations, scale)
         record.layers = {
             layer: entry | ({"activations": "int8"} if layer in activations else {})
@@ -294,11 +304,14 @@ def _copy_files(plan: Plan, partial: Path) -> None:
     """Copies what no step touches; a component's config.json is written with its weights."""
     assert plan.source.path is not None
     written = {Path(name) / "config.json" for name in plan.source.components}
-    for relative in plan.source.other_files:
+    for relative in plan.prepared.other_files:
         if relative not in written:
             target = partial / relative
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(plan.source.path / relative, target)
+            if relative in plan.prepared.changed_files:
+                target.write_bytes(plan.prepared.changed_files[relative])
+            else:
+                shutil.copyfile(plan.source.path / relative, target)
 
 
 def _manifest(plan: Plan, components: dict[str, Any]) -> dict[str, Any]:

@@ -5,18 +5,13 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from sdcompress.artifact import partial_folder
 from sdcompress.errors import UserError
-from sdcompress.execute import TRAINING_FOLDER, to_tensor
+from sdcompress.execute import TRAINING_FOLDER, reader_of
 from sdcompress.plan import Plan
 from sdcompress.run_state import STATE_NAME
-from sdcompress.safetensors_file import read_bytes
 from sdcompress.steps import Component, Record, Workshop
-
-if TYPE_CHECKING:
-    import torch
 
 
 def is_follower() -> bool:
@@ -27,7 +22,7 @@ def is_follower() -> bool:
 def follow(plan: Plan, out: Path, *, resume: bool) -> None:
     """Takes part in every training run of the plan that the first process has to make, and writes nothing."""
     finished = _finished(partial_folder(out)) if resume else frozenset()
-    for name, spec in plan.source.components.items():
+    for name, spec in plan.prepared.components.items():
         steps = plan.steps_of(name)
         training = [index for index, step in enumerate(steps) if step.planned.trains]
         if name in finished or not training:
@@ -37,14 +32,9 @@ def follow(plan: Plan, out: Path, *, resume: bool) -> None:
                 f"components.{name}: what is pruned by calibration can be recovered by one process only; prune by "
                 f"magnitude, or leave `accelerate launch` out"
             )
-        ranges = plan.source.tensors[name]
-
-        def read(tensor: str, ranges=ranges) -> torch.Tensor:  # type: ignore[no-untyped-def]
-            return to_tensor(read_bytes(ranges[tensor]), ranges[tensor])
-
         folder = partial_folder(out) / TRAINING_FOLDER / name
-        workshop = Workshop(plan.source, folder, lambda *_: None, lambda *_: None)
-        part = Component(spec, read, workshop=workshop)
+        workshop = Workshop(plan.prepared, folder, lambda *_: None, lambda *_: None)
+        part = Component(spec, reader_of(plan.prepared, name), workshop=workshop)
         for step in steps[: training[-1] + 1]:
             part = step.step.apply(part, step.planned, Record())
         part.read(next(iter(part.spec.tensors)))  # which trains

@@ -193,6 +193,25 @@ def _get(hub_id: str, commit: str, file: str, first: int | None = None, last: in
     return content
 
 
+def fetch_component(hub_id: str, part: str) -> Path:
+    """The local folder with `hub_id`'s own component, or, where it is a pipeline, with its `part` and tokenizers.
+
+    Downloaded, or found in the cache. SourceError says why it is out of reach.
+    """
+    from huggingface_hub import snapshot_download
+
+    small = ["config.json", "model_index.json", "LICENSE*", "tokenizer*", "vocab.json", "merges.txt",
+             "special_tokens_map.json", "spiece.model"]  # fmt: skip
+    own = ["config.json", "*.safetensors", "*.safetensors.index*.json"]
+    with _explained(hub_id):
+        # A pattern matches across folders: what lies deeper is left out unless it is the part's.
+        folder = Path(snapshot_download(hub_id, allow_patterns=small, etag_timeout=TIMEOUT_S))
+        pipeline = (folder / "model_index.json").is_file()
+        wanted = [f"{part}/{name}" for name in own] + ["tokenizer*/*"] if pipeline else own
+        ignored = None if pipeline else ["*/*"]
+        return Path(snapshot_download(hub_id, allow_patterns=wanted, ignore_patterns=ignored, etag_timeout=TIMEOUT_S))
+
+
 def _is_offline() -> bool:
     from huggingface_hub import constants
 

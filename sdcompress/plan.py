@@ -7,12 +7,14 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from itertools import takewhile
 
 from sdcompress import registry
 from sdcompress.errors import RecipeError, UserError
 from sdcompress.pruning.marking import is_quantized
 from sdcompress.quant.statistics import Limits, block_sizes, fitting_limit
 from sdcompress.recipe import Recipe
+from sdcompress.schedulers import SCHEDULER, scheduler_spec
 from sdcompress.source import Source
 from sdcompress.spec import ComponentSpec
 from sdcompress.steps import Origin, Planned, Stage, Step
@@ -45,6 +47,7 @@ class Plan:
     source: Source
     steps: tuple[PlannedStep, ...]
     peak_bytes: int
+    prepared: Source  # as the steps that replace and fuse leave it: the original to all that come after them
 
     def steps_of(self, component: str) -> tuple[PlannedStep, ...]:
         return tuple(step for step in self.steps if step.component == component)
@@ -53,6 +56,15 @@ class Plan:
         """The component's spec when all its steps are done."""
         steps = self.steps_of(component)
         return steps[-1].planned.spec if steps else self.source.components[component]
+
+    @property
+    def replaced_parts(self) -> dict[str, dict[str, str]]:
+        """Part without weights -> its class before and after."""
+        return {
+            step.component: {"original": step.before.class_name, "compressed": step.planned.spec.class_name}
+            for step in self.steps
+            if step.component not in self.source.components
+        }
 
     @property
     def components_after(self) -> dict[str, ComponentSpec]:
@@ -71,11 +83,14 @@ def make_plan(
     if source.format != "safetensors":
         raise RecipeError(f"{source.name}: is exported to ONNX already; start from the original weights")
     planned: list[PlannedStep] = []
-    keys = assign_components(recipe.components, source.components, problems)
-    for component, spec in source.components.items():
+    of_components = {key: steps for key, steps in recipe.components.items() if key != SCHEDULER}
+    keys = assign_components(of_components, source.components, problems)
+    prepared, begun = _prepare(recipe, keys, source, problems)
+    planned += begun.get(SCHEDULER, ())
+    for component, spec in prepared.components.items():
         if component in keys:
-            origin = Origin(source, component, recipe.calibration, measuring)
-            planned += _plan_component(recipe, keys[component], spec, problems, origin)
+            origin = Origin(prepared, component, recipe.calibration, measuring)
+            planned += _plan_component(recipe, keys[component], spec, problems, origin, begun.get(component, ()))
         elif recipe.target == "onnx":
             planned += _plan_steps(f"components ({component} in none)", (Export(),), spec, recipe.target, problems)
     problems += [
@@ -83,10 +98,10 @@ def make_plan(
         for package in sorted({package for step in planned for package in step.planned.requires})
         if importlib.util.find_spec(package) is None
     ]
-    problems += _source_problems(planned, source)
+    problems += _source_problems(planned, prepared)
     if problems:
         raise RecipeError(problems)
-    return Plan(recipe, source, tuple(planned), _peak_bytes(planned, source))
+    return Plan(recipe, source, tuple(planned), _peak_bytes(planned, prepared), prepared)
 
 
 def assign_components(
@@ -113,19 +128,63 @@ def assign_components(
     return {name: taken[name] for name in components if name in taken}
 
 
+def _prepare(
+    recipe: Recipe, keys: Mapping[str, str], source: Source, problems: list[str]
+) -> tuple[Source, dict[str, list[PlannedStep]]]:
+    """The source after the steps up to FUSE, and these by component; what is wrong goes into `problems`."""
+    done: dict[str, list[PlannedStep]] = {}
+    specs = dict(source.components)
+    if SCHEDULER in recipe.components:
+        keys = {**keys, SCHEDULER: SCHEDULER}
+        specs |= _scheduler_to_replace(recipe, source, problems)
+    for component in (name for name in keys if name in specs and not is_quantized(specs[name].config)):
+        where = f"components.{keys[component]}"
+        leading = _leading(recipe.components[keys[component]])
+        done[component] = _plan_steps(where, leading, specs[component], recipe.target, problems)
+        for each in done[component]:
+            source = each.step.prepared(source, component)
+    return source, done
+
+
+def _leading(steps: Sequence[Step]) -> tuple[Step, ...]:
+    """The steps up to the first that takes the original as given."""
+    return tuple(takewhile(lambda step: step.stage <= Stage.FUSE, steps))
+
+
+def _scheduler_to_replace(recipe: Recipe, source: Source, problems: list[str]) -> dict[str, ComponentSpec]:
+    """The pipeline's scheduler as a spec without tensors; nothing where the recipe asks for what cannot be done."""
+    where = f"components.{SCHEDULER}"
+    wrong = [step.kind for step in recipe.components[SCHEDULER] if step.stage != Stage.REPLACE]
+    spec = scheduler_spec(source)
+    if wrong:
+        problems.append(f"{where}: has no weights that {wrong[0]} could work on; only replace_component goes with it")
+    elif spec is None:
+        problems.append(f"{where}: the pipeline has none, or its config is not at hand; give a diffusers folder")
+    else:
+        return {SCHEDULER: spec}
+    return {}
+
+
 def _plan_component(
-    recipe: Recipe, key: str, spec: ComponentSpec, problems: list[str], origin: Origin
+    recipe: Recipe,
+    key: str,
+    spec: ComponentSpec,
+    problems: list[str],
+    origin: Origin,
+    prepared: Sequence[PlannedStep],
 ) -> list[PlannedStep]:
-    """The key's steps folded over the spec; what is wrong goes into `problems`."""
+    """The key's steps folded over the spec, the `prepared` ones being folded already; problems go into `problems`."""
     where = f"components.{key}"
     method = (spec.config.get("quantization_config") or {}).get("quant_method")
     if is_quantized(spec.config):
         problems.append(f"{where}: {spec.name} is quantized already ({method}); start from the original weights")
         return []
     steps = recipe.components[key]
+    if len(prepared) < len(_leading(steps)):
+        return list(prepared)  # what is wrong with the next one was said
     if recipe.target == "onnx" and not any(isinstance(step, Export) for step in steps):
         steps = (*steps, Export())
-    return _plan_steps(where, steps, spec, recipe.target, problems, origin)
+    return _plan_steps(where, steps, spec, recipe.target, problems, origin, prepared)
 
 
 def _plan_steps(
@@ -135,14 +194,17 @@ def _plan_steps(
     target: str,
     problems: list[str],
     origin: Origin | None = None,
+    begun: Sequence[PlannedStep] = (),
 ) -> list[PlannedStep]:
+    """The steps folded over the spec, the first ones being `begun`; what is wrong goes into `problems`."""
     planned: list[PlannedStep] = []
-    for index, step in enumerate(steps):
+    for index, step in list(enumerate(steps))[len(begun) :]:
         path = f"{where}.{index}.{step.kind}"
-        if planned and step.stage < planned[-1].step.stage:
-            problems.append(f"{path}: must stand before {planned[-1].step.kind}")
+        earlier = [*begun, *planned]
+        if earlier and step.stage < earlier[-1].step.stage:
+            problems.append(f"{path}: must stand before {earlier[-1].step.kind}")
             continue
-        if step.follows is not None and all(earlier.kind != step.follows for earlier in steps[:index]):
+        if step.follows is not None and all(other.kind != step.follows for other in steps[:index]):
             problems.append(f"{path}: follows a {step.follows} step, and none stands before it; add one")
             continue
         try:
@@ -162,7 +224,7 @@ def _plan_steps(
             continue
         planned.append(PlannedStep(spec.name, step, spec, result))
         spec = result.spec
-    return planned
+    return [*begun, *planned]
 
 
 def observed_of(steps: Iterable[PlannedStep]) -> dict[str, tuple[str, ...]]:
@@ -202,7 +264,8 @@ def _peak_bytes(steps: list[PlannedStep], source: Source) -> int:
         return working
     moments = []
     for pruning in (True, False):  # each is calibrated in a walk of its own
-        each = [step for step in steps if (step.step.stage <= Stage.RECOVER) == pruning]
+        late = [step for step in steps if step.step.stage > Stage.FUSE]
+        each = [step for step in late if (step.step.stage <= Stage.RECOVER) == pruning]
         before = {step.component: step.before for step in reversed(each)}
         moments += [_moments_bytes(before[name], layers) for name, layers in calibrated_of(each).items()]
     return max(working, RUNTIME_BYTES + CALIBRATION_BYTES + calibrating + max(moments, default=0))

@@ -25,14 +25,14 @@ def later_steps(steps: Iterable[PlannedStep]) -> tuple[PlannedStep, ...]:
 
 
 def pruned_source(plan: Plan, parts: Mapping[str, Component]) -> Source:
-    """The plan's source with those of `parts` that it prunes; their tensors are computed when they are read.
+    """The plan's prepared source with those of `parts` that it prunes; their tensors are computed when they are read.
 
     parts: component -> the component with its pruning steps behind it.
     """
-    source = plan.source
+    source = plan.prepared
     changed = {name: part for name, part in parts.items() if pruning_steps(plan.steps_of(name))}
     return replace(
         source,
         components={**source.components, **{name: part.spec for name, part in changed.items()}},
-        readers={name: part.read for name, part in changed.items()},
+        readers={**source.readers, **{name: part.read for name, part in changed.items()}},
     )

@@ -57,11 +57,14 @@ def load_recipe(name_or_path: str) -> Recipe:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{file}: cannot be read ({error})") from None
-    return parse_recipe(text, str(file))
+    return parse_recipe(text, str(file), file.parent)
 
 
-def parse_recipe(text: str, where: str) -> Recipe:
-    """The recipe in a YAML text; `where` names it in errors."""
+def parse_recipe(text: str, where: str, folder: Path | None = None) -> Recipe:
+    """The recipe in a YAML text; `where` names it in errors.
+
+    folder: what paths in it are relative to; by default the one the process runs in.
+    """
     try:
         value = yaml.load(text, Loader=_UniqueKeyLoader)
     except yaml.YAMLError as error:
@@ -71,7 +74,7 @@ def parse_recipe(text: str, where: str) -> Recipe:
     problems: list[str] = []
     body = dict(value)
     if "components" in body:
-        body["components"] = _parse_components(body["components"], problems)
+        body["components"] = _parse_components(body["components"], problems, folder or Path())
     try:
         recipe = Recipe.model_validate(body)
     except ValidationError as error:
@@ -111,7 +114,7 @@ def shipped_recipes() -> dict[str, Path]:
     return {file.stem: file for file in sorted(folder.glob("*.yaml"), key=lambda file: file.stem)}
 
 
-def _parse_components(value: Any, problems: list[str]) -> Any:
+def _parse_components(value: Any, problems: list[str], folder: Path) -> Any:
     """The components' lists as Step objects; what is wrong goes into `problems`, and what is no mapping stays."""
     if not isinstance(value, dict):
         return value
@@ -121,12 +124,12 @@ def _parse_components(value: Any, problems: list[str]) -> Any:
         if not isinstance(entries, list) or not entries:
             problems.append(f"{path}: must be a list of steps, such as `- quantize: {{format: int8}}`")
             entries = []
-        steps = (_parse_step(entry, f"{path}.{index}", problems) for index, entry in enumerate(entries))
+        steps = (_parse_step(entry, f"{path}.{index}", problems, folder) for index, entry in enumerate(entries))
         parsed[str(component)] = tuple(step for step in steps if step is not None)
     return parsed
 
 
-def _parse_step(entry: Any, path: str, problems: list[str]) -> Step | None:
+def _parse_step(entry: Any, path: str, problems: list[str], folder: Path) -> Step | None:
     known = registry.steps()
     if not isinstance(entry, dict) or len(entry) != 1:
         problems.append(f"{path}: must be one step with its parameters, such as `cast: {{dtype: float16}}`")
@@ -139,7 +142,7 @@ def _parse_step(entry: Any, path: str, problems: list[str]) -> Step | None:
         problems.append(f"{path}.{kind}: must be a mapping of parameters")
         return None
     try:
-        return known[kind].model_validate(parameters or {})
+        return known[kind].model_validate(parameters or {}, context={"folder": folder})
     except ValidationError as error:
         problems += explain(error, f"{path}.{kind}", tuple(known[kind].model_fields))
         return None

@@ -58,7 +58,10 @@ def _fingerprint(plan: Plan) -> str:
 
     Of the recipe's fields those that a step calls changeable do not count.
     """
-    files = sorted({where.file for ranges in plan.source.tensors.values() for where in ranges.values()})
+    files = sorted(
+        {where.file for each in (plan.source, plan.prepared) for ranges in each.tensors.values()
+         for where in ranges.values()} | {file for step in plan.steps for file in step.planned.reads}
+    )  # fmt: skip
     stats = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     recipe = plan.recipe.model_dump(mode="json")
     for name, steps in plan.recipe.components.items():

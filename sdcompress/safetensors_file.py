@@ -38,6 +38,18 @@ class TensorRange:
 
 def read_header(file: Path) -> dict[str, TensorRange]:
     """Name -> range for every tensor of `file`. SourceError says what is wrong with a file that is not whole."""
+    header, data_start, total_bytes = _read_json(file)
+    return ranges_of_header(file, header, data_start, total_bytes)
+
+
+def read_metadata(file: Path) -> dict[str, str]:
+    """The texts under `__metadata__` in the header of `file`, by name. Raises SourceError as `read_header` does."""
+    metadata = _read_json(file)[0].get("__metadata__")
+    return {str(name): str(value) for name, value in metadata.items()} if isinstance(metadata, dict) else {}
+
+
+def _read_json(file: Path) -> tuple[dict[str, object], int, int]:
+    """The header as JSON, where the data after it start, and the file's size in bytes."""
     try:
         total_bytes = file.stat().st_size
         with file.open("rb") as stream:
@@ -52,7 +64,7 @@ def read_header(file: Path) -> dict[str, TensorRange]:
         raise SourceError(f"{file}: cannot be read ({error.strerror})") from None
     if not isinstance(header, dict):
         raise _corrupt(file, "its header is not a JSON object")
-    return ranges_of_header(file, header, data_start=8 + length, total_bytes=total_bytes)
+    return header, 8 + length, total_bytes
 
 
 def ranges_of_header(

@@ -51,11 +51,27 @@ class Source:
     format: Literal["safetensors", "onnx"] = "safetensors"
     # Component -> reader of its tensors by name, where they are not those of the files (sdcompress/pruned_source.py).
     readers: Mapping[str, Callable[[str], torch.Tensor]] = field(default_factory=dict)
+    # Of other_files those whose content is not that of the file below `path` (steps/replace_component.py).
+    changed_files: Mapping[Path, bytes] = field(default_factory=dict)
     onnx_files: tuple[Path, ...] = ()  # model.onnx and external data of an ONNX folder, whose tensors have no ranges
 
     @property
     def pipeline_class(self) -> str:
         return pipeline_class_of(self.model_index)
+
+    def read_file(self, relative: Path) -> bytes:
+        """The content of one of `other_files`."""
+        if relative in self.changed_files:
+            return self.changed_files[relative]
+        assert self.path is not None
+        return (self.path / relative).read_bytes()
+
+    def file_bytes(self, relative: Path) -> int:
+        """The size of one of `other_files`."""
+        if relative in self.changed_files:
+            return len(self.changed_files[relative])
+        assert self.path is not None
+        return (self.path / relative).stat().st_size
 
     @property
     def parameters(self) -> int:

@@ -190,7 +190,7 @@ def content_key(source: Source, wanted: Wanted, calibration: Calibration, limits
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     for file in sorted(source.other_files):
         if file.parts[0].startswith(("tokenizer", "scheduler")):
-            content = (source.path / file).read_bytes()
+            content = source.read_file(file)
             digest.update(f"{file.as_posix()} {len(content)}\n".encode() + content)
     for component in present:
         if COMPONENTS.index(component) <= last and component in source.readers:

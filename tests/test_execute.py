@@ -48,6 +48,7 @@ EXTRA_RECIPES = {
     "smoothed": "  unet:\n    - smooth: {format: uint4, group_size: 16}\n"
     "    - quantize: {format: uint4, group_size: 16}\n"
     "calibration: {prompts: [ab], num_inference_steps: 1}\n",
+    "rescheduled": "  scheduler:\n    - replace_component: {class_name: DPMSolverMultistepScheduler}\n",
     "untouched": "  vae:\n    - cast: {dtype: float16}\n",
 }
 

@@ -39,7 +39,7 @@ def test_shipped_recipes_parse_and_teach(name):
     [
         (
             ("quantize:", "quantise:"),
-            "components.unet.1: no step 'quantise'; did you mean quantize? known: cast, export, prune",
+            "components.unet.1: no step 'quantise'; did you mean quantize? known: cast, export, fuse_lora, prune",
         ),
         (("exclude", "excludes"), "components.unet.1.quantize.excludes: no such key; did you mean exclude?"),
         (("dtype: float16", "dtype: f16"), "components.unet.0.cast.dtype: input should be 'float32', 'float16'"),

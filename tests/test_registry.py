@@ -9,7 +9,9 @@ from sdcompress.steps import Step
 
 
 def test_finds_what_is_there():
-    assert set(registry.steps()) == {"cast", "prune", "sparsify", "recover", "smooth", "quantize", "export"}
+    assert set(registry.steps()) == {
+        "replace_component", "fuse_lora", "cast", "prune", "sparsify", "recover", "smooth", "quantize", "export"
+    }  # fmt: skip
     ours = {"int8", "int8-unsaturated", "normal-float4"} | {f"int{bits}" for bits in range(2, 7)}
     ours |= {f"{name}{bits}" for name in ("uint", "codebook") for bits in (2, 3, 4, 5, 6, 8)}
     assert set(registry.formats()) == ours | {"fp4", "llm-int8", "nf4"}

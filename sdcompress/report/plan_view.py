@@ -7,6 +7,7 @@ from typing import Any
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from sdcompress.openers import opener_of
@@ -27,6 +28,14 @@ def describe_plan(plan: Plan) -> dict[str, Any]:
         "peak_memory_bytes": plan.peak_bytes,
         "original": _totals(list(before.values())),
         "compressed": _totals(list(after.values())),
+        "parts": {
+            step.component: {
+                "steps": [{step.step.kind: step.step.model_dump(mode="json")}],
+                "notes": list(step.planned.notes),
+            }
+            for step in plan.steps
+            if step.component not in before
+        },
         "components": {
             name: {
                 "class_name": spec.class_name,
@@ -58,6 +67,8 @@ def render_plan(description: dict[str, Any], console: Console, *, layers: bool =
     console.print(table)
     for name, part in description["components"].items():
         _render_component(name, part, console, layers)
+    for name, part in description["parts"].items():
+        console.print(f"[bold]{name}[/]: {escape(', '.join(part['notes']))}", highlight=False)
     console.print(f"Predicted peak memory: {description['peak_memory_bytes'] / 2**20:,.0f} MiB (the whole process)")
 
 

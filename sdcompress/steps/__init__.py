@@ -9,7 +9,7 @@ from enum import IntEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, PrivateAttr
 
 from sdcompress.spec import ComponentSpec
 
@@ -22,8 +22,12 @@ if TYPE_CHECKING:
 
 
 class Stage(IntEnum):
-    """The order in which steps of a component must stand in a recipe."""
+    """The order in which steps of a component must stand in a recipe.
 
+    Those up to FUSE settle what the original is for all others: what they measure, calibrate and learn on.
+    """
+
+    REPLACE = 0
     FUSE = 1
     PRUNE = 2
     RECOVER = 3
@@ -58,6 +62,7 @@ class Planned:
     target: str = "torch"  # the backend that will package it
     trains: bool = False  # applying it trains, in the component's workshop
     scratch_bytes: int = 0  # of disk that applying it takes until the artifact is whole
+    reads: tuple[Path, ...] = ()  # files besides the pipeline's own that it takes something from
 
 
 @dataclass
@@ -132,6 +137,10 @@ class Step(BaseModel):
     def plan(self, spec: ComponentSpec, target: str) -> Planned:
         """The component after this step. Raises UserError with every problem, each beginning with a field's name."""
 
+    def prepared(self, source: Source, component: str) -> Source:
+        """The pipeline as a step up to FUSE makes it, tensors computed when they are read; `apply` then keeps them."""
+        return source
+
     def problems_with(self, source: Source) -> list[str]:
         """What in the pipeline stands in the way of this step, each beginning with a field's name."""
         return []
@@ -139,3 +148,13 @@ class Step(BaseModel):
     @abstractmethod
     def apply(self, part: Component, planned: Planned, record: Record) -> Component:
         """The component whose tensors are the planned ones, computed when they are read."""
+
+
+class LocatedStep(Step):
+    """A step that names files; their paths are relative to the recipe's folder, or to where the process runs."""
+
+    _folder: Path = PrivateAttr(default=Path())
+
+    def model_post_init(self, context: Any) -> None:
+        """Hears, from who parses a recipe, in which folder it lies."""
+        self._folder = Path((context or {}).get("folder", ""))

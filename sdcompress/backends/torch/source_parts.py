@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable, Iterable
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,12 +36,28 @@ def open_without_models(source: Source) -> Any:
     bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        return pipeline_class.from_pretrained(
-            str(source.path), local_files_only=True, **absent, **pipeline_options(pipeline_class)
-        )
+        with _small_files(source) as folder:
+            return pipeline_class.from_pretrained(
+                str(folder), local_files_only=True, **absent, **pipeline_options(pipeline_class)
+            )
     finally:
         if bars:
             logging.enable_progress_bar()
+
+
+@contextmanager
+def _small_files(source: Source) -> Iterator[Path]:
+    """A folder with the source's tokenizers, scheduler and configs: its own, or one with what a step replaced."""
+    if not source.changed_files:
+        assert source.path is not None
+        yield source.path
+        return
+    with tempfile.TemporaryDirectory(prefix="sdcompress-") as name:
+        for relative in source.other_files:
+            file = Path(name) / relative
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(source.read_file(relative))
+        yield Path(name)
 
 
 def pipeline_options(pipeline_class: type) -> dict[str, bool]:

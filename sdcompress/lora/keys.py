@@ -1,0 +1,112 @@
+"""What the keys of LoRA files say: whose update a tensor belongs to, of which module, and which part of it.
+
+Layouts: diffusers' of PEFT (`unet.….to_q.lora_A.weight`) and of attention processors before it
+(`….attn1.processor.to_q_lora.down.weight`), kohya's (`lora_unet_…_to_q.lora_down.weight` with `.alpha`, LoCon's
+`.lora_mid.weight`) and PEFT's own (`base_model.model.….lora_A.weight`). Module names lose their dots in kohya's, so all
+are compared without.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Role = Literal["down", "up", "mid", "alpha"]
+
+# Beginning of a key -> the component it is for; "denoiser": its UNet or transformer; None: the component that asks.
+_OWNERS: tuple[tuple[str, str | None], ...] = (
+    ("lora_unet_", "denoiser"), ("lora_transformer_", "denoiser"), ("lora_te1_", "text_encoder"),
+    ("lora_te2_", "text_encoder_2"), ("lora_te3_", "text_encoder_3"), ("lora_te_", "text_encoder"),
+    ("unet.", "denoiser"), ("transformer.", "denoiser"), ("diffusion_model.", "denoiser"),
+    ("text_encoder_2.", "text_encoder_2"), ("text_encoder_3.", "text_encoder_3"), ("text_encoder.", "text_encoder"),
+    ("base_model.model.", None),
+)  # fmt: skip
+_DENOISERS = ("unet", "transformer")
+_ROLES: tuple[tuple[re.Pattern[str], Role], ...] = (
+    (re.compile(r"(.+?)(?:\.lora_down|\.lora_A(?:\.\w+)?|(?:\.lora_linear_layer|\.lora|_lora)\.down)\.weight"), "down"),
+    (re.compile(r"(.+?)(?:\.lora_up|\.lora_B(?:\.\w+)?|(?:\.lora_linear_layer|\.lora|_lora)\.up)\.weight"), "up"),
+    (re.compile(r"(.+?)\.lora_mid\.weight"), "mid"),
+    (re.compile(r"(.+?)(?:\.lora|_lora)?\.alpha"), "alpha"),
+)
+# What gives away that a file is something else than a plain LoRA.
+_OTHER_KINDS: tuple[tuple[re.Pattern[str], str], ...] = (
+    (re.compile(r"\.(dora_scale|lora_magnitude_vector)\b"), "a DoRA"),
+    (re.compile(r"\.hada_[wt]\d"), "a LoHa"),
+    (re.compile(r"\.lokr_[wt]\d"), "a LoKr"),
+    (re.compile(r"\.(oft_|boft_|ia3_)"), "no LoRA but another kind of adapter"),
+    (re.compile(r"\.lora_embedding_[AB]"), "a LoRA of embeddings"),
+    (re.compile(r"\.diff(_b)?$"), "full differences of weights"),
+    (re.compile(r"\.bias$"), "a LoRA with biases"),
+    (re.compile(r"(^|\.)(emb_params|string_to_param)\b|^(clip_[lg]|t5xxl)$"), "a textual inversion"),
+)
+
+
+@dataclass(frozen=True)
+class Key:
+    """A key taken apart: its component (None: the one that asks), its module without dots, and its part."""
+
+    owner: str | None
+    module: str
+    role: Role
+
+    def is_for(self, component: str) -> bool:
+        return self.owner in (None, component) or (self.owner == "denoiser" and component in _DENOISERS)
+
+
+def parse_key(key: str) -> Key | None:
+    """The key taken apart; None where it is none of a LoRA's."""
+    for pattern, role in _ROLES:
+        if found := pattern.fullmatch(key):
+            for beginning, owner in _OWNERS:
+                if found[1].startswith(beginning):
+                    return Key(owner, found[1].removeprefix(beginning).replace(".", "_"), role)
+            return Key(None, found[1].replace(".", "_"), role)
+    return None
+
+
+def other_kind(key: str) -> str | None:
+    """What a file with such a key is, where it is known to be no plain LoRA."""
+    return next((what for sign, what in _OTHER_KINDS if sign.search(key)), None)
+
+
+def module_names(module: str, config: Mapping[str, Any]) -> Iterator[str]:
+    """Names, without dots, under which a component of that config may have what a LoRA calls `module`."""
+    yield module
+    plain = module.replace("_processor_", "_")  # what diffusers' attention processors were saved as
+    yield re.sub(r"_to_out$", "_to_out_0", plain)
+    yield re.sub(r"_to_([qkv])$", r"_\1_proj", re.sub(r"_to_out$", "_out_proj", plain))
+    yield f"text_model_{module}"
+    yield module.removeprefix("text_model_")
+    if "layers_per_block" in config:
+        yield from _of_original_unet(module, int(config["layers_per_block"]))
+
+
+_ENDS = {
+    "time_embed_0": "time_embedding_linear_1", "time_embed_2": "time_embedding_linear_2",
+    "label_emb_0_0": "add_embedding_linear_1", "label_emb_0_2": "add_embedding_linear_2",
+    "input_blocks_0_0": "conv_in", "out_2": "conv_out",
+}  # fmt: skip
+_IN_RESNETS = {
+    "in_layers_2": "conv1", "emb_layers_1": "time_emb_proj", "out_layers_3": "conv2", "skip_connection": "conv_shortcut"
+}  # fmt: skip
+
+
+def _of_original_unet(module: str, layers: int) -> Iterator[str]:
+    """diffusers' name of a module of the original UNet (`input_blocks_4_1_proj_in`), of `layers` layers per block."""
+    if module in _ENDS:
+        yield _ENDS[module]
+    if found := re.fullmatch(r"middle_block_([012])_(.+)", module):
+        place = {"0": "resnets_0", "1": "attentions_0", "2": "resnets_1"}[found[1]]
+        yield f"mid_block_{place}_{_IN_RESNETS.get(found[2], found[2])}"
+    if found := re.fullmatch(r"(input|output)_blocks_(\d+)_(\d)_(.+)", module):
+        within, index, kind, rest = found[1] == "input", int(found[2]), int(found[3]), found[4]
+        block, layer = divmod(index - within, layers + 1)
+        side = "down" if within else "up"
+        if rest in ("op", "conv"):  # that make the picture smaller, or larger
+            yield f"{side}_blocks_{block}_{side}samplers_0_conv"
+        elif kind == 0:
+            yield f"{side}_blocks_{block}_resnets_{layer}_{_IN_RESNETS.get(rest, rest)}"
+        else:
+            yield f"{side}_blocks_{block}_attentions_{layer}_{rest}"
