@@ -173,8 +173,8 @@ def _check_range(values: np.ndarray[Any, Any], tensor: StoredTensor, component: 
     largest = float(np.abs(values).max(initial=0.0))
     if not largest <= _LARGEST_F16:
         raise UserError(
-            f"{component}.{tensor.rows[0].tensor}: holds {largest:.3g}, and float16 ends at {_LARGEST_F16:.0f}; use --rest f32, "
-            f"and another --type if that is f16"
+            f"{component}.{tensor.rows[0].tensor}: holds {largest:.3g}, and float16 ends at {_LARGEST_F16:.0f}; use "
+            f"--rest f32, and another --type if that is f16"
         )
 
 
