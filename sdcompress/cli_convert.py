@@ -104,8 +104,9 @@ def _gguf(
 
 
 def _openvino(source: Source, out: Path, force: bool) -> dict[str, Any]:
-    from sdcompress.backends.openvino.convert import write_openvino
+    from sdcompress.backends.openvino.convert import check_conversion, write_openvino
     from sdcompress.progress import byte_progress
 
+    check_conversion(source, out, force)  # before the bar is drawn
     with byte_progress(source.weights_bytes, Console(stderr=True)) as bars:
         return write_openvino(source, out, force=force, advance=bars.advance)

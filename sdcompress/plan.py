@@ -69,7 +69,7 @@ def make_plan(
     """
     problems: list[str] = []
     if source.format != "safetensors":
-        raise RecipeError(f"{source.name}: is exported to ONNX already; start from the original weights")
+        raise RecipeError(f"{source.name}: is exported already; start from the original weights")
     planned: list[PlannedStep] = []
     keys = assign_components(recipe.components, source.components, problems)
     for component, spec in source.components.items():

@@ -20,13 +20,12 @@ from sdcompress.backends.gguf.layouts import Layout, layout_of
 from sdcompress.backends.gguf.types import StoredTensor, choose_types
 from sdcompress.environment import installed_versions
 from sdcompress.errors import ArtifactError, UserError
-from sdcompress.source import Source
+from sdcompress.source import DENOISERS, Source
 from sdcompress.spec import ComponentSpec
 
 if TYPE_CHECKING:
     import numpy as np
 
-DENOISERS = ("unet", "transformer")
 SCHEMA = 1
 _LARGEST_F16 = 65504.0
 
@@ -34,7 +33,9 @@ _LARGEST_F16 = 65504.0
 def denoiser_of(source: Source) -> ComponentSpec:
     """The component that a GGUF file is made of. UserError for one that no other runtime could open."""
     if source.format != "safetensors":
-        raise UserError(f"{source.name}: is an ONNX folder; GGUF files are made of the pipeline it was exported from")
+        raise UserError(
+            f"{source.name}: holds exported graphs; GGUF files are made of the pipeline that it was exported from"
+        )
     found = next((source.components[name] for name in DENOISERS if name in source.components), None)
     if found is None:
         raise UserError(f"{source.name}: has neither a UNet nor a transformer, which is what GGUF files are made of")
