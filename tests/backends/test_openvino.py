@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -213,7 +212,6 @@ def test_evaluate_takes_both_sides(folder: Path, tmp_path: Path) -> None:
 
     few = EvaluationSettings(prompt_count=2, num_inference_steps=3, threads=1, device="cpu", noise_floor=())
     report = evaluate("tiny-sd", str(folder), tmp_path, settings=few)
-    assert report["models"]["compressed"]["parameters"] == open_source("tiny-sd").parameters
-    saved = json.loads((tmp_path / "report.json").read_text())
-    psnr = saved["quality"]["psnr_db"]["samples"]
-    assert min(psnr) > 60  # 256 levels, of which rounding moves single ones
+    assert report["compressed"]["parameters"] == open_source("tiny-sd").parameters
+    assert report["similarity"]["ssim"]["min"] > 0.999  # float32 on both sides: single values round the other way
+    assert (tmp_path / "report.html").is_file()
