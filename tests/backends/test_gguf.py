@@ -248,7 +248,7 @@ def test_numbers_float16_cannot_hold_are_an_error(nano_copy: Path, tmp_path: Pat
     out = tmp_path / "out" / "large.gguf"
     with pytest.raises(UserError, match=r"unet\.conv_in\.weight: holds 1e\+05.*--rest f32"):
         write(nano_copy, out)
-    assert not any(out.parent.iterdir())
+    assert not out.parent.exists()
     write(nano_copy, out, rest="f32")
     assert unpacked(out)["model.diffusion_model.input_blocks.0.0.weight"][0, 0, 0, 0] == np.float32(1e5)
 
@@ -270,8 +270,14 @@ def test_an_interrupted_run_leaves_nothing(nano_folder: Path, tmp_path: Path) ->
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        write(nano_folder, tmp_path / "nano.gguf", advance=interrupt)
+        write(nano_folder, tmp_path / "new" / "folder" / "nano.gguf", advance=interrupt)
     assert not any(tmp_path.iterdir())
+
+
+def test_without_the_package(nano_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pip install 'sdcompress\[gguf\]'"):
+        write(nano_folder, tmp_path / "nano.gguf")
 
 
 def test_quantized_sources_are_refused(nano_copy: Path, tmp_path: Path) -> None:

@@ -181,6 +181,16 @@ def test_a_graph_openvino_cannot_read(onnx_tiny_sd: Path, tmp_path: Path) -> Non
     assert not (tmp_path / "out").exists() and not partial_folder(tmp_path / "out").exists()
 
 
+def test_without_the_package(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    for attempt in (
+        lambda: open_pipeline(folder),
+        lambda: write_openvino(open_source("tiny-sd"), tmp_path / "out"),
+    ):
+        with pytest.raises(UserError, match=r"pip install 'sdcompress\[openvino\]'"):
+            attempt()
+
+
 def test_files_that_are_not_whole(folder: Path, tmp_path: Path) -> None:
     part = Path(shutil.copytree(folder / "vae_decoder", tmp_path / "part"))
     assert read_ir(part / MODEL_FILE).counted

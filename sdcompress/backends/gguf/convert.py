@@ -66,6 +66,7 @@ def write_gguf(
     """
     spec, layout, stored = check_plan(source, out, wanted, keys, rest, keep_sensitive, force)
     partial = partial_folder(out)
+    new_folders = [folder for folder in out.parents if not folder.exists()]  # the innermost first
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         _write(source, spec, layout, stored, wanted, partial, advance)
@@ -77,6 +78,8 @@ def write_gguf(
     finally:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
+            for folder in () if out.exists() else new_folders:
+                folder.rmdir()
     return facts
 
 
