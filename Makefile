@@ -4,7 +4,7 @@ CONSTRAINTS ?= constraints.txt
 # Each constraints file has an environment of its own, so that changing between them installs nothing anew.
 VENV ?= .venv$(if $(filter-out constraints.txt,$(CONSTRAINTS)),-$(basename $(notdir $(CONSTRAINTS))))
 # The newest set has no optimum-onnx (see constraints-latest.txt); only tests and benchmarks need it.
-EXTRAS ?= dev,bnb,report,onnx$(if $(filter constraints.txt,$(CONSTRAINTS)),$(COMMA)optimum)
+EXTRAS ?= dev,bnb,report,onnx,gguf,openvino$(if $(filter constraints.txt,$(CONSTRAINTS)),$(COMMA)optimum)
 COMMA := ,
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready

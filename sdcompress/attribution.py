@@ -24,10 +24,10 @@ def swap_variant(component: str) -> str:
 def list_swaps(sources: Mapping[str, Source]) -> list[dict[str, Any]]:
     """What can be swapped: name, recipe steps, and bytes of each component with weights that both pipelines have."""
     original, compressed = sources["original"], sources["compressed"]
-    if original.format == "onnx":
+    if original.format != "safetensors":
         raise EvaluationError(
-            f"--attribute: the original ({original.name}) is an ONNX folder; attribution swaps components into a torch "
-            f"pipeline, so give the torch pipeline as the original"
+            f"--attribute: the original ({original.name}) holds exported graphs; attribution swaps components into a "
+            f"torch pipeline, so give the torch pipeline as the original"
         )
     if original.pipeline_class != compressed.pipeline_class:
         raise EvaluationError(

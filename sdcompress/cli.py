@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 
 import sdcompress
-from sdcompress import cli_reports
+from sdcompress import cli_convert, cli_reports
 from sdcompress.cli_recipes import recipes_app
 from sdcompress.errors import ArtifactError, GateFailed, SdcompressError, UserError
 from sdcompress.evaluation_options import Device, Dtype, Guidance, LowMemory, Steps, Threads, with_evaluation_options
@@ -32,6 +32,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(recipes_app, name="recipes")
+cli_convert.register(app)
 cli_reports.register(app)
 
 Model = Annotated[str, typer.Argument(help="tiny-sd, a catalog name, a diffusers folder, or a hub id (org/name).")]

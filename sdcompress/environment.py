@@ -28,6 +28,7 @@ LIBRARIES = (
     "onnxruntime-gpu",
     "openvino",
     "optimum-onnx",
+    "gguf",
     "numpy",
 )
 

@@ -76,7 +76,7 @@ def evaluate(
     demanded = (*(_gates_of(sources["compressed"]) if recipe_gates is None else recipe_gates), *gates)
     for gate in demanded:
         parse_gate(gate)  # a gate that is misspelt is known before any picture is drawn
-    onnx = {side: source.format == "onnx" for side, source in sources.items()}
+    onnx = {side: source.format != "safetensors" for side, source in sources.items()}
     with SampleLog(out, header, force, inside=tuple(paths.values())) as log, _progress(console) as progress:
         session = Session(log, out, paths, opening, onnx, settings, drawings, options, progress)
         draw_pair(session)
@@ -150,8 +150,8 @@ def _gates_of(source: Source) -> list[str]:
 
 
 def _opening(source: Source, settings: EvaluationSettings) -> dict[str, Any]:
-    """How to open one side. The dtype is for torch pipelines, whatever the precision in an ONNX pipeline's files."""
-    onnx = source.format == "onnx"
+    """How to open one side. The dtype is for torch pipelines; exported ones are in that of their files."""
+    onnx = source.format != "safetensors"
     return {
         "device": settings.device,
         "dtype": "auto" if onnx else settings.dtype,
@@ -182,7 +182,7 @@ def _fingerprint_files(folder: Path) -> list[list[Any]]:
 
     Not of an artifact's manifest, which changes when its model card does.
     """
-    kinds = (".safetensors", ".json", ".onnx", ".onnx_data", ".data")
+    kinds = (".safetensors", ".json", ".onnx", ".onnx_data", ".data", ".xml", ".bin")
     files = sorted(file for file in folder.rglob("*") if file.suffix in kinds and file.name != MANIFEST_NAME)
     return [[str(file.relative_to(folder)), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
 

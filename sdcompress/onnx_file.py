@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from sdcompress.errors import SourceError
-from sdcompress.source import Source, component_entries, is_weight_file, pipeline_class_of, read_json
+from sdcompress.source import DENOISERS, Source, component_entries, is_weight_file, pipeline_class_of, read_json
 from sdcompress.spec import ComponentSpec, TensorSpec, parameter
 
 MODEL_FILE = "model.onnx"
 METADATA_KEY = "sdcompress"
 VAE_PARTS = ("vae_encoder", "vae_decoder")
-_DENOISERS = ("unet", "transformer")
 _OTHER_WEIGHTS = (".safetensors", ".bin")
 
 # onnx.TensorProto.DataType -> safetensors' name.
@@ -39,7 +38,7 @@ class Graphs:
 
 def is_onnx_folder(folder: Path) -> bool:
     """Whether the pipeline's denoiser is an ONNX graph there, with no weights of another format beside it."""
-    for name in _DENOISERS:
+    for name in DENOISERS:
         part = folder / name
         if (part / MODEL_FILE).is_file():
             return not any(file.name.endswith(_OTHER_WEIGHTS) for file in part.iterdir())
@@ -48,13 +47,26 @@ def is_onnx_folder(folder: Path) -> bool:
 
 def open_onnx_folder(path: Path, name: str, kind: Literal["built-in", "folder", "hub"], hub_id: str | None) -> Source:
     """The ONNX folder `path` as a Source of format `onnx`; vae_encoder and vae_decoder are its one component vae."""
+    return folder_source(path, name, kind, hub_id, "onnx", MODEL_FILE, read_graph)
+
+
+def folder_source(
+    path: Path,
+    name: str,
+    kind: Literal["built-in", "folder", "hub"],
+    hub_id: str | None,
+    form: Literal["onnx", "openvino"],
+    model_file: str,
+    reader: Callable[[Path], Graphs],
+) -> Source:
+    """A folder of graphs, `model_file` in each part's own, as a Source of that format."""
     model_index = read_json(path / "model_index.json", missing=f"{path}: has no model_index.json")
     components: dict[str, ComponentSpec] = {}
     weights: list[Path] = []
     others = [Path("model_index.json"), *(Path(file.name) for file in sorted(path.glob("LICENSE*")) if file.is_file())]
     uncounted: list[str] = []
     for part, (library, class_name) in component_entries(model_index).items():
-        graphs = part_folders(path, part)
+        graphs = part_folders(path, part, model_file)
         if not graphs and not (path / part).is_dir():
             raise SourceError(
                 f"{path / part}: missing, though model_index.json lists {part} ({class_name}); export it too, or write "
@@ -65,11 +77,11 @@ def open_onnx_folder(path: Path, name: str, kind: Literal["built-in", "folder", 
             others += [file.relative_to(path) for file in files if not is_weight_file(file.name)]
         if not graphs:
             if (path / part / "config.json").is_file():
-                raise SourceError(f"{path / part}: has a config.json but no {MODEL_FILE}; export or download it again")
+                raise SourceError(f"{path / part}: has a config.json but no {model_file}; export or download it again")
             continue
-        missing = f"{graphs[-1]}: has a {MODEL_FILE} but no config.json; export or download it again"
+        missing = f"{graphs[-1]}: has a {model_file} but no config.json; export or download it again"
         config = read_json(graphs[-1] / "config.json", missing=missing)
-        read = read_graphs(graphs)
+        read = read_graphs(graphs, reader, model_file)
         pipeline_class = pipeline_class_of(model_index)
         components[part] = ComponentSpec(part, library, class_name, config, read.tensors, pipeline_class)
         weights += read.files
@@ -88,20 +100,23 @@ def open_onnx_folder(path: Path, name: str, kind: Literal["built-in", "folder", 
         hub_id,
         other_files=tuple(others),
         notes=(note,) if uncounted else (),
-        format="onnx",
+        format=form,
         onnx_files=tuple(weights),
     )
 
 
-def part_folders(folder: Path, component: str) -> tuple[Path, ...]:
+def part_folders(folder: Path, component: str, model_file: str = MODEL_FILE) -> tuple[Path, ...]:
     """The folders that hold the component's graphs: a VAE is two, any other component at most one."""
     names = VAE_PARTS if component == "vae" else (component,)
-    return tuple(folder / name for name in names if (folder / name / MODEL_FILE).is_file())
+    return tuple(folder / name for name in names if (folder / name / model_file).is_file())
 
 
-def read_graphs(folders: tuple[Path, ...]) -> Graphs:
+def read_graphs(
+    folders: tuple[Path, ...], reader: Callable[[Path], Graphs] | None = None, model_file: str = MODEL_FILE
+) -> Graphs:
     """The graphs of one component taken together; a name that several of them use is prefixed with its folder's."""
-    parts = {folder.name: read_graph(folder / MODEL_FILE) for folder in folders}
+    read_one = reader or read_graph
+    parts = {folder.name: read_one(folder / model_file) for folder in folders}
     names = [name for part in parts.values() for name in part.tensors]
     shared = {name for name in names if names.count(name) > 1}
     tensors = {

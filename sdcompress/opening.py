@@ -7,9 +7,10 @@ from typing import Any
 
 from sdcompress.errors import UserError
 from sdcompress.onnx_file import is_onnx_folder
+from sdcompress.openvino_file import is_openvino_folder
 from sdcompress.source import ASSETS, BUILT_IN
 
-DEVICES = "auto, cpu, cuda or mps; ONNX folders also directml or openvino"
+DEVICES = "auto, cpu, cuda or mps; ONNX folders also directml or openvino; OpenVINO folders cpu, gpu or npu"
 
 
 def open_pipeline(
@@ -23,14 +24,17 @@ def open_pipeline(
     """The diffusers pipeline of a built-in name, a diffusers folder or an artifact, on `device`, ready to be called.
 
     device: `auto`, or one of DEVICES. dtype: `auto` (float32 on a CPU, float16 elsewhere), float32, float16 or
-    bfloat16; an ONNX folder takes `auto` alone, since its files settle it. threads: of the CPU, for the whole process
-    (None: as torch has it). low_memory: of an ONNX folder at most one component is in memory at a time. Raises
-    ArtifactError when it cannot be opened, UserError for what is not there.
+    bfloat16; an ONNX folder takes `auto` alone, since its files settle it, and an OpenVINO folder computes in
+    float32 by itself. threads: of the CPU, for the whole process (None: as torch has it). low_memory: of an ONNX or
+    OpenVINO folder at most one component is in memory at a time. Raises ArtifactError when it cannot be opened,
+    UserError for what is not there.
     """
     folder = ASSETS / str(path) if str(path) in BUILT_IN else Path(path)
-    onnx = is_onnx_folder(folder)
-    if low_memory and not onnx:
-        raise UserError(f"--low-memory: {path} is a torch pipeline; only ONNX folders can be opened part by part")
+    onnx, openvino = is_onnx_folder(folder), is_openvino_folder(folder)
+    if low_memory and not (onnx or openvino):
+        raise UserError(
+            f"--low-memory: {path} is a torch pipeline; only ONNX and OpenVINO folders can be opened part by part"
+        )
     if onnx and dtype != "auto":
         raise UserError(
             f"--dtype {dtype}: {path} is an ONNX pipeline, whose precision is in its files; leave --dtype out, or "
@@ -40,6 +44,10 @@ def open_pipeline(
         import torch
 
         torch.set_num_threads(threads)
+    if openvino:
+        from sdcompress.backends.openvino.loading import open_openvino_pipeline
+
+        return open_openvino_pipeline(folder, device, dtype, threads, low_memory)
     if onnx:
         from sdcompress.backends.onnx.loading import open_onnx_pipeline
 

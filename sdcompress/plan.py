@@ -81,7 +81,7 @@ def make_plan(
     """
     problems: list[str] = []
     if source.format != "safetensors":
-        raise RecipeError(f"{source.name}: is exported to ONNX already; start from the original weights")
+        raise RecipeError(f"{source.name}: is exported already; start from the original weights")
     planned: list[PlannedStep] = []
     of_components = {key: steps for key, steps in recipe.components.items() if key != SCHEDULER}
     keys = assign_components(of_components, source.components, problems)

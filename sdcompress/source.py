@@ -20,6 +20,7 @@ ASSETS = Path(__file__).parent / "assets"
 BUILT_IN = ("tiny-sd",)
 MANIFEST_NAME = "sdcompress.json"
 
+DENOISERS = ("unet", "transformer")
 SAFETY_CHECKERS = frozenset({"safety_checker"})
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 _WEIGHT_SUFFIXES = (
@@ -48,12 +49,12 @@ class Source:
     tensors: Mapping[str, Mapping[str, TensorRange]] = field(default_factory=dict)
     other_files: tuple[Path, ...] = ()  # relative to path: configs, tokenizers, licences
     notes: tuple[str, ...] = ()
-    format: Literal["safetensors", "onnx"] = "safetensors"
+    format: Literal["safetensors", "onnx", "openvino"] = "safetensors"
     # Component -> reader of its tensors by name, where they are not those of the files (sdcompress/pruned_source.py).
     readers: Mapping[str, Callable[[str], torch.Tensor]] = field(default_factory=dict)
     # Of other_files those whose content is not that of the file below `path` (steps/replace_component.py).
     changed_files: Mapping[Path, bytes] = field(default_factory=dict)
-    onnx_files: tuple[Path, ...] = ()  # model.onnx and external data of an ONNX folder, whose tensors have no ranges
+    onnx_files: tuple[Path, ...] = ()  # graphs and data of an ONNX or OpenVINO folder, whose tensors have no ranges
 
     @property
     def pipeline_class(self) -> str:
@@ -133,9 +134,12 @@ def open_folder(
     missing = f"{path}: is no pipeline (it has no model_index.json); give the folder that save_pretrained wrote"
     model_index = read_json(path / "model_index.json", missing=missing)
     from sdcompress.onnx_file import is_onnx_folder, open_onnx_folder
+    from sdcompress.openvino_file import is_openvino_folder, open_openvino_folder
 
     if is_onnx_folder(path):
         return open_onnx_folder(path, name or str(path), kind, hub_id)
+    if is_openvino_folder(path):
+        return open_openvino_folder(path, name or str(path), kind, hub_id)
     components: dict[str, ComponentSpec] = {}
     tensors: dict[str, Mapping[str, TensorRange]] = {}
     counted = _counted_parameters(path)

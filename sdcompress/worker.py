@@ -46,11 +46,11 @@ class Worker:
         """
         import torch
 
-        from sdcompress.onnx_file import is_onnx_folder
         from sdcompress.opening import open_pipeline
 
-        onnx = is_onnx_folder(Path(path))
-        _import_classes(Path(path), onnx)
+        engine = _engine_of(Path(path))
+        onnx = engine is not None
+        _import_classes(Path(path), engine)
         after_imports = resident_bytes()
         start = time.perf_counter()
         self._pipeline = open_pipeline(path, device=device, dtype=dtype, threads=threads, low_memory=low_memory)
@@ -176,26 +176,43 @@ def _device_of_graphs(pipeline: Any) -> str:
 
 
 def _swap_component(pipeline: Any, name: str, folder: Path, threads: int | None) -> None:
-    """Puts an ONNX folder's component into a torch pipeline, in the dtype that the pipeline computes in."""
+    """Puts an ONNX or OpenVINO folder's component into a torch pipeline, in the dtype that the pipeline computes in."""
     from sdcompress.backends.onnx.loading import open_component
     from sdcompress.backends.onnx.runtime import choose_runtime
+    from sdcompress.openvino_file import is_openvino_folder
 
     index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-    runtime = choose_runtime(str(pipeline.device.type), threads)
+    runtime: Any
+    if is_openvino_folder(folder):
+        from sdcompress.backends.openvino.runtime import choose_openvino_runtime
+
+        runtime = choose_openvino_runtime(threads=threads)
+    else:
+        runtime = choose_runtime(str(pipeline.device.type), threads)
     library, class_name = index[name]
     pipeline.register_modules(**{name: open_component(folder, name, library, class_name, runtime)})
 
 
-def _import_classes(path: Path, onnx: bool) -> None:
+def _engine_of(folder: Path) -> str | None:
+    """The module that computes the folder's graphs; None for a torch pipeline."""
+    from sdcompress.onnx_file import is_onnx_folder
+    from sdcompress.openvino_file import is_openvino_folder
+
+    if is_openvino_folder(folder):
+        return "openvino"
+    return "onnxruntime" if is_onnx_folder(folder) else None
+
+
+def _import_classes(path: Path, engine: str | None) -> None:
     """Imports what the pipeline's classes need, so that memory and load time do not count Python's imports."""
     import importlib
 
     import diffusers
     import transformers
 
-    if onnx:
+    if engine is not None:
         importlib.import_module("sdcompress.backends.onnx.denoisers")
-        importlib.import_module("onnxruntime")
+        importlib.import_module(engine)
     libraries = {"diffusers": diffusers, "transformers": transformers}
     index = json.loads((path / "model_index.json").read_text(encoding="utf-8"))
     getattr(diffusers, str(index.get("_class_name")), None)

@@ -52,7 +52,11 @@ class ReplaceComponent(LocatedStep):
                     for each in (spec, found.spec))  # fmt: skip
         notes = [f"{old} replaced by {new} from {self.model}"]
         notes += [f"its {part} comes with it" for part in found.parts]
-        return Planned(found.spec, notes=tuple(notes), reads=found.weight_files)
+        return Planned(self._placed(found, spec), notes=tuple(notes), reads=found.weight_files)
+
+    def _placed(self, found: Replacement, original: ComponentSpec) -> ComponentSpec:
+        """The replacement's spec as a component of the original's pipeline."""
+        return found.spec.replace(pipeline_class=original.pipeline_class)
 
     def prepared(self, source: Source, component: str) -> Source:
         if component == SCHEDULER:
@@ -63,7 +67,7 @@ class ReplaceComponent(LocatedStep):
         replaced = {component, *found.parts}
         return replace(
             _with_files(source, model_index, found.files, replaced),
-            components={**source.components, component: found.spec},
+            components={**source.components, component: self._placed(found, source.components[component])},
             tensors={**source.tensors, component: found.tensors},
             readers={name: read for name, read in source.readers.items() if name != component},
         )

@@ -199,13 +199,7 @@ def read_config(file: Path, library: str, class_name: str) -> Any:
 
 def _initializer(part: Part, ending: str) -> torch.Tensor:
     """The one float tensor of the graph whose name ends so."""
-    import onnx
-    from onnx.external_data_helper import load_external_data_for_tensor, uses_external_data
-
-    graph = onnx.load(str(part.file), load_external_data=False).graph
-    found = [tensor for tensor in graph.initializer if tensor.name.endswith(ending)]
+    found = part.tensors_ending(ending)
     if len(found) != 1:
         raise UserError(f"{part.file}: has no tensor {ending} of its own, which clip_skip needs")
-    if uses_external_data(found[0]):
-        load_external_data_for_tensor(found[0], str(part.file.parent))
-    return torch.from_numpy(onnx.numpy_helper.to_array(found[0]).copy())
+    return found[0]

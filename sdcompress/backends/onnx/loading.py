@@ -13,8 +13,6 @@ from sdcompress.backends.onnx.runtime import Part, Runtime, choose_runtime
 from sdcompress.errors import ArtifactError, UserError
 from sdcompress.source import component_entries
 
-MODEL_FILE = "model.onnx"
-
 # Names that transformers 5 no longer has.
 _RENAMED = {"CLIPFeatureExtractor": "CLIPImageProcessor"}
 
@@ -25,7 +23,11 @@ def open_onnx_pipeline(folder: Path, device: str = "auto", threads: int | None =
     device, threads: as `choose_runtime` takes them. low_memory: at most one component's session is open at a time.
     Raises ArtifactError for a folder that cannot be opened, UserError for a device that is not there.
     """
-    runtime = choose_runtime(device, threads, low_memory)
+    return open_graphs(folder, choose_runtime(device, threads, low_memory))
+
+
+def open_graphs(folder: Path, runtime: Runtime) -> Any:
+    """The stock diffusers pipeline of model_index.json, its components computed by graphs that `runtime` runs."""
     import diffusers
 
     try:
@@ -60,16 +62,18 @@ def open_component(folder: Path, name: str, library: str, class_name: str, runti
     role = known.role if known is not None else None
     if role == "autoencoder":
         decoder = folder / "vae_decoder"
-        encoder = folder / "vae_encoder" / MODEL_FILE
+        encoder = folder / "vae_encoder" / runtime.model_file
         config = components.read_config(decoder / "config.json", library, class_name)
         # The pipeline would move a float16 VAE to float32 for this; a graph is in the precision it was exported in.
         config = type(config)({**config, "force_upcast": False})
         return components.OnnxAutoencoder(
-            _open_part(decoder / MODEL_FILE, runtime), Part(encoder, runtime) if encoder.is_file() else None, config
+            _open_part(decoder / runtime.model_file, runtime),
+            runtime.part(encoder) if encoder.is_file() else None,
+            config,
         )
     if role is not None:
         config = components.read_config(part / "config.json", library, class_name)
-        opened = _open_part(part / MODEL_FILE, runtime)
+        opened = _open_part(part / runtime.model_file, runtime)
         if role == "denoiser" and not class_name.startswith("UNet"):
             return denoisers.OnnxTransformer(opened, config, class_name)
         stand_ins = {
@@ -79,7 +83,7 @@ def open_component(folder: Path, name: str, library: str, class_name: str, runti
             "safety checker": components.OnnxSafetyChecker,
         }
         return stand_ins[role](opened, config)
-    if (part / MODEL_FILE).is_file() or (part / "config.json").is_file():
+    if (part / runtime.model_file).is_file() or (part / "config.json").is_file():
         raise UserError(
             f"{part}: sdcompress cannot run {class_name} with ONNX Runtime; it runs "
             f"{', '.join(sorted(registry.architectures()))} (optimum.onnxruntime's ORTDiffusionPipeline may open the "
@@ -103,7 +107,7 @@ def runtime_of(pipeline: Any) -> Runtime:
 def _open_part(file: Path, runtime: Runtime) -> Part:
     if not file.is_file():
         raise ArtifactError(f"{file}: missing; export or download the folder again")
-    return Part(file, runtime)
+    return runtime.part(file)
 
 
 def _refuse_to_save(*_: Any, **__: Any) -> None:

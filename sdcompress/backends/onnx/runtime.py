@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from sdcompress.errors import ArtifactError, UserError
 
@@ -50,6 +50,11 @@ class Runtime:
     threads: int
     low_memory: bool
     open_part: Part | None = field(default=None, repr=False)
+    model_file: ClassVar[str] = "model.onnx"
+
+    def part(self, file: Path) -> Part:
+        """The graph in `file`, to be run here."""
+        return Part(file, self)
 
     @property
     def torch_device(self) -> torch.device:
@@ -141,6 +146,19 @@ class Part:
     def release(self) -> None:
         """Closes the session; the next run opens it again."""
         self._session = None
+
+    def tensors_ending(self, ending: str) -> list[torch.Tensor]:
+        """The graph's tensors whose names end so, read from its files."""
+        import onnx
+        import torch
+        from onnx.external_data_helper import load_external_data_for_tensor, uses_external_data
+
+        graph = onnx.load(str(self.file), load_external_data=False).graph
+        found = [tensor for tensor in graph.initializer if tensor.name.endswith(ending)]
+        for tensor in found:
+            if uses_external_data(tensor):
+                load_external_data_for_tensor(tensor, str(self.file.parent))
+        return [torch.from_numpy(onnx.numpy_helper.to_array(tensor).copy()) for tensor in found]
 
     def _open(self) -> Any:
         runtime = self.runtime

@@ -1,0 +1,159 @@
+"""OpenVINO's compiled models, as `backends.onnx.runtime` has sessions: where they run, tensors in and out of them."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from sdcompress.errors import ArtifactError, UserError
+from sdcompress.openvino_file import MODEL_FILE
+
+if TYPE_CHECKING:
+    import torch
+
+# --dtype -> INFERENCE_PRECISION_HINT. Left to itself OpenVINO computes float32 graphs in bfloat16 where the CPU can.
+PRECISIONS = {"auto": "f32", "float32": "f32", "bfloat16": "bf16", "float16": "f16"}
+DEVICES = ("cpu", "gpu", "npu")
+_TORCH_DTYPES = {"f32": "float32", "f16": "float16", "f64": "float64", "i64": "int64", "i32": "int32",
+                 "boolean": "bool"}  # fmt: skip
+
+
+@dataclass
+class OpenVinoRuntime:
+    """Where the models of one pipeline run; with `low_memory` the one model that is compiled."""
+
+    device: str  # one of DEVICES
+    precision: str  # a value of PRECISIONS
+    threads: int
+    low_memory: bool
+    open_part: OpenVinoPart | None = field(default=None, repr=False)
+    model_file: ClassVar[str] = MODEL_FILE
+
+    @property
+    def torch_device(self) -> torch.device:
+        """Where tensors lie outside of the models."""
+        import torch
+
+        return torch.device("cpu")
+
+    def part(self, file: Path) -> OpenVinoPart:
+        """The graph in `file`, to be run here."""
+        return OpenVinoPart(file, self)
+
+
+def choose_openvino_runtime(
+    device: str = "auto", dtype: str = "auto", threads: int | None = None, low_memory: bool = False
+) -> OpenVinoRuntime:
+    """The runtime for `device` (auto is the CPU) that computes in `dtype`. UserError when it is not there."""
+    import torch
+
+    name = {"auto": "cpu", "openvino": "cpu"}.get(device, device)
+    if name not in DEVICES:
+        raise UserError(f"--device {device}: an OpenVINO folder runs on auto, {', '.join(DEVICES)}")
+    if dtype not in PRECISIONS:
+        raise UserError(f"--dtype {dtype}: an OpenVINO folder computes in {', '.join(PRECISIONS)}")
+    available = import_openvino().Core().available_devices
+    if not any(each.split(".")[0] == name.upper() for each in available):
+        raise UserError(f"--device {device}: OpenVINO finds {', '.join(available)} here; use --device cpu")
+    return OpenVinoRuntime(name, PRECISIONS[dtype], threads or torch.get_num_threads(), low_memory)
+
+
+def import_openvino() -> Any:
+    """The module openvino. UserError when it is not installed."""
+    if importlib.util.find_spec("openvino") is None:
+        raise UserError("OpenVINO folders need the package openvino; pip install 'sdcompress[openvino]'")
+    import openvino
+
+    return openvino
+
+
+class OpenVinoPart:
+    """One openvino_model.xml: compiled at once, or with `low_memory` when it is first run."""
+
+    def __init__(self, file: Path, runtime: OpenVinoRuntime):
+        self.file = file
+        self.runtime = runtime
+        self._compiled: Any = None
+        self._inputs: dict[str, tuple[torch.dtype, int | None]] = {}
+        self._outputs: dict[str, tuple[torch.dtype, int | None]] = {}
+        if not runtime.low_memory:
+            self._open()
+
+    @property
+    def inputs(self) -> dict[str, tuple[torch.dtype, int | None]]:
+        """Input -> its dtype and rank (None where the file does not say)."""
+        if not self._inputs:
+            self._open()
+        return self._inputs
+
+    @property
+    def outputs(self) -> dict[str, tuple[torch.dtype, int | None]]:
+        """Output -> its dtype and rank (None where the file does not say)."""
+        if not self._outputs:
+            self._open()
+        return self._outputs
+
+    def run(self, inputs: Mapping[str, torch.Tensor], names: Iterable[str] | None = None) -> dict[str, torch.Tensor]:
+        """The outputs of those names (None: all); inputs are cast as the graph asks."""
+        import torch
+
+        compiled = self._open()
+        wanted = list(self.outputs if names is None else names)
+        given = {
+            name: tensor.detach().to("cpu", self.inputs[name][0]).contiguous().numpy()
+            for name, tensor in inputs.items()
+        }
+        results = compiled(given)
+        return {name: torch.from_numpy(results[compiled.output(name)]) for name in wanted}
+
+    def release(self) -> None:
+        """Lets go of the compiled model; the next run compiles it again."""
+        self._compiled = None
+
+    def tensors_ending(self, ending: str) -> list[torch.Tensor]:
+        """The graph's constants whose names end so, read from its files."""
+        import torch
+
+        model = import_openvino().Core().read_model(self.file)
+        found = [op for op in model.get_ops() if op.get_type_name() == "Constant"]
+        return [torch.from_numpy(op.data.copy()) for op in found if op.get_friendly_name().endswith(ending)]
+
+    def _open(self) -> Any:
+        runtime = self.runtime
+        if self._compiled is None:
+            if runtime.low_memory:
+                if runtime.open_part is not None:
+                    runtime.open_part.release()
+                runtime.open_part = self
+            self._compiled = compile_model(self.file, runtime)
+            self._inputs = _described(self.file, self._compiled.inputs)
+            self._outputs = _described(self.file, self._compiled.outputs)
+        return self._compiled
+
+
+def compile_model(file: Path, runtime: OpenVinoRuntime) -> Any:
+    """The model in `file` (IR or ONNX), compiled for the runtime. ArtifactError when OpenVINO cannot."""
+    openvino = import_openvino()
+    options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": runtime.precision}
+    if runtime.device == "cpu":
+        options["INFERENCE_NUM_THREADS"] = runtime.threads
+    try:
+        return openvino.Core().compile_model(file, runtime.device.upper(), options)
+    except RuntimeError as error:
+        raise ArtifactError(f"{file}: OpenVINO cannot open it: {' '.join(str(error).split())}") from error
+
+
+def _described(file: Path, ports: Iterable[Any]) -> dict[str, tuple[torch.dtype, int | None]]:
+    import torch
+
+    found: dict[str, tuple[torch.dtype, int | None]] = {}
+    for port in ports:
+        kind, rank = port.get_element_type().get_type_name(), port.get_partial_shape().rank
+        if kind not in _TORCH_DTYPES:
+            raise ArtifactError(f"{file}: {port.get_any_name()} is {kind}, which no part of a pipeline has")
+        for name in sorted(port.get_names()):
+            found[name] = (getattr(torch, _TORCH_DTYPES[kind]), None if rank.is_dynamic else rank.get_length())
+    return found
