@@ -13,6 +13,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from sdcompress.source import DENOISERS
+
 Role = Literal["down", "up", "mid", "alpha"]
 
 # Beginning of a key -> the component it is for; "denoiser": its UNet or transformer; None: the component that asks.
@@ -23,7 +25,6 @@ _OWNERS: tuple[tuple[str, str | None], ...] = (
     ("text_encoder_2.", "text_encoder_2"), ("text_encoder_3.", "text_encoder_3"), ("text_encoder.", "text_encoder"),
     ("base_model.model.", None),
 )  # fmt: skip
-_DENOISERS = ("unet", "transformer")
 _ROLES: tuple[tuple[re.Pattern[str], Role], ...] = (
     (re.compile(r"(.+?)(?:\.lora_down|\.lora_A(?:\.\w+)?|(?:\.lora_linear_layer|\.lora|_lora)\.down)\.weight"), "down"),
     (re.compile(r"(.+?)(?:\.lora_up|\.lora_B(?:\.\w+)?|(?:\.lora_linear_layer|\.lora|_lora)\.up)\.weight"), "up"),
@@ -52,7 +53,7 @@ class Key:
     role: Role
 
     def is_for(self, component: str) -> bool:
-        return self.owner in (None, component) or (self.owner == "denoiser" and component in _DENOISERS)
+        return self.owner in (None, component) or (self.owner == "denoiser" and component in DENOISERS)
 
 
 def parse_key(key: str) -> Key | None:

@@ -27,7 +27,7 @@ from sdcompress.backends.torch.source_parts import (
 )
 from sdcompress.calibration import FIRST_SEED, Calibration, choose_prompts
 from sdcompress.errors import SourceError
-from sdcompress.source import Source
+from sdcompress.source import DENOISERS, Source
 
 if TYPE_CHECKING:
     from sdcompress.prompts import PromptSet
@@ -37,7 +37,6 @@ Advance = Callable[[str, int, int], None]
 _Item = TypeVar("_Item")
 
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
-DENOISERS = ("unet", "transformer")
 COMPONENTS = (*TEXT_ENCODERS, *DENOISERS, "vae")  # in the order they run; a pipeline has one of the denoisers
 # Text encoders that a pipeline cannot do without, where it is another than the first.
 _NEEDED_OF = {"StableDiffusionXLPipeline": ("text_encoder_2",)}
