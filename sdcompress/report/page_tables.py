@@ -8,9 +8,8 @@ from typing import Any
 
 from sdcompress.report.layers import LAYER_COLUMNS, described
 from sdcompress.report.page_tiles import UNMEASURED, floor_text
-from sdcompress.report.pairing import all_identical
 from sdcompress.report.statistics import median
-from sdcompress.report.wording import bytes_text, ratio_text, seconds_text, signed_text
+from sdcompress.report.wording import seconds_text
 
 Cell = Any  # a text, or [text, number] where the column sorts by a number (null sorts last)
 
@@ -108,35 +107,6 @@ def floor_rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
         (source.get("label", name), *(floor_text(source, metric) for metric in ("clip_score", "psnr_db", "ssim")))
         for name, source in sources.items()
     ]
-
-
-def attribution_rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """(what was swapped in, kind, bytes saved, PSNR, CLIP drift, time) of each rung of the ladder."""
-    rows: list[tuple[str, ...]] = []
-    for entry in report.get("attribution") or ():
-        clip = entry.get("clip_score") or {}
-        saved, ratio = entry.get("saved_bytes"), (entry.get("latency_s") or {}).get("ratio")
-        clip_text = UNMEASURED
-        if clip.get("difference") is not None:
-            clip_text = signed_text(clip["difference"], clip.get("interval_95"))
-        rows.append(
-            (
-                str(entry.get("name", UNMEASURED)),
-                str(entry.get("kind", UNMEASURED)),
-                UNMEASURED if saved is None else bytes_text(saved),
-                _swapped_psnr(entry),
-                clip_text,
-                UNMEASURED if ratio is None else ratio_text(ratio),
-            )
-        )
-    return rows
-
-
-def _swapped_psnr(entry: Mapping[str, Any]) -> str:
-    mean = (entry.get("psnr_db") or {}).get("mean")
-    if mean is None:
-        return "identical" if all_identical(entry) else UNMEASURED
-    return f"{mean:.1f} dB"
 
 
 def _gate_value(gate: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""The words and rows of verdicts, noise floor, component metrics, attribution and gates, shared by a report's faces."""
+"""The words and rows of verdicts, noise floor, component metrics and gates, shared by a report's faces."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from sdcompress.gates import gate_value_text
 from sdcompress.report.pairing import all_identical
 from sdcompress.report.sample_metrics import METRICS
-from sdcompress.report.wording import MISSING, bytes_text, ratio_text
+from sdcompress.report.wording import MISSING
 
 NAMES = {
     "clip_score": "CLIP drift",
@@ -85,28 +85,6 @@ def component_metric_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
             flagged = [figures[f"flagged_{side}"] for side in ("original", "compressed")]
             told = f"agrees on {100 * figures['agreement']:.0f} % of {figures['pictures']} pictures"
             rows.append((name, f"{told} ({flagged[0]} and {flagged[1]} flagged)"))
-    return rows
-
-
-ATTRIBUTION_HEADER = ("swapped", "saves", "PSNR, dB", "SSIM", "CLIP drift", "time")
-
-
-def attribution_rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """(component, bytes saved, PSNR, SSIM, CLIP drift, time) of the original with that one component swapped."""
-    rows: list[tuple[str, ...]] = []
-    for entry in report["attribution"] or ():
-        psnr, ssim, drift = entry["psnr_db"]["mean"], entry["ssim"]["mean"], entry["clip_score"]["difference"]
-        identical = all_identical(entry)
-        rows.append(
-            (
-                entry["name"],
-                bytes_text(entry["saved_bytes"]),
-                "identical" if identical else MISSING if psnr is None else f"{psnr:.1f}",
-                MISSING if ssim is None else f"{ssim:.4f}",
-                MISSING if drift is None else f"{drift:+.2f}",
-                ratio_text(entry["latency_s"]["ratio"]),
-            )
-        )
     return rows
 
 
