@@ -66,6 +66,7 @@ def to_html(report: Mapping[str, Any], folder: Path) -> str:
         loss_chart=drawn(page_charts.loss_chart(report)),
         latency_charts=[drawn(chart) for chart in page_charts.latency_charts(report)],
         metrics=page_tables.metric_rows(report),
+        not_measured=page_tables.not_measured_lines(report),
         component_metrics=page_tables.component_metric_rows(report),
         floor=page_tables.floor_rows(report),
         attribution_header=page_attribution.ATTRIBUTION_COLUMNS,

@@ -8,6 +8,7 @@ from typing import Any
 
 from sdcompress.report.layers import LAYER_COLUMNS, described
 from sdcompress.report.page_tiles import UNMEASURED, floor_text
+from sdcompress.report.quality_wording import LABELS, NAMES, SETS
 from sdcompress.report.statistics import median
 from sdcompress.report.wording import seconds_text
 
@@ -142,7 +143,21 @@ def metric_rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
                 ((report.get("verdicts") or {}).get(name) or {}).get("verdict", "not judged"),
             )
         )
+    for name, figure in (report.get("set_metrics") or {}).items():
+        seed = (figure.get("floor") or {}).get("seed")
+        told = "" if seed is None else f", another seed {_figure(seed)} over {figure['floor']['pictures']}"
+        said = (
+            "not judged" if figure.get("reliable", True) else f"unreliable under {figure['enough_pictures']} pictures"
+        )
+        label = f"{SETS.get(name, name)} of {figure['pictures']} pictures{told}"
+        rows.append((label, _figure(figure["value"]), "", "", "lower", said))
     return rows
+
+
+def not_measured_lines(report: Mapping[str, Any]) -> list[str]:
+    """Each figure that the report lacks, and why."""
+    reasons = report.get("not_measured") or {}
+    return [f"{NAMES.get(name, LABELS.get(name, name))}: {reason}" for name, reason in reasons.items()]
 
 
 def component_metric_rows(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:

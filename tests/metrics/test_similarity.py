@@ -112,7 +112,7 @@ def test_cmmd_is_its_definition(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_lpips_says_what_it_lacks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(lpips.importlib.util, "find_spec", lambda name: None)
-    assert "pip install torchvision" in (lpips.why_not() or "")
+    assert "sdcompress[lpips]" in (lpips.why_not() or "")
     monkeypatch.setattr(lpips.importlib.util, "find_spec", lambda name: object())
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     assert str(tmp_path / "checkpoints") in (lpips.why_not() or "")

@@ -18,8 +18,8 @@ from PIL import Image
 
 from sdcompress.report.charts import Axis, Mark, bars, scatter, strips, ticks
 from sdcompress.report.html import to_html
+from sdcompress.report.page_attribution import attribution_rows
 from sdcompress.report.page_tables import (
-    attribution_rows,
     floor_rows,
     gate_rows,
     layer_table,
@@ -142,7 +142,7 @@ def test_what_is_infinite_is_not_called_unmeasured(make_report: Make) -> None:
         "noise_floor": {"sources": {"batch": {"label": "in batches", **same}}},
         "gates": [{"gate": "psnr_db>=30", "value": None, "infinite": True, "passed": True}],
     }
-    assert attribution_rows(report)[0][3] == "identical"
+    assert attribution_rows(report)[0][2] == "identical"
     assert floor_rows(report) == [("in batches", "not measured", "identical", "not measured")]
     assert gate_rows(report)[0]["value"] == "infinite"
 
