@@ -23,6 +23,7 @@ LADDER_COLUMNS = (
     "time",
     "verdict",
 )
+FIRST = "from identical"  # a change in dB has no figure where the pictures were the original's before
 
 
 def attribution_rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
@@ -46,7 +47,7 @@ def ladder_rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
                     _bytes(rung.get("saved_bytes")),
                     _bytes(rung.get("weights_bytes")),
                     psnr,
-                    _change(adds.get("psnr_db")),
+                    _change(adds.get("psnr_db"), FIRST if adds else UNMEASURED),
                     clip,
                     _change(adds.get("clip_score")),
                     time,
@@ -68,9 +69,9 @@ def _psnr(entry: Mapping[str, Any]) -> str:
     return f"{mean:.1f} dB"
 
 
-def _change(figure: Mapping[str, Any] | None) -> str:
+def _change(figure: Mapping[str, Any] | None, without: str = UNMEASURED) -> str:
     difference = (figure or {}).get("difference")
-    return UNMEASURED if difference is None else signed_text(difference, (figure or {}).get("interval_95"))
+    return without if difference is None else signed_text(difference, (figure or {}).get("interval_95"))
 
 
 def _bytes(size_bytes: float | None) -> str:

@@ -50,7 +50,11 @@ def test_nothing_a_user_wrote_becomes_html(make_report: Make, tmp_path: Path) ->
     report["recipe"] = {"description": ATTACK}
     report["gates"] = [{"gate": ATTACK, "value": 1.0, "passed": False}]
     report["noise_floor"] = {"sources": {"seed": {"label": ATTACK, "psnr_db": {"mean": 15.0}}}}
-    report["attribution"] = [{"name": ATTACK, "kind": "component", "saved_bytes": 1_000_000, "psnr_db": {"mean": 30.0}}]
+    rung = {"step": ATTACK, "saved_bytes": 0, "not_measured": ATTACK}
+    swap = {"name": ATTACK, "kind": "component", "saved_bytes": 1_000_000, "psnr_db": {"mean": 30.0}, "ladder": [rung]}
+    report["attribution"] = [{**swap, "ladder_not_measured": ATTACK}]
+    report["set_metrics"] = {ATTACK: {"value": 1.0, "pictures": 3, "reliable": False, "enough_pictures": 9}}
+    report["not_measured"] = {ATTACK: ATTACK}
     page = to_html(report, tmp_path)
     assert "<script>alert" not in page and "<img src=x" not in page
     assert "{{ 7 * 7 }}" in page  # a template of the user's own stays what it is
