@@ -124,7 +124,7 @@ def score_all(session: Session, scorer: Scorer | None, variants: Sequence[str]) 
     sets = [
         label
         for label in ("compressed", "floor-seed")
-        if scorer is not None and (label == "compressed" or label in variants) and not _has_set(session, label, name)
+        if (label == "compressed" or label in variants) and not _has_set(session, label, name)
     ]
     if not todo and not sets:
         return

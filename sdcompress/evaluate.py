@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdcompress.artifact import made_with, read_manifest
-from sdcompress.attribution import draw_swaps, list_swaps, swap_variant
+from sdcompress.attribution import draw_swaps, list_swaps
 from sdcompress.component_metrics import compare_components
 from sdcompress.drawing import Session, draw_pair, score_all
 from sdcompress.environment import describe_environment
@@ -72,7 +72,7 @@ def evaluate(
         "memory mode": settings.low_memory,
         "machine or library versions": environment,
     }
-    swaps = list_swaps(sources) if settings.attribute else None
+    swaps = list_swaps(_on_this_disk(sources, paths)) if settings.attribute else None
     demanded = (*(_gates_of(sources["compressed"]) if recipe_gates is None else recipe_gates), *gates)
     for gate in demanded:
         parse_gate(gate)  # a gate that is misspelt is known before any picture is drawn
@@ -85,7 +85,7 @@ def evaluate(
             compare_components(session)
         draw_swaps(session, swaps or ())
         variants = [floor_variant(source) for source in settings.noise_floor if source not in floor_not_measured]
-        score_all(session, scorer, [*variants, *(swap_variant(swap["name"]) for swap in swaps or ())])
+        score_all(session, scorer, [*variants, *(label for swap in swaps or () for label in swap.variants)])
         records = log.records
     report = build_report(
         command=command,
@@ -102,7 +102,7 @@ def evaluate(
         drawings=drawings,
         records=records,
         floor_not_measured=floor_not_measured,
-        swaps=swaps,
+        swaps=None if swaps is None else [swap.described() for swap in swaps],
     )
     report["gates"] = check_gates(report, demanded)
     report |= made_with(sources["compressed"].path)
@@ -175,6 +175,13 @@ def _local_folder(source: Source) -> Path:
         f"{source.name}: its weights are not on this disk, and evaluating draws pictures; download the pipeline "
         f"(`hf download {source.hub_id or source.name}`) or give a diffusers folder"
     )
+
+
+def _on_this_disk(sources: Mapping[str, Source], paths: Mapping[str, Path]) -> dict[str, Source]:
+    """The sources with weights that can be read: those of a hub id as its folder in the cache."""
+    return {
+        side: source if source.path is not None else open_source(str(paths[side])) for side, source in sources.items()
+    }
 
 
 def _fingerprint_files(folder: Path) -> list[list[Any]]:

@@ -33,7 +33,9 @@ NoiseFloor = Annotated[
 ]
 FloorCount = Annotated[int, typer.Option(min=2, help="Pictures of each source of noise.")]
 ComponentMetrics = Annotated[bool, typer.Option(help="Compare the components one by one, on a few prompts.")]
-Attribute = Annotated[bool, typer.Option("--attribute", help="Swap one component at a time into the original.")]
+Attribute = Annotated[
+    bool, typer.Option("--attribute", help="Swap one component, and one step at a time, into the original.")
+]
 AttributeCount = Annotated[int, typer.Option(min=1, help="Pictures of each swap.")]
 
 

@@ -71,14 +71,17 @@ def execute(
         state = RunState.open(partial, plan, fresh)
         _check_space(plan, out, state)
         due = set(source.components) - set(state.finished)
-        originals = _statistics(plan, plan.prepared, pruning_steps(plan.steps), calibrating) if due else {}
-        begun: dict[str, _Begun] = {}
+        prepared = plan.prepared
+        originals = gather_input_statistics(plan, prepared, pruning_steps(plan.steps), calibrating) if due else {}
+        begun: dict[str, Begun] = {}
         for name in source.components if due else ():
-            workshop = Workshop(plan.prepared, partial / TRAINING_FOLDER / name, calibrating, training)
-            begun[name] = _begin(plan, name, originals.get(name, {}), workshop, partial_function(advance, name))
+            workshop = Workshop(prepared, partial / TRAINING_FOLDER / name, calibrating, training)
+            begun[name] = begin_component(
+                plan, name, originals.get(name, {}), workshop, partial_function(advance, name)
+            )
         pruned = pruned_source(plan, {name: one.part for name, one in begun.items()})
         ranges = _calibrated(plan, pruned, state, calibrating)
-        statistics = _statistics(plan, pruned, later_steps(plan.steps), calibrating) if due else {}
+        statistics = gather_input_statistics(plan, pruned, later_steps(plan.steps), calibrating) if due else {}
         del pruned  # which holds what was trained
         for name in source.components:
             if name not in state.finished:
@@ -175,7 +178,7 @@ def _calibrated(plan: Plan, source: Source, state: RunState, calibrating: Callab
     return parse_ranges(state.ranges)
 
 
-def _statistics(
+def gather_input_statistics(
     plan: Plan, source: Source, steps: Iterable[PlannedStep], calibrating: Callable[[str, int, int], None]
 ) -> Mapping[str, Mapping[str, LayerStatistics]]:
     """Component -> layer -> what goes into it, of the layers that the steps are calibrated on; kept between runs."""
@@ -188,20 +191,20 @@ def _statistics(
 
 
 @dataclass
-class _Begun:
+class Begun:
     """A component with the steps behind it that settle its weights, and what they found out."""
 
     part: Component
     record: Record
 
 
-def _begin(
+def begin_component(
     plan: Plan,
     name: str,
     statistics: Mapping[str, LayerStatistics],
     workshop: Workshop,
     advance: Callable[[int], None],
-) -> _Begun:
+) -> Begun:
     """The component pruned and, once it is read, recovered; `statistics` are those of the original's layers."""
     spec = plan.prepared.components[name]
     stored = reader_of(plan.prepared, name)
@@ -213,7 +216,7 @@ def _begin(
             advance(spec.tensors[tensor].size_bytes)
         return stored(tensor)
 
-    begun = _Begun(Component(spec, read, statistics, workshop), Record())
+    begun = Begun(Component(spec, read, statistics, workshop), Record())
     for step in pruning_steps(plan.steps_of(name)):
         begun.part = step.step.apply(begun.part, step.planned, begun.record)
     return begun
@@ -221,7 +224,7 @@ def _begin(
 
 def _write_component(
     plan: Plan,
-    begun: _Begun,
+    begun: Begun,
     partial: Path,
     activations: Mapping[str, LayerRanges],
     statistics: Mapping[str, LayerStatistics],
@@ -243,11 +246,11 @@ def _write_component(
             for layer, entry in record.layers.items()
         }
         return _component_entry(plan, name, record) | {"graphs": graphs}
-    _write_safetensors(part, _emptied(partial / name))
+    write_safetensors(part, _emptied(partial / name))
     return _component_entry(plan, name, record)
 
 
-def _write_safetensors(part: Component, folder: Path) -> None:
+def write_safetensors(part: Component, folder: Path) -> None:
     layout = {tensor: (spec.dtype, spec.shape) for tensor, spec in part.spec.tensors.items()}
     with StreamWriter(folder / weights_file(part.spec), layout, {"format": "pt"}) as writer:
         for tensor, spec in part.spec.tensors.items():

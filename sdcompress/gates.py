@@ -29,6 +29,7 @@ FIGURES: dict[str, tuple[str, ...]] = {
     "ms_ssim": ("metrics", "ms_ssim", "mean"),
     "lpips": ("metrics", "lpips", "mean"),
     "cmmd": ("set_metrics", "cmmd", "value"),
+    "fid": ("set_metrics", "fid", "value"),
     "size_bytes": ("compressed", "size_bytes"),
     "size_ratio": ("change", "size_bytes", "ratio"),
     "parameters_ratio": ("change", "parameters", "ratio"),

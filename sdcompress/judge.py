@@ -1,8 +1,9 @@
-"""The judge of saved pictures: CLIP score of each, similarity of each pair. Runs inside a worker process."""
+"""The judge of saved pictures: CLIP score of each, similarity of pairs and of sets. Runs inside a worker process."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 SIDES = ("original", "compressed")
-MOST_KEPT = 20_000  # embeddings, 60 MB of 768 floats
+MOST_KEPT = 20_000  # embeddings, 60 MB of 768 floats, and as many features, 160 MB of 2048
 
 
 class Judge:
@@ -18,14 +19,16 @@ class Judge:
 
     def open(self, scorer: str | None) -> dict[str, Any]:
         """Opens the CLIP model in the folder `scorer` (None: no CLIP scores); tells what cannot be measured."""
-        from sdcompress.metrics import lpips
+        from sdcompress.metrics import fid, lpips
         from sdcompress.metrics.clip_score import ClipScorer
 
         self._clip = None if scorer is None else ClipScorer(Path(scorer))
         self._embeddings: dict[str, np.ndarray] = {}
-        why_no_lpips = lpips.why_not()
-        self._lpips = None if why_no_lpips else lpips.Lpips()
-        return {"not_measured": {"lpips": why_no_lpips} if why_no_lpips else {}}
+        self._features: dict[str, np.ndarray] = {}
+        reasons = {"lpips": lpips.why_not(), "fid": fid.why_not()}
+        self._lpips = None if reasons["lpips"] else lpips.Lpips()
+        self._inception = None if reasons["fid"] else fid.Inception()
+        return {"not_measured": {name: reason for name, reason in reasons.items() if reason}}
 
     def score(self, original: str, compressed: str, prompt: str) -> dict[str, Any]:
         """The figures of two picture files; the PSNR of identical pictures, which is infinite, is None."""
@@ -40,7 +43,7 @@ class Judge:
         if self._clip:
             embeddings = self._clip.embed(pictures)
             for file, embedding in zip((original, compressed), embeddings, strict=True):
-                self._keep(file, embedding)
+                _keep(self._embeddings, file, embedding)
             scores = self._clip.score_embeddings(embeddings, prompt)
             metrics["clip_image"] = clip_image(*embeddings)
         comparable = pictures[0].shape == pictures[1].shape
@@ -57,24 +60,42 @@ class Judge:
         }
 
     def score_sets(self, original: list[str], compressed: list[str]) -> dict[str, Any]:
-        """The figures of two sets of picture files."""
-        import numpy as np
-
+        """The figures of two sets of picture files; None for what is not measured here."""
         from sdcompress.metrics.cmmd import cmmd
+        from sdcompress.metrics.fid import fid
 
-        first, second = (np.stack([self._embedding(file) for file in files]) for files in (original, compressed))
-        return {"cmmd": cmmd(first, second)}
+        figures: dict[str, float | None] = {"cmmd": None, "fid": None}
+        if self._clip is not None:
+            clip = self._clip
+            figures["cmmd"] = cmmd(
+                *_of_sets(self._embeddings, lambda picture: clip.embed([picture])[0], original, compressed)
+            )
+        if self._inception is not None:
+            figures["fid"] = fid(*_of_sets(self._features, self._inception.features, original, compressed))
+        return figures
 
-    def _embedding(self, file: str) -> np.ndarray:
-        assert self._clip is not None
-        if file not in self._embeddings:
-            self._keep(file, self._clip.embed([_read(file)])[0])
-        return self._embeddings[file]
 
-    def _keep(self, file: str, embedding: np.ndarray) -> None:
-        if len(self._embeddings) >= MOST_KEPT:
-            self._embeddings.pop(next(iter(self._embeddings)))
-        self._embeddings[file] = embedding
+def _of_sets(
+    kept: dict[str, np.ndarray], make: Callable[[np.ndarray], np.ndarray], *sets: list[str]
+) -> list[np.ndarray]:
+    """What `make` gives for each set's pictures [pictures, dimensions], of which `kept` has some and gets the rest."""
+    import numpy as np
+
+    stacked = []
+    for files in sets:
+        rows = []
+        for file in files:
+            if file not in kept:
+                _keep(kept, file, make(_read(file)))
+            rows.append(kept[file])
+        stacked.append(np.stack(rows))
+    return stacked
+
+
+def _keep(kept: dict[str, np.ndarray], file: str, row: np.ndarray) -> None:
+    if len(kept) >= MOST_KEPT:
+        kept.pop(next(iter(kept)))
+    kept[file] = row
 
 
 def _read(file: str) -> np.ndarray:

@@ -14,7 +14,7 @@ from sdcompress.errors import EvaluationError
 
 NAME = "samples.jsonl"
 # All that an evaluation writes; --force removes these and nothing else.
-WRITTEN = (NAME, "images", "logs", "report.json", "report.md", "images.png", "junit.xml", "recording.pt")
+WRITTEN = (NAME, "images", "logs", "report.json", "report.md", "images.png", "junit.xml", "recording.pt", "rungs")
 
 
 class SampleLog:

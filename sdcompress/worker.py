@@ -42,7 +42,7 @@ class Worker:
         """Opens the pipeline; answers with its load time, defaults, and resident memory and weights in bytes.
 
         `resident_weights_bytes` holds torch components alone: what ONNX Runtime keeps of a weight it does not tell.
-        swap, swap_from: a component of a torch pipeline to replace by that of an ONNX folder.
+        swap, swap_from: a component to replace by that of an ONNX folder.
         """
         import torch
 
@@ -55,7 +55,7 @@ class Worker:
         start = time.perf_counter()
         self._pipeline = open_pipeline(path, device=device, dtype=dtype, threads=threads, low_memory=low_memory)
         if swap is not None and swap_from is not None:
-            _swap_component(self._pipeline, swap, Path(swap_from), threads)
+            _swap_component(self._pipeline, swap, Path(swap_from), threads, onnx)
         self._device = torch.device(self._pipeline.device).type
         # Tensors may lie elsewhere than ONNX Runtime computes, and torch does not count the memory it takes there.
         self._ran_on = _device_of_graphs(self._pipeline) if onnx else self._device
@@ -175,15 +175,17 @@ def _device_of_graphs(pipeline: Any) -> str:
     return runtime_of(pipeline).device
 
 
-def _swap_component(pipeline: Any, name: str, folder: Path, threads: int | None) -> None:
-    """Puts an ONNX or OpenVINO folder's component into a torch pipeline, in the dtype that the pipeline computes in."""
-    from sdcompress.backends.onnx.loading import open_component
+def _swap_component(pipeline: Any, name: str, folder: Path, threads: int | None, graphs: bool) -> None:
+    """Puts an ONNX or OpenVINO folder's component into a pipeline; `graphs`: whether that one is of graphs too."""
+    from sdcompress.backends.onnx.loading import open_component, runtime_of
     from sdcompress.backends.onnx.runtime import choose_runtime
     from sdcompress.openvino_file import is_openvino_folder
 
     index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
     runtime: Any
-    if is_openvino_folder(folder):
+    if graphs:
+        runtime = runtime_of(pipeline)
+    elif is_openvino_folder(folder):
         from sdcompress.backends.openvino.runtime import choose_openvino_runtime
 
         runtime = choose_openvino_runtime(threads=threads)

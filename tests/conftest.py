@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -90,6 +93,22 @@ def nano_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def graph_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Traced graphs are kept for the session, so that each is traced once; the variable may say where for longer."""
     os.environ.setdefault("SDCOMPRESS_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Evaluations without processes; the class counts what is asked of workers and can be told to fail."""
+    import torch
+    from in_process import InProcess
+
+    from sdcompress import drawing
+
+    monkeypatch.setattr(drawing, "WorkerProcess", InProcess)
+    monkeypatch.setattr(InProcess, "left", 10_000)
+    monkeypatch.setattr(InProcess, "asked", Counter(), raising=False)
+    threads = torch.get_num_threads()
+    yield InProcess
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -14,10 +14,11 @@ from sdcompress.source import open_source
 def test_every_component_with_weights_is_a_swap() -> None:
     source = open_source("tiny-sd")
     swaps = list_swaps({"original": source, "compressed": source})
-    assert {swap["name"] for swap in swaps} == {"text_encoder", "unet", "vae", "safety_checker"}
-    assert all(swap["saved_bytes"] == 0 and swap["steps"] == [] for swap in swaps)
+    assert {swap.name for swap in swaps} == {"text_encoder", "unet", "vae", "safety_checker"}
+    assert all(swap.saved_bytes == 0 and swap.steps == [] and swap.ladder == () for swap in swaps)
+    assert all("no artifact of sdcompress" in (swap.ladder_not_measured or "") for swap in swaps)
     without = replace(source, components={"unet": source.components["unet"]})
-    assert [swap["name"] for swap in list_swaps({"original": without, "compressed": source})] == ["unet"]
+    assert [swap.name for swap in list_swaps({"original": without, "compressed": source})] == ["unet"]
 
 
 def test_what_does_not_fit_is_refused() -> None:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import io
 import json
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
+from in_process import InProcess
 from rich.console import Console
 
-from sdcompress import drawing
 from sdcompress.attribution import mixed_folder
 from sdcompress.errors import EvaluationError
 from sdcompress.evaluate import evaluate
@@ -23,7 +22,6 @@ from sdcompress.prompts import PromptSet
 from sdcompress.recipe import parse_recipe
 from sdcompress.report import render
 from sdcompress.source import open_source
-from sdcompress.worker import list_actions
 
 RECIPE = """
 schema_version: 1
@@ -42,43 +40,6 @@ SETTINGS = EvaluationSettings(
     attribute=True,
     attribute_count=2,
 )
-
-
-class InProcess:
-    """A worker without a process: starting one takes five seconds, and this file needs dozens."""
-
-    left = 10_000
-    asked: Counter[str]
-
-    def __init__(self, subject: str, log: Path, **_: Any):
-        self.subject, self._actions = subject, list_actions()
-
-    def __enter__(self) -> InProcess:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def ask(self, do: str, **request: Any) -> dict[str, Any]:
-        if do in ("draw", "draw_batch") and not request.get("warm_up"):
-            if not InProcess.left:
-                raise EvaluationError(f"{self.subject}: its process was killed")
-            InProcess.left -= 1
-        if not request.get("warm_up"):
-            InProcess.asked[do] += 1
-        return json.loads(json.dumps(self._actions[do](**json.loads(json.dumps(request))), allow_nan=False))
-
-
-@pytest.fixture
-def in_process(monkeypatch: pytest.MonkeyPatch) -> type[InProcess]:
-    import torch
-
-    monkeypatch.setattr(drawing, "WorkerProcess", InProcess)
-    monkeypatch.setattr(InProcess, "left", 10_000)
-    monkeypatch.setattr(InProcess, "asked", Counter(), raising=False)
-    threads = torch.get_num_threads()
-    yield InProcess
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +93,11 @@ def test_everything_that_is_measured(
         swapped, whole = (tmp_path / "images" / label / f"{index:04d}.png" for label in ("swap-unet", "compressed"))
         assert swapped.read_bytes() == whole.read_bytes()
     assert ladder["unet"]["steps"][0]["quantize"]["format"] == "int3" and ladder["vae"]["steps"] == []
+    assert [ladder[name]["verdict"] for name in ("unet", "vae")] == ["worse", "within noise"]
+    # Of a single step, the component's rung is the step's; there is none where there was no step.
+    (only,) = ladder["unet"]["ladder"]
+    assert only["step"] == "quantize" and ladder["vae"]["ladder"] == []
+    assert all(only[name] == ladder["unet"][name] for name in ("psnr_db", "ssim", "verdicts", "latency_s"))
     saved = report["original"]["weights_bytes"] - report["compressed"]["weights_bytes"]
     assert sum(entry["saved_bytes"] for entry in ladder.values()) == saved
     assert ladder["unet"]["latency_s"]["ratio"] > 0
@@ -195,7 +161,8 @@ def test_what_cannot_be_asked_for(in_process: type[InProcess], nano_folder: Path
 
 
 def test_a_mixed_folder_is_all_links_to_the_original_but_one(nano_folder: Path, coarse: Path, tmp_path: Path) -> None:
-    mixed = mixed_folder({"original": nano_folder, "compressed": coarse}, "unet", tmp_path / "mixed")
+    mixed = mixed_folder(nano_folder, "unet", coarse / "unet", ["diffusers", "UNet"], tmp_path / "mixed")
     assert (mixed / "unet").resolve() == (coarse / "unet").resolve()
     assert (mixed / "vae").resolve() == (nano_folder / "vae").resolve()
-    assert json.loads((mixed / "model_index.json").read_text())["_class_name"] == "StableDiffusionPipeline"
+    index = json.loads((mixed / "model_index.json").read_text())
+    assert index["_class_name"] == "StableDiffusionPipeline" and index["unet"] == ["diffusers", "UNet"]

@@ -11,9 +11,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from sdcompress.report import statistics
+from sdcompress.report.attribution import describe_attribution
 from sdcompress.report.pairing import SIDES, by_prompt, scored_pairs, shown_pairs
 from sdcompress.report.sample_metrics import describe_metrics, describe_sets, why_not_measured
-from sdcompress.report.variants import describe_attribution, describe_noise_floor
+from sdcompress.report.variants import describe_noise_floor
 from sdcompress.report.verdicts import judge
 
 SCHEMA_VERSION = 1
@@ -86,7 +87,9 @@ def build_report(
         "component_metrics": None if probed is None else probed["component_metrics"],
         "noise_floor": noise_floor,
         "verdicts": judge(samples, noise_floor),
-        "attribution": None if swaps is None else describe_attribution(records, samples, scorer_name, swaps),
+        "attribution": None
+        if swaps is None
+        else describe_attribution(records, samples, scorer_name, swaps, noise_floor),
         "gates": [],
         "samples": samples,
         "processes": processes,

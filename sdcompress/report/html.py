@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sdcompress.report import page_charts, page_tables
+from sdcompress.report import page_attribution, page_charts, page_tables
+from sdcompress.report.attribution_wording import LADDER_NOTE, ladder_notes
 from sdcompress.report.layers import FORMAT_COLUMNS, format_rows
 from sdcompress.report.page_tiles import UNMEASURED, make_tiles
 from sdcompress.report.templates import render_page
@@ -65,9 +66,15 @@ def to_html(report: Mapping[str, Any], folder: Path) -> str:
         loss_chart=drawn(page_charts.loss_chart(report)),
         latency_charts=[drawn(chart) for chart in page_charts.latency_charts(report)],
         metrics=page_tables.metric_rows(report),
+        not_measured=page_tables.not_measured_lines(report),
         component_metrics=page_tables.component_metric_rows(report),
         floor=page_tables.floor_rows(report),
-        attribution=page_tables.attribution_rows(report),
+        attribution_header=page_attribution.ATTRIBUTION_COLUMNS,
+        attribution=page_attribution.attribution_rows(report),
+        ladder_header=page_attribution.LADDER_COLUMNS,
+        ladder=page_attribution.ladder_rows(report),
+        ladder_note=LADDER_NOTE,
+        ladder_notes=ladder_notes(report),
         pictures_note=_pictures_note(report, len(pictures), encoding),
         pipeline_rows=_told(pipeline_rows(report)),
         component_header=(

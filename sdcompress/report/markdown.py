@@ -5,11 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sdcompress.report.attribution_wording import (
+    ATTRIBUTION_HEADER,
+    LADDER_HEADER,
+    LADDER_NOTE,
+    attribution_rows,
+    ladder_notes,
+    ladder_rows,
+)
 from sdcompress.report.layers import FORMAT_COLUMNS, LAYER_COLUMNS, format_rows, layer_rows
 from sdcompress.report.quality_wording import (
-    ATTRIBUTION_HEADER,
     QUALITY_NOTE,
-    attribution_rows,
     component_metric_rows,
     gate_lines,
     quality_header,
@@ -80,6 +86,11 @@ def _quality(report: Mapping[str, Any]) -> list[str]:
     if rows := attribution_rows(report):
         lines += ["## Attribution", "", "The original with one component of the compressed pipeline at a time.", ""]
         lines += [*_table(ATTRIBUTION_HEADER, [(_plain(row[0]), *row[1:]) for row in rows]), ""]
+    if rows := ladder_rows(report):
+        lines += ["### Step by step", "", LADDER_NOTE, ""]
+        lines += [*_table(LADDER_HEADER, [(_plain(row[0]), *row[1:]) for row in rows]), ""]
+    if notes := ladder_notes(report):
+        lines += [*(f"- {_plain(line)}" for line in notes), ""]
     return lines
 
 

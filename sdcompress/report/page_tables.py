@@ -8,9 +8,9 @@ from typing import Any
 
 from sdcompress.report.layers import LAYER_COLUMNS, described
 from sdcompress.report.page_tiles import UNMEASURED, floor_text
-from sdcompress.report.pairing import all_identical
+from sdcompress.report.quality_wording import LABELS, NAMES, SETS
 from sdcompress.report.statistics import median
-from sdcompress.report.wording import bytes_text, ratio_text, seconds_text, signed_text
+from sdcompress.report.wording import seconds_text
 
 Cell = Any  # a text, or [text, number] where the column sorts by a number (null sorts last)
 
@@ -110,35 +110,6 @@ def floor_rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
     ]
 
 
-def attribution_rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """(what was swapped in, kind, bytes saved, PSNR, CLIP drift, time) of each rung of the ladder."""
-    rows: list[tuple[str, ...]] = []
-    for entry in report.get("attribution") or ():
-        clip = entry.get("clip_score") or {}
-        saved, ratio = entry.get("saved_bytes"), (entry.get("latency_s") or {}).get("ratio")
-        clip_text = UNMEASURED
-        if clip.get("difference") is not None:
-            clip_text = signed_text(clip["difference"], clip.get("interval_95"))
-        rows.append(
-            (
-                str(entry.get("name", UNMEASURED)),
-                str(entry.get("kind", UNMEASURED)),
-                UNMEASURED if saved is None else bytes_text(saved),
-                _swapped_psnr(entry),
-                clip_text,
-                UNMEASURED if ratio is None else ratio_text(ratio),
-            )
-        )
-    return rows
-
-
-def _swapped_psnr(entry: Mapping[str, Any]) -> str:
-    mean = (entry.get("psnr_db") or {}).get("mean")
-    if mean is None:
-        return "identical" if all_identical(entry) else UNMEASURED
-    return f"{mean:.1f} dB"
-
-
 def _gate_value(gate: Mapping[str, Any]) -> str:
     if gate.get("value") is None:
         return "infinite" if gate.get("infinite") else UNMEASURED
@@ -172,7 +143,21 @@ def metric_rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
                 ((report.get("verdicts") or {}).get(name) or {}).get("verdict", "not judged"),
             )
         )
+    for name, figure in (report.get("set_metrics") or {}).items():
+        seed = (figure.get("floor") or {}).get("seed")
+        told = "" if seed is None else f", another seed {_figure(seed)} over {figure['floor']['pictures']}"
+        said = (
+            "not judged" if figure.get("reliable", True) else f"unreliable under {figure['enough_pictures']} pictures"
+        )
+        label = f"{SETS.get(name, name)} of {figure['pictures']} pictures{told}"
+        rows.append((label, _figure(figure["value"]), "", "", "lower", said))
     return rows
+
+
+def not_measured_lines(report: Mapping[str, Any]) -> list[str]:
+    """Each figure that the report lacks, and why."""
+    reasons = report.get("not_measured") or {}
+    return [f"{NAMES.get(name, LABELS.get(name, name))}: {reason}" for name, reason in reasons.items()]
 
 
 def component_metric_rows(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:

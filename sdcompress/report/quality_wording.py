@@ -1,4 +1,4 @@
-"""The words and rows of verdicts, noise floor, component metrics, attribution and gates, shared by a report's faces."""
+"""The words and rows of verdicts, noise floor, component metrics and gates, shared by a report's faces."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from sdcompress.gates import gate_value_text
 from sdcompress.report.pairing import all_identical
 from sdcompress.report.sample_metrics import METRICS
-from sdcompress.report.wording import MISSING, bytes_text, ratio_text
+from sdcompress.report.wording import MISSING
 
 NAMES = {
     "clip_score": "CLIP drift",
@@ -16,7 +16,9 @@ NAMES = {
     "ssim": "SSIM",
     **{name: called for name, (_, called) in METRICS.items()},
 }
-LABELS = {"cmmd": "CMMD", "energy": "energy"}
+SETS = {"cmmd": "CMMD", "fid": "FID"}
+LABELS = {**SETS, "energy": "energy"}
+SET_DIGITS = {"cmmd": 3, "fid": 2}
 DIGITS = {"clip_score": 2, "psnr_db": 1, "ssim": 3, "ms_ssim": 3, "clip_image": 2, "lpips": 3}
 
 QUALITY_NOTE = (
@@ -41,11 +43,14 @@ def quality_rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
         others = [_floor_figure(name, entry) for entry in _sources(report).values()]
         verdict = report["verdicts"].get(name)
         rows.append((label, own, *others, MISSING if verdict is None else verdict["verdict"]))
-    cmmd = report["set_metrics"].get("cmmd")
-    if cmmd is not None:
-        floor = cmmd.get("floor", {})
-        others = [f"{floor['seed']:.3f}" if name == "seed" and floor else MISSING for name in _sources(report)]
-        rows.append(("CMMD", f"{cmmd['value']:.3f}", *others, MISSING))
+    for name, label in SETS.items():
+        figure = report["set_metrics"].get(name)
+        if figure is not None:
+            floor, digits = figure.get("floor", {}), SET_DIGITS[name]
+            reseeded = f"{floor['seed']:.{digits}f}" if floor else MISSING
+            others = [reseeded if source == "seed" else MISSING for source in _sources(report)]
+            said = MISSING if figure.get("reliable", True) else "unreliable"
+            rows.append((label, f"{figure['value']:.{digits}f}", *others, said))
     return rows
 
 
@@ -60,6 +65,13 @@ def verdict_findings(report: Mapping[str, Any]) -> list[str]:
     if quiet:
         told.append(f"Within noise: {', '.join(quiet)}.")
     floor = report["noise_floor"]
+    for name, label in SETS.items():
+        figure = report["set_metrics"].get(name, {})
+        if not figure.get("reliable", True):
+            told.append(
+                f"{label} is unreliable: over {figure['pictures']} pictures, and it needs {figure['enough_pictures']}; "
+                f"compare it with another seed's alone, over equally many."
+            )
     reasons = {} if floor is None else {f"noise in {name}": why for name, why in floor["not_measured"].items()}
     reasons |= {NAMES.get(name, LABELS.get(name, name)): why for name, why in report["not_measured"].items()}
     if floor is None:
@@ -85,28 +97,6 @@ def component_metric_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
             flagged = [figures[f"flagged_{side}"] for side in ("original", "compressed")]
             told = f"agrees on {100 * figures['agreement']:.0f} % of {figures['pictures']} pictures"
             rows.append((name, f"{told} ({flagged[0]} and {flagged[1]} flagged)"))
-    return rows
-
-
-ATTRIBUTION_HEADER = ("swapped", "saves", "PSNR, dB", "SSIM", "CLIP drift", "time")
-
-
-def attribution_rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """(component, bytes saved, PSNR, SSIM, CLIP drift, time) of the original with that one component swapped."""
-    rows: list[tuple[str, ...]] = []
-    for entry in report["attribution"] or ():
-        psnr, ssim, drift = entry["psnr_db"]["mean"], entry["ssim"]["mean"], entry["clip_score"]["difference"]
-        identical = all_identical(entry)
-        rows.append(
-            (
-                entry["name"],
-                bytes_text(entry["saved_bytes"]),
-                "identical" if identical else MISSING if psnr is None else f"{psnr:.1f}",
-                MISSING if ssim is None else f"{ssim:.4f}",
-                MISSING if drift is None else f"{drift:+.2f}",
-                ratio_text(entry["latency_s"]["ratio"]),
-            )
-        )
     return rows
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sdcompress.metrics.fid import ENOUGH as FID_ENOUGH
 from sdcompress.report import statistics
 from sdcompress.report.pairing import by_prompt, shown_pairs
 
@@ -14,6 +15,9 @@ METRICS: dict[str, tuple[tuple[str, bool], str]] = {
     "ms_ssim": (("1", True), "MS-SSIM"),
     "lpips": (("1", False), "LPIPS"),
 }
+
+# Distances of sets -> how many pictures they need to be reliable (FID: more than it has features), None for any number.
+SETS: dict[str, int | None] = {"cmmd": None, "fid": FID_ENOUGH}
 
 
 def describe_metrics(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -38,18 +42,25 @@ def describe_metrics(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def describe_sets(records: Sequence[Mapping[str, Any]], scorer: str | None, count: int) -> dict[str, Any]:
-    """CMMD from the original's pictures; beside it that of another seed, both over the pictures that it drew."""
+    """CMMD and FID from the original's pictures; beside each that of another seed, both over the pictures it drew."""
     found: dict[tuple[str, str], Mapping[str, Any]] = {
         (r["label"], r["over"]): r for r in records if r["kind"] == "set_score" and r["scorer"] == scorer
     }
     everything = found.get(("compressed", "all"))
     if everything is None or everything["count"] != count:
         return {}
-    entry: dict[str, Any] = {"unit": "1", "higher_is_better": False, "value": everything["cmmd"], "pictures": count}
     few, reseeded = found.get(("compressed", "floor")), found.get(("floor-seed", "floor"))
-    if few is not None and reseeded is not None and few["count"] == reseeded["count"]:
-        entry["floor"] = {"pictures": few["count"], "compressed": few["cmmd"], "seed": reseeded["cmmd"]}
-    return {"cmmd": entry}
+    described = {}
+    for name, enough in SETS.items():
+        if everything.get(name) is None:
+            continue
+        entry: dict[str, Any] = {"unit": "1", "higher_is_better": False, "value": everything[name], "pictures": count}
+        if enough is not None:
+            entry |= {"enough_pictures": enough, "reliable": count >= enough}
+        if few is not None and reseeded is not None and few["count"] == reseeded["count"]:
+            entry["floor"] = {"pictures": few["count"], "compressed": few[name], "seed": reseeded[name]}
+        described[name] = entry
+    return described
 
 
 def why_not_measured(
@@ -68,6 +79,8 @@ def why_not_measured(
     if shown and not any(sample["metrics"].get("ms_ssim") is not None for sample in shown):
         sides = [min(sample["original"]["height"], sample["original"]["width"]) for sample in shown]
         reasons["ms_ssim"] = f"its five scales need pictures of 176 pixels, these have {min(sides)}"
+    if shown and "lpips" not in reasons and not _measured("lpips", shown):
+        reasons["lpips"] = "AlexNet needs pictures of 31 pixels"
     return {name: reason for name, reason in reasons.items() if not _measured(name, shown)}
 
 

@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from sdcompress.report.attribution_wording import (
+    ATTRIBUTION_HEADER,
+    LADDER_HEADER,
+    attribution_rows,
+    ladder_notes,
+    ladder_rows,
+)
 from sdcompress.report.layers import format_rows
 from sdcompress.report.quality_wording import (
-    ATTRIBUTION_HEADER,
-    attribution_rows,
     component_metric_rows,
     gate_lines,
     quality_header,
@@ -39,6 +44,10 @@ def print_report(report: Mapping[str, Any], console: Console) -> None:
         console.print(Text(f"{name} alone: {told}."))
     if rows := attribution_rows(report):
         console.print(_rows_table(ATTRIBUTION_HEADER, rows))
+    if rows := ladder_rows(report):
+        console.print(_rows_table(LADDER_HEADER, rows))
+    for line in ladder_notes(report):
+        console.print(Text(line))
     for line in (*findings(report), *verdict_findings(report)):
         console.print(Text(line))
     for line in gate_lines(report):

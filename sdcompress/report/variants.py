@@ -1,8 +1,7 @@
-"""The original beside its own variants: redrawn for the noise floor, and with components swapped for attribution."""
+"""The original beside its own variants: redrawn for the noise floor, or with a component swapped."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -83,30 +82,6 @@ def describe_noise_floor(
             described[source] = {"label": SOURCES[source], **describe_variant(found), "samples": found}
     most = max((entry["pictures"] for entry in described.values()), default=0)
     return {"label": f"{LABEL}, {most} pictures", "sources": described, "not_measured": dict(not_measured)}
-
-
-def describe_attribution(
-    records: Sequence[Mapping[str, Any]],
-    samples: Sequence[Mapping[str, Any]],
-    scorer: str | None,
-    swaps: Sequence[Mapping[str, Any]],
-) -> list[dict[str, Any]]:
-    """What each swap cost and saved, the largest cost in PSNR first; times are paired with the original's."""
-    entries = []
-    for swap in swaps:
-        found = variant_samples(records, f"swap-{swap['name']}", samples, scorer)
-        times = [[entry[name] for entry in found] for name in ("original_latency_s", "latency_s")]
-        medians = [statistics.median(each) for each in times]
-        ratio = None if None in medians else medians[1] / medians[0]  # type: ignore[operator]
-        interval = statistics.median_ratio_interval(*times) if found else None
-        entries.append(
-            {**swap, **describe_variant(found), "latency_s": {"ratio": ratio, "ratio_interval_95": interval}}
-        )
-    return sorted(entries, key=_cost)
-
-
-def _cost(entry: Mapping[str, Any]) -> float:
-    return math.inf if entry["psnr_db"]["mean"] is None else entry["psnr_db"]["mean"]
 
 
 def _mean(entries: Sequence[Mapping[str, Any]], values: Sequence[float]) -> dict[str, Any]:

@@ -17,7 +17,8 @@ means nothing.
 
 **How sure.** One chance in twenty of a false call is shared by all verdicts of a report (Bonferroni): of k verdicts
 each is by its 1 - 0.05/k interval. So a pipeline against itself has every drift within noise in about 95 of 100 reports
-or more. The 95 % interval is shown beside it.
+or more. The 95 % interval is shown beside it. The verdicts of an attribution, over fewer pictures, share one chance in
+twenty of their own.
 """
 
 from __future__ import annotations
@@ -36,19 +37,30 @@ FALSE_CALLS = 0.05
 PEAK = 255.0
 
 
-def judge(samples: Sequence[Mapping[str, Any]], noise_floor: Mapping[str, Any] | None) -> dict[str, dict[str, Any]]:
-    """Metric -> verdict, effect, 95 % interval of the effect, floor and reason, for what can be judged."""
+def judge(
+    samples: Sequence[Mapping[str, Any]], noise_floor: Mapping[str, Any] | None, pipelines: int = 1
+) -> dict[str, dict[str, Any]]:
+    """Metric -> verdict, effect, 95 % interval of the effect, floor and reason, for what can be judged.
+
+    pipelines: how many are judged, each by a call of this, that share the chance of a false call.
+    """
     sources = (noise_floor or {}).get("sources", {})
     paired = {name: found for name in SIMILARITIES if (found := _paired_similarity(name, samples, sources)) is not None}
     pairs = scored_pairs(samples)
     drifts = by_prompt(pairs, [pair["compressed"]["clip_score"] - pair["original"]["clip_score"] for pair in pairs])
-    family = len(paired) + (len(drifts) > 1)
+    family = pipelines * (len(paired) + (len(drifts) > 1))
     verdicts = {}
     if len(drifts) > 1:
         verdicts["clip_score"] = _judge_drift(drifts, sources, 1 - FALSE_CALLS / family)
     for name, (values, own, source) in paired.items():
         verdicts[name] = _judge_similarity(name, values, own, source, 1 - FALSE_CALLS / family)
     return verdicts
+
+
+def overall(verdicts: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """The verdict that matters: worse if any metric is, then better, then within noise; None where none was judged."""
+    found = {verdict["verdict"] for verdict in verdicts.values()}
+    return next((word for word in ("worse", "better", "within noise") if word in found), None)
 
 
 def drift_floor(redrawn: Sequence[float], prompts: int) -> float:

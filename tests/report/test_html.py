@@ -18,8 +18,8 @@ from PIL import Image
 
 from sdcompress.report.charts import Axis, Mark, bars, scatter, strips, ticks
 from sdcompress.report.html import to_html
+from sdcompress.report.page_attribution import attribution_rows
 from sdcompress.report.page_tables import (
-    attribution_rows,
     floor_rows,
     gate_rows,
     layer_table,
@@ -50,7 +50,11 @@ def test_nothing_a_user_wrote_becomes_html(make_report: Make, tmp_path: Path) ->
     report["recipe"] = {"description": ATTACK}
     report["gates"] = [{"gate": ATTACK, "value": 1.0, "passed": False}]
     report["noise_floor"] = {"sources": {"seed": {"label": ATTACK, "psnr_db": {"mean": 15.0}}}}
-    report["attribution"] = [{"name": ATTACK, "kind": "component", "saved_bytes": 1_000_000, "psnr_db": {"mean": 30.0}}]
+    rung = {"step": ATTACK, "saved_bytes": 0, "not_measured": ATTACK}
+    swap = {"name": ATTACK, "kind": "component", "saved_bytes": 1_000_000, "psnr_db": {"mean": 30.0}, "ladder": [rung]}
+    report["attribution"] = [{**swap, "ladder_not_measured": ATTACK}]
+    report["set_metrics"] = {ATTACK: {"value": 1.0, "pictures": 3, "reliable": False, "enough_pictures": 9}}
+    report["not_measured"] = {ATTACK: ATTACK}
     page = to_html(report, tmp_path)
     assert "<script>alert" not in page and "<img src=x" not in page
     assert "{{ 7 * 7 }}" in page  # a template of the user's own stays what it is
@@ -142,7 +146,7 @@ def test_what_is_infinite_is_not_called_unmeasured(make_report: Make) -> None:
         "noise_floor": {"sources": {"batch": {"label": "in batches", **same}}},
         "gates": [{"gate": "psnr_db>=30", "value": None, "infinite": True, "passed": True}],
     }
-    assert attribution_rows(report)[0][3] == "identical"
+    assert attribution_rows(report)[0][2] == "identical"
     assert floor_rows(report) == [("in batches", "not measured", "identical", "not measured")]
     assert gate_rows(report)[0]["value"] == "infinite"
 

@@ -48,7 +48,25 @@ def page_file(make_report: Make, save_pictures: Save, tmp_path: Path) -> Path:
     ]
     report["command"] = "sdcompress run tiny-sd --recipe 'my recipe.yaml'"
     report["noise_floor"] = {"sources": {"seed": {"label": "another seed", "psnr_db": {"mean": 15.0}}}}
-    report["attribution"] = [{"name": "unet", "kind": "component", "saved_bytes": 9_000_000, "psnr_db": {"mean": 41.0}}]
+    rung = {"saved_bytes": 4_000_000, "psnr_db": {"mean": 52.0}, "not_measured": None, "note": None, "with": []}
+    report["attribution"] = [
+        {
+            "name": "unet",
+            "kind": "component",
+            "saved_bytes": 9_000_000,
+            "psnr_db": {"mean": 41.0},
+            "ladder": [
+                {**rung, "step": "prune", "adds": {"psnr_db": {"difference": None}}},
+                {
+                    "step": "recover",
+                    "saved_bytes": 0,
+                    "not_measured": "it would have to be trained again",
+                    "adds": None,
+                },
+                {**rung, "step": "cast", "with": ["recover"], "adds": {"psnr_db": {"difference": -3.5}}},
+            ],
+        }
+    ]
     report["gates"] = [{"gate": "clip_score_drift >= -0.3", "value": -0.5, "passed": False}]
     report["recovery"] = {"unet": {"loss": {"steps_each": 4, "means": [2.0, 1.0, 0.5]}}}
     save_pictures(report, tmp_path)
@@ -179,6 +197,19 @@ def test_keyboard_alone_reaches_another_pair(open_page: Callable[..., Any]) -> N
         each.tabIndex < 0 || !(each.textContent.trim() || each.getAttribute("aria-label") || each.labels?.length)
     ).length"""
     assert page.evaluate(unnamed) == 0
+
+
+def test_the_ladder_of_steps(open_page: Callable[..., Any]) -> None:
+    page = open_page()
+    table = page.get_by_role("region", name="Attribution step by step")
+    rows = [row.locator("th, td").all_inner_texts() for row in table.locator("tbody tr").all()]
+    assert [(row[0], row[1], row[3], row[4]) for row in rows] == [
+        ("unet + prune", "4 MB", "52.0 dB", "from identical"),
+        ("unet + recover", "0 B", "not measured", "not measured"),
+        ("unet + cast", "4 MB", "52.0 dB", "-3.50"),
+    ]
+    assert page.get_by_text("unet after recover: not measured: it would have to be trained again.").is_visible()
+    assert page.get_by_text("its gain is that of recover and cast together").is_visible()
 
 
 def test_copies_the_command(open_page: Callable[..., Any]) -> None:

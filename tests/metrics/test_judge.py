@@ -1,0 +1,64 @@
+"""The judge on pictures that a pipeline drew, against slow implementations of each figure."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from in_process import InProcess
+from PIL import Image
+from test_similarity import _blurred, _slow_ms_ssim
+
+from sdcompress.evaluate import evaluate
+from sdcompress.evaluation_settings import EvaluationSettings
+from sdcompress.execute import execute
+from sdcompress.metrics.ms_ssim import SMALLEST_SIDE
+from sdcompress.plan import make_plan
+from sdcompress.prompts import PromptSet
+from sdcompress.recipe import parse_recipe
+from sdcompress.source import open_source
+
+RECIPE = "schema_version: 1\ndescription: d\ncomponents: {unet: [{quantize: {format: int3}}]}\n"
+SETTINGS = EvaluationSettings(
+    prompts=PromptSet("one", ("a red apple",), 1),
+    num_inference_steps=2,
+    height=176,
+    width=192,
+    threads=1,
+    device="cpu",
+    noise_floor=(),
+    component_metrics=False,
+)
+
+
+def _slow_ssim(first: np.ndarray, second: np.ndarray) -> float:
+    """Wang et al. 2004, equation 13, mirrored at the borders."""
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    values = []
+    for channel in range(3):
+        a, b = first[..., channel].astype(float), second[..., channel].astype(float)
+        mean_a, mean_b = _blurred(a), _blurred(b)
+        var_a, var_b, both = _blurred(a * a) - mean_a**2, _blurred(b * b) - mean_b**2, _blurred(a * b) - mean_a * mean_b
+        similarity = (
+            (2 * mean_a * mean_b + c1) * (2 * both + c2) / ((mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2))
+        )
+        values.append(similarity)
+    return float(np.mean(values))
+
+
+def test_figures_of_drawn_pictures_are_those_of_their_definitions(in_process: type[InProcess], tmp_path: Path) -> None:
+    execute(make_plan(parse_recipe(RECIPE, "test"), open_source("tiny-sd")), tmp_path / "coarse")
+    report = evaluate("tiny-sd", str(tmp_path / "coarse"), tmp_path / "out", settings=SETTINGS)
+    assert "ms_ssim" not in report["not_measured"] and report["metrics"]["ms_ssim"]["unit"] == "1"
+    for sample in report["samples"]:
+        pictures = [
+            np.asarray(Image.open(tmp_path / "out" / sample[side]["picture"])) for side in ("original", "compressed")
+        ]
+        assert pictures[0].shape == (SMALLEST_SIDE, 192, 3)
+        # Both in float64, so they agree far closer; a report prints no digit below 1e-4.
+        assert sample["metrics"]["ms_ssim"] == pytest.approx(_slow_ms_ssim(*pictures), abs=1e-4)
+        assert sample["ssim"] == pytest.approx(_slow_ssim(*pictures), abs=1e-4)
+        error = ((pictures[0].astype(float) - pictures[1].astype(float)) ** 2).mean()
+        assert sample["psnr_db"] == pytest.approx(10 * np.log10(255**2 / error), abs=1e-4)
+        assert 0.2 < sample["metrics"]["ms_ssim"] < 0.9999  # 3 bits change the picture, and leave it one
