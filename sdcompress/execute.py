@@ -59,6 +59,11 @@ def execute(
     """
     source = plan.source
     if source.path is None:
+        if source.kind == "single-file":
+            raise SourceError(
+                f"{source.name}: its tokenizers' vocabularies are not here; `sdcompress.hub.with_weights` fetches them, or "
+                f"name a pipeline's folder that has them with --like"
+            )
         raise SourceError(
             f"{source.name}: is a catalog entry without weights; give a folder, or the hub id {source.hub_id}"
         )

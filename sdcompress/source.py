@@ -40,7 +40,7 @@ class Source:
     """A pipeline before any work: every component's spec, and where its tensors and other files lie."""
 
     name: str
-    kind: Literal["built-in", "catalog", "folder", "hub"]
+    kind: Literal["built-in", "catalog", "folder", "hub", "single-file"]
     model_index: Mapping[str, Any]
     components: Mapping[str, ComponentSpec]
     path: Path | None = None
@@ -52,6 +52,7 @@ class Source:
     # Component -> reader of its tensors by name, where they are not those of the files (sdcompress/pruned_source.py).
     readers: Mapping[str, Callable[[str], torch.Tensor]] = field(default_factory=dict)
     onnx_files: tuple[Path, ...] = ()  # model.onnx and external data of an ONNX folder, whose tensors have no ranges
+    options: Mapping[str, Any] = field(default_factory=dict)  # of open_source, where the name alone would not give this
 
     @property
     def pipeline_class(self) -> str:
@@ -75,35 +76,59 @@ class Source:
         return sum(file.stat().st_size for file in weights | others)
 
 
-def open_source(model: str, variant: str | None = None) -> Source:
-    """The pipeline `model` names: a built-in name, a diffusers folder, a catalog name or alias, or a hub id.
+def open_source(
+    model: str,
+    variant: str | None = None,
+    *,
+    revision: str | None = None,
+    allow_pickle: bool = False,
+    like: str | None = None,
+    prediction: str | None = None,
+) -> Source:
+    """The pipeline `model` names: a built-in name, a diffusers folder, a checkpoint file, a catalog name or a hub id.
 
-    Reads configs and safetensors headers only. Raises SourceError when there is no such model or it is not whole.
+    Reads configs and safetensors headers only. variant: weight files such as `fp16`. revision: of a hub id, also
+    written `org/name@revision`. allow_pickle: also read pickled weights, with torch's weights_only unpickler. like,
+    prediction: see `single_file.opening.open_single_file`. Raises SourceError when there is no such model or it is not
+    whole.
     """
-    if model in BUILT_IN:
-        return open_folder(ASSETS / model, name=model, kind="built-in", variant=variant)
     path = Path(model).expanduser()
-    if path.is_dir():
-        return open_folder(path, variant=variant)
     if path.is_file():
-        raise SourceError(
-            f"{model}: is a single file; give a diffusers folder (convert it with "
-            f"diffusers' StableDiffusionPipeline.from_single_file(...).save_pretrained(DIR))"
-        )
+        _check_options(model, "a checkpoint file", variant=variant, revision=revision)
+        from sdcompress.single_file.opening import open_single_file
+
+        return open_single_file(model, like=like, prediction=prediction, allow_pickle=allow_pickle)
+    if model in BUILT_IN or path.is_dir():
+        _check_options(model, "a folder", revision=revision, like=like, prediction=prediction)
+        if model in BUILT_IN:
+            return open_folder(ASSETS / model, name=model, kind="built-in", variant=variant)
+        return open_folder(path, variant=variant, allow_pickle=allow_pickle)
     from sdcompress import catalog
 
     entry = catalog.find(model)
-    if entry is not None:
+    if entry is not None and revision is None:
+        _check_options(model, "a catalog name", like=like, prediction=prediction)
         return catalog.open_entry(entry, name=model)
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", model) and not model.startswith("."):
+    hub_id = re.fullmatch(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", model)
+    if hub_id and not model.startswith(".") and not is_weight_file(model):
+        _check_options(model, "a hub id", like=like, prediction=prediction)
+        if hub_id[2] and revision not in (None, hub_id[2]):
+            raise SourceError(f"{model}: has the revision {hub_id[2]} already; leave out --revision {revision}")
         from sdcompress.hub import open_hub
 
-        return open_hub(model, variant=variant)
+        return open_hub(hub_id[1], variant, revision or hub_id[2], allow_pickle)
     known = ", ".join((*BUILT_IN, *catalog.names()))
     raise SourceError(
-        f"{model}: no such folder, and no name sdcompress knows; give a diffusers folder, a hub id (org/name), "
-        f"or one of: {known}"
+        f"{model}: no such folder or file, and no name sdcompress knows; give a diffusers folder, a .safetensors "
+        f"checkpoint, a hub id (org/name), or one of: {known}"
     )
+
+
+def _check_options(model: str, what: str, **given: str | None) -> None:
+    """Raises SourceError for the first of these options that is given: they mean nothing for `what`."""
+    for option, value in given.items():
+        if value is not None:
+            raise SourceError(f"--{option} {value}: means nothing for {what} such as {model}; leave it out")
 
 
 def open_folder(
@@ -112,8 +137,18 @@ def open_folder(
     kind: Literal["built-in", "folder", "hub"] = "folder",
     variant: str | None = None,
     hub_id: str | None = None,
+    allow_pickle: bool = False,
+    options: Mapping[str, Any] | None = None,
 ) -> Source:
-    """The diffusers folder `path` as a Source; `variant` picks files such as `model.fp16.safetensors`."""
+    """The diffusers folder `path` as a Source; `variant` picks files such as `model.fp16.safetensors`.
+
+    allow_pickle: whether components without safetensors are read from pickles. options: what the Source keeps as such.
+    """
+    from sdcompress.single_file.opening import open_linked
+
+    linked = open_linked(path)
+    if linked is not None:
+        return linked
     missing = f"{path}: is no pipeline (it has no model_index.json); give the folder that save_pretrained wrote"
     model_index = read_json(path / "model_index.json", missing=missing)
     from sdcompress.onnx_file import is_onnx_folder, open_onnx_folder
@@ -122,6 +157,7 @@ def open_folder(
         return open_onnx_folder(path, name or str(path), kind, hub_id)
     components: dict[str, ComponentSpec] = {}
     tensors: dict[str, Mapping[str, TensorRange]] = {}
+    variants: set[str] = set()
     counted = _counted_parameters(path)
     other_files = [Path("model_index.json")]
     other_files += [Path(file.name) for file in sorted(path.glob("LICENSE*")) if file.is_file()]
@@ -136,10 +172,11 @@ def open_folder(
         # Nothing in a component's folder is dropped but weights in other formats and variants.
         kept = (file for file in files if not is_weight_file(file.name))
         other_files += [file.relative_to(path) for file in kept]
-        ranges = _component_ranges(folder, variant)
+        ranges = component_ranges(folder, variant, allow_pickle)
         if ranges is None:
             continue
         config = read_json(folder / "config.json", missing=f"{folder}: has weights but no config.json; download it")
+        variants |= {variant_of(where.file.name) for where in ranges.values()} - {""}
         ranges = {canonical_name(class_name, tensor): where for tensor, where in ranges.items()}
         specs = specs_of_ranges(ranges)
         if part in counted:
@@ -148,8 +185,11 @@ def open_folder(
         tensors[part] = ranges
     if not components:
         raise SourceError(f"{path}: is no pipeline sdcompress can work on (no component has safetensors weights)")
+    given = {**(options or {}), "allow_pickle": allow_pickle}
+    if variants:  # asked for, or the only one there is: whoever opens the folder has to name it
+        given["variant"] = variant if variant in variants else min(variants)
     return Source(
-        name or str(path), kind, model_index, components, path, hub_id, tensors, tuple(other_files)
+        name or str(path), kind, model_index, components, path, hub_id, tensors, tuple(other_files), options=given
     )  # fmt: skip
 
 
@@ -184,22 +224,31 @@ def is_buffer(tensor: str) -> bool:
     return bool(_BUFFERS.search(tensor))
 
 
-def choose_weight_files(files: list[str], variant: str | None, where: str) -> list[str]:
+def is_pickle(file: str) -> bool:
+    """Whether a file of this name holds pickled weights, which can run code when they are opened carelessly."""
+    return file.endswith(_PICKLES)
+
+
+def choose_weight_files(files: list[str], variant: str | None, where: str, allow_pickle: bool = False) -> list[str]:
     """The safetensors among one component's file names: plain ones unless `variant` is given or there is no other.
 
-    A lone variant is taken; several without a plain set raise SourceError, as does a folder of pickles alone.
+    With `allow_pickle` those of a component that has only pickles. A lone variant is taken; several without a plain set
+    raise SourceError, as does a folder with nothing but pickles that are not allowed, or GGUF.
     """
-    by_variant: dict[str, list[str]] = {}
-    for file in files:
-        if file.endswith(".safetensors"):
-            stem = re.sub(r"-\d{5}-of-\d{5}", "", file.removesuffix(".safetensors"))
-            by_variant.setdefault(stem.partition(".")[2], []).append(file)
-    if not by_variant:
-        pickles = [file for file in files if file.endswith(_PICKLES)]
-        if pickles:
+    by_variant = _by_variant(files, ".safetensors")
+    pickles = [file for file in files if is_pickle(file)]
+    if not by_variant and pickles:
+        if not allow_pickle:
             raise SourceError(
                 f"{where}: has only pickled weights ({pickles[0]}), which can run code when opened; save the pipeline "
-                f"with safe_serialization=True"
+                f"with safe_serialization=True, or give --allow-pickle to read them without running any"
+            )
+        by_variant = _by_variant(files, ".bin")
+    if not by_variant:
+        gguf = [file for file in files if file.endswith(".gguf")]
+        if gguf:
+            raise SourceError(
+                f"{where}: has only GGUF weights ({gguf[0]}), quantized already; give the original weights"
             )
         return []
     if variant is not None:
@@ -216,9 +265,29 @@ def choose_weight_files(files: list[str], variant: str | None, where: str) -> li
     return sorted(by_variant[chosen])
 
 
-def _component_ranges(folder: Path, variant: str | None) -> dict[str, TensorRange] | None:
+def variant_of(file: str) -> str:
+    """The variant in the name of a file of weights: `fp16` of `model.fp16-00001-of-00002.safetensors`; "" for none."""
+    stem = re.sub(r"-\d{5}-of-\d{5}", "", file.rpartition(".")[0])
+    return stem.partition(".")[2]
+
+
+def _by_variant(files: list[str], suffix: str) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for file in files:
+        if file.endswith(suffix):
+            found.setdefault(variant_of(file), []).append(file)
+    return found
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether a component's folder holds safetensors."""
+    return any(file.suffix == ".safetensors" for file in folder.iterdir())
+
+
+def component_ranges(folder: Path, variant: str | None, allow_pickle: bool = False) -> dict[str, TensorRange] | None:
+    """Name -> range of the tensors in a component's folder; None for a part without weights, such as a tokenizer."""
     names = [file.name for file in sorted(folder.iterdir()) if file.is_file()]
-    chosen = choose_weight_files(names, variant, str(folder))
+    chosen = choose_weight_files(names, variant, str(folder), allow_pickle)
     if not chosen:
         if any(is_shard_index(name) for name in names):
             raise SourceError(f"{folder}: has a weights index but no safetensors shard; download the folder again")
@@ -227,23 +296,32 @@ def _component_ranges(folder: Path, variant: str | None) -> dict[str, TensorRang
         return None
     ranges: dict[str, TensorRange] = {}
     for name in chosen:
-        ranges.update(read_header(folder / name))
+        ranges.update(_read_ranges(folder / name, allow_pickle))
     _check_shards(folder, chosen, ranges)
     return ranges
+
+
+def _read_ranges(file: Path, allow_pickle: bool) -> Mapping[str, TensorRange]:
+    if not is_pickle(file.name):
+        return read_header(file)
+    from sdcompress.pickled_file import read_pickled
+
+    return read_pickled(file, allow_pickle)
 
 
 def check_shard_count(where: str, chosen: list[str]) -> None:
     """Raises SourceError unless the chosen files are one file, or all shards of one set."""
     sharded = re.search(r"-\d{5}-of-(\d{5})", chosen[0]) if chosen else None
     if not sharded and len(chosen) > 1:
-        raise SourceError(f"{where}: several safetensors files ({', '.join(chosen)}); keep the one that is meant")
+        kind = "safetensors" if chosen[0].endswith(".safetensors") else "pickled"
+        raise SourceError(f"{where}: several {kind} files ({', '.join(chosen)}); keep the one that is meant")
     if sharded and len(chosen) != int(sharded[1]):
         raise SourceError(f"{where}: {len(chosen)} of {int(sharded[1])} shards are there; download the rest")
 
 
 def _check_shards(folder: Path, chosen: list[str], ranges: Mapping[str, TensorRange]) -> None:
     check_shard_count(str(folder), chosen)
-    for index in sorted(folder.glob("*.safetensors.index*.json")):
+    for index in sorted(file for file in folder.glob("*.json") if is_shard_index(file.name)):
         listed = read_json(index, missing=str(index)).get("weight_map", {})
         missing = sorted(set(listed) - set(ranges)) if set(listed.values()) == set(chosen) else []
         if missing:

@@ -47,8 +47,8 @@ def pipeline_options(source: Source) -> dict[str, bool]:
     return {"add_watermarker": False} if source.pipeline_class == XL else {"requires_safety_checker": False}
 
 
-def open_component(source: Source, component: str, device: torch.device) -> Any:
-    """The component as its own class in float32 on `device`, read tensor by tensor, so that it is in memory once.
+def open_component(source: Source, component: str, device: torch.device, dtype: torch.dtype = torch.float32) -> Any:
+    """The component as its own class in `dtype` on `device`, read tensor by tensor, so that it is in memory once.
 
     Raises SourceError when it is quantized, or its files lack one of its tensors.
     """
@@ -59,26 +59,31 @@ def open_component(source: Source, component: str, device: torch.device) -> Any:
         return read_tensor(source, component, name)
 
     names = source.components[component].tensors
-    return fill_model(empty_model(source, component), names, read, device, f"{source.path}: its {component}")
+    return fill_model(empty_model(source, component), names, read, device, f"{source.path}: its {component}", dtype)
 
 
 def fill_model(
-    model: Any, names: Iterable[str], read: Callable[[str], torch.Tensor], device: torch.device, what: str
+    model: Any,
+    names: Iterable[str],
+    read: Callable[[str], torch.Tensor],
+    device: torch.device,
+    what: str,
+    dtype: torch.dtype = torch.float32,
 ) -> Any:
-    """The empty model with the tensors that files call `names` as frozen float32 parameters on `device`.
+    """The empty model with the tensors that files call `names` as frozen parameters in `dtype` on `device`.
 
     Raises SourceError, beginning with `what`, when the model has a parameter that is not among them.
     """
     for name in names:
         living = None if is_buffer(name) else living_name(model, name)
         if living is not None:
-            value = read(name).to(device, torch.float32)
+            value = read(name).to(device, dtype)
             owner, _, leaf = living.rpartition(".")
             setattr(model.get_submodule(owner), leaf, nn.Parameter(value, requires_grad=False))
     missing = [name for name, value in model.named_parameters() if value.is_meta]
     if missing:
         raise SourceError(f"{what} lacks {missing[0]}; download or save it again")
-    return model.to(device).eval()
+    return model.to(device, dtype).eval()
 
 
 def read_tensor(source: Source, component: str, name: str) -> torch.Tensor:
