@@ -35,7 +35,7 @@ def open_pipeline(path: str | Path, *, device: str = "auto", dtype: str = "auto"
     linked = open_linked(folder)
     ours: dict[str, Any] = _open_checkpoint(linked, precision) if linked else {}
     if target.type == "cpu":  # where diffusers' own loader of bitsandbytes components refuses to work
-        ours = {
+        ours |= {
             part: _open_on_cpu(folder / part, *entry, precision)
             for part, entry in _bitsandbytes_parts(folder, model_index).items()
         }

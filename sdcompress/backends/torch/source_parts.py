@@ -74,16 +74,17 @@ def fill_model(
 
     Raises SourceError, beginning with `what`, when the model has a parameter that is not among them.
     """
+    fragile = set(getattr(model, "_keep_in_fp32_modules", None) or ())  # as from_pretrained treats them
     for name in names:
         living = None if is_buffer(name) else living_name(model, name)
         if living is not None:
-            value = read(name).to(device, dtype)
+            value = read(name).to(device, torch.float32 if fragile & {*name.split(".")} else dtype)
             owner, _, leaf = living.rpartition(".")
             setattr(model.get_submodule(owner), leaf, nn.Parameter(value, requires_grad=False))
     missing = [name for name, value in model.named_parameters() if value.is_meta]
     if missing:
         raise SourceError(f"{what} lacks {missing[0]}; download or save it again")
-    return model.to(device, dtype).eval()
+    return model.to(device).eval()
 
 
 def read_tensor(source: Source, component: str, name: str) -> torch.Tensor:
