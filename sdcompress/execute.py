@@ -21,6 +21,7 @@ from sdcompress.errors import ArtifactError, InternalError, SdcompressError, Sou
 from sdcompress.model_card import model_card
 from sdcompress.plan import Plan, PlannedStep, calibrated_of
 from sdcompress.pruned_source import later_steps, pruned_source, pruning_steps
+from sdcompress.quantized_source import copy_component, quantized_as
 from sdcompress.ranges import Ranges, calibrate, dump_ranges, parse_ranges
 from sdcompress.run_state import STATE_NAME, RunState
 from sdcompress.safetensors_file import StreamWriter, TensorRange, read_bytes
@@ -238,7 +239,10 @@ def _write_component(
             for layer, entry in record.layers.items()
         }
         return _component_entry(plan, name, record) | {"graphs": graphs}
-    _write_safetensors(part, _emptied(partial / name))
+    folder = _emptied(partial / name)
+    as_it_is = not plan.steps_of(name) and quantized_as(plan.source.components[name]) is not None
+    if not (as_it_is and copy_component(plan.source, name, folder)):
+        _write_safetensors(part, folder)
     return _component_entry(plan, name, record)
 
 

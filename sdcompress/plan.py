@@ -10,8 +10,8 @@ from fnmatch import fnmatchcase
 
 from sdcompress import registry
 from sdcompress.errors import RecipeError, UserError
-from sdcompress.pruning.marking import is_quantized
 from sdcompress.quant.statistics import Limits, block_sizes, fitting_limit
+from sdcompress.quantized_source import quantized_as, what_to_do
 from sdcompress.recipe import Recipe
 from sdcompress.source import Source
 from sdcompress.spec import ComponentSpec
@@ -76,6 +76,11 @@ def make_plan(
         if component in keys:
             origin = Origin(source, component, recipe.calibration, measuring)
             planned += _plan_component(recipe, keys[component], spec, problems, origin)
+        elif recipe.target == "onnx" and (quantized := quantized_as(spec)) is not None:
+            problems.append(
+                f"components ({component} in none): {component} is quantized already ({quantized}), and ONNX is exported "
+                f"from plain weights; start from the original weights"
+            )
         elif recipe.target == "onnx":
             planned += _plan_steps(f"components ({component} in none)", (Export(),), spec, recipe.target, problems)
     problems += [
@@ -118,9 +123,9 @@ def _plan_component(
 ) -> list[PlannedStep]:
     """The key's steps folded over the spec; what is wrong goes into `problems`."""
     where = f"components.{key}"
-    method = (spec.config.get("quantization_config") or {}).get("quant_method")
-    if is_quantized(spec.config):
-        problems.append(f"{where}: {spec.name} is quantized already ({method}); start from the original weights")
+    quantized = quantized_as(spec)
+    if quantized is not None:
+        problems.append(f"{where}: {what_to_do(spec.name, quantized)}")
         return []
     steps = recipe.components[key]
     if recipe.target == "onnx" and not any(isinstance(step, Export) for step in steps):

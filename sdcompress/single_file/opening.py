@@ -9,6 +9,7 @@ from typing import Any
 
 from sdcompress.errors import SourceError
 from sdcompress.safetensors_file import TensorRange, read_header
+from sdcompress.quantized_source import scale_in
 from sdcompress.single_file.conversion import find_component
 from sdcompress.single_file.layouts import Layout, detect_layout, is_left_out
 from sdcompress.single_file.linked_folder import LINK, read_link, write_link
@@ -137,6 +138,12 @@ def _fill(
             f"{file}: has no {' and no '.join(lacking)}; name a diffusers folder that has the weights with --like"
         )
     unused = sorted(name for name in checkpoint if name not in used and not is_left_out(name))
+    scale = scale_in(unused)
+    if scale is not None:
+        raise SourceError(
+            f"{file}: is quantized already, and its scales ({scale}) have no place in a diffusers folder; start from the "
+            f"original weights"
+        )
     if unused:
         notes.append(f"{len(unused)} of the file's tensors belong to none of these components, such as {unused[0]}")
     return template, components, tensors
