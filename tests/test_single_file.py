@@ -122,10 +122,13 @@ def test_compressing_it_is_compressing_the_folder(checkpoint: Path, nano_folder:
             assert listed[0][name].read_bytes() == listed[1][name].read_bytes()
 
 
-def test_evaluate_by_command(checkpoint: Path, nano_folder: Path, tmp_path: Path) -> None:
+def test_evaluate_by_command(checkpoint: Path, nano_folder: Path, nano_copy: Path, tmp_path: Path) -> None:
+    """A checkpoint against a folder that has a variant alone: each child opens what its parent found."""
     from sdcompress.cli import app
 
-    arguments = ["evaluate", str(checkpoint), str(nano_folder), "--out", str(tmp_path / "out"), "--like", str(nano_folder)]
+    for file in sorted(nano_copy.rglob("*.safetensors")):
+        file.rename(file.with_name(file.name.replace(".safetensors", ".fp16.safetensors")))
+    arguments = ["evaluate", str(checkpoint), str(nano_copy), "--out", str(tmp_path / "out"), "--like", str(nano_folder)]
     drawing = ["--count", "1", "--steps", "1", "--no-clip", "--noise-floor", "none", "--no-component-metrics"]
     app([*arguments, *drawing], standalone_mode=False)
     report = json.loads((tmp_path / "out" / "report.json").read_text())

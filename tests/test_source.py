@@ -138,6 +138,15 @@ def test_plain_weights_win_over_variants_unless_one_is_asked_for(folder: Path) -
     assert open_folder(folder).components["unet"].parameters == 3  # a lone variant
 
 
+def test_a_variant_is_remembered_for_whoever_opens_the_folder(folder: Path) -> None:
+    assert "variant" not in open_folder(folder).options
+    write_weights(folder / "unet" / f"{UNET}.fp16.safetensors", x=(3,))
+    assert "variant" not in open_folder(folder).options
+    assert open_folder(folder, variant="fp16").options["variant"] == "fp16"
+    (folder / "unet" / f"{UNET}.safetensors").unlink()
+    assert open_folder(folder).options["variant"] == "fp16"
+
+
 def test_several_files_of_one_variant(folder: Path) -> None:
     write_weights(folder / "unet" / "other.safetensors", x=(3,))
     assert f"several safetensors files ({UNET}.safetensors, other.safetensors); keep the one" in refusal(folder)
