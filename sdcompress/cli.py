@@ -344,7 +344,8 @@ def _check_same(artifact: Path, model: str, recipe: str, source_options: dict[st
     made_of, wanted = (
         {**given, "gates": []} for given in (manifest["recipe"], load_recipe(recipe).model_dump(mode="json"))
     )
-    if (manifest["source"]["name"], made_of) != (open_source(model, **source_options).name, wanted):
+    source, made_from = open_source(model, **source_options), manifest["source"]
+    if (made_from["name"], made_from.get("options", {}), made_of) != (source.name, source.given_options, wanted):
         raise ArtifactError(f"{artifact}: was made of another model or recipe; choose another --out, or --force")
 
 

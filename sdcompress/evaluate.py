@@ -15,13 +15,13 @@ from sdcompress.environment import describe_environment
 from sdcompress.errors import EvaluationError
 from sdcompress.evaluation_settings import EvaluationSettings, list_drawings
 from sdcompress.gates import check_gates, parse_gate
+from sdcompress.hub import with_weights
 from sdcompress.metrics.scorer import find_scorer
 from sdcompress.noise_floor import draw_noise_floor, floor_variant
 from sdcompress.prompts import default_prompts, is_tiny_sd
 from sdcompress.report import write_report
 from sdcompress.report.build import build_report
 from sdcompress.sample_log import SampleLog
-from sdcompress.hub import with_weights
 from sdcompress.source import MANIFEST_NAME, Source, open_source
 
 if TYPE_CHECKING:
@@ -44,9 +44,10 @@ def evaluate(
 ) -> dict[str, Any]:
     """The report of `compressed` against `original`, also written to `out` with the pictures and all raw samples.
 
-    `original` and `compressed` are what `open_source` takes, `source_options` what it takes with the original. A rerun with the same settings continues where an
-    earlier one stopped. `console` shows the progress (stderr when None); `command` is kept in the report. The report
-    says which gates passed: `recipe_gates` (None: those of the recipe that an artifact was made with) and `gates`.
+    `original` and `compressed` are what `open_source` takes, `source_options` what it takes with the original. A rerun
+    with the same settings continues where an earlier one stopped. `console` shows the progress (stderr when None);
+    `command` is kept in the report. The report says which gates passed: `recipe_gates` (None: those of the recipe that
+    an artifact was made with) and `gates`.
     """
     settings = settings or EvaluationSettings()
     out = Path(out)

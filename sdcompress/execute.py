@@ -62,8 +62,8 @@ def execute(
     if source.path is None:
         if source.kind == "single-file":
             raise SourceError(
-                f"{source.name}: its tokenizers' vocabularies are not here; `sdcompress.hub.with_weights` fetches them, or "
-                f"name a pipeline's folder that has them with --like"
+                f"{source.name}: its tokenizers' vocabularies are not here; `sdcompress.hub.with_weights` fetches "
+                f"them, or name a pipeline's folder that has them with --like"
             )
         raise SourceError(
             f"{source.name}: is a catalog entry without weights; give a folder, or the hub id {source.hub_id}"
@@ -315,7 +315,12 @@ def _manifest(plan: Plan, components: dict[str, Any]) -> dict[str, Any]:
     return {
         "schema_version": MANIFEST_SCHEMA,
         "sdcompress": sdcompress.__version__,
-        "source": {"name": source.name, "kind": source.kind, "hub_id": source.hub_id},
+        "source": {
+            "name": source.name,
+            "kind": source.kind,
+            "hub_id": source.hub_id,
+            **({"options": source.given_options} if source.given_options else {}),
+        },
         "recipe": plan.recipe.model_dump(mode="json"),
         "pipeline_class": source.pipeline_class,
         "versions": {"python": platform.python_version(), **installed_versions()},

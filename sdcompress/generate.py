@@ -31,7 +31,8 @@ def generate(
     """The picture `model` draws for the prompt; the same seed gives the same initial latents on every device.
 
     steps, guidance: None for the pipeline's own defaults (tiny-sd: those it was made for). device, dtype, threads,
-    low_memory: as `open_pipeline` takes them; source_options: as `open_source` does. Raises SourceError when the model has no weights here.
+    low_memory: as `open_pipeline` takes them; source_options: as `open_source` does. Raises SourceError when the model
+    has no weights here.
     """
     import torch
 

@@ -149,7 +149,7 @@ def _suffix(file: str) -> str:
 
 
 def fetch_file(hub_id: str, file: str) -> Path:
-    """One file of a repository on the hub, downloaded or found in the cache. SourceError says why it is out of reach."""
+    """One file of a repository, downloaded or found in the cache. SourceError says why it is out of reach."""
     from huggingface_hub import hf_hub_download
 
     with _explained(hub_id):
@@ -249,8 +249,8 @@ def _cached(hub_id: str, revision: str | None = None) -> Path:
         raise _no_hub_id(hub_id, error) from None
     if not isinstance(found, str):
         raise SourceError(
-            f"{hub_id}{f'@{revision}' if revision else ''}: is not in the local cache, and HF_HUB_OFFLINE=1 forbids asking the hub; unset it, or give a "
-            f"local folder"
+            f"{hub_id}{f'@{revision}' if revision else ''}: is not in the local cache, and HF_HUB_OFFLINE=1 forbids "
+            f"asking the hub; unset it, or give a local folder"
         )
     return Path(found).parent
 

@@ -27,8 +27,8 @@ def open_pipeline(
     device: `auto`, or one of DEVICES. dtype: `auto` (float32 on a CPU, float16 elsewhere), float32, float16 or
     bfloat16; an ONNX folder takes `auto` alone, since its files settle it. threads: of the CPU, for the whole process
     (None: as torch has it). low_memory: of an ONNX folder at most one component is in memory at a time. variant: weight
-    files such as `fp16`. options: `allow_pickle`, `like`, `prediction` of a checkpoint file, as `open_source` takes them.
-    Raises ArtifactError when it cannot be opened, UserError for what is not there.
+    files such as `fp16`. options: `allow_pickle`, `like`, `prediction` of a checkpoint file, as `open_source` takes
+    them. Raises ArtifactError when it cannot be opened, UserError for what is not there.
     """
     if Path(path).is_file():
         from sdcompress.hub import with_weights

@@ -1,8 +1,8 @@
 """Pickled weights (`.bin`, `.ckpt`, `.pt`) as ranges of bytes, so that only the unpickler's restricted kind ever runs.
 
-torch's weights_only unpickler builds tensors and plain containers, and refuses whatever else a pickle asks for before it
-is run. What it finds out is where each tensor lies: the file is a zip archive of uncompressed records, which are read
-later as those of a safetensors file are.
+torch's weights_only unpickler builds tensors and plain containers, and refuses whatever else a pickle asks for before
+it is run. What it finds out is where each tensor lies: the file is a zip archive of uncompressed records, which are
+read later as those of a safetensors file are.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _NESTED = ("state_dict", "model", "module")  # where a checkpoint keeps its weig
 
 
 def read_pickled(file: Path, allow_pickle: bool) -> Mapping[str, TensorRange]:
-    """Name -> range of every tensor of a pickled file. SourceError when it is not allowed, or holds more than weights."""
+    """Name -> range of every tensor of the file. SourceError when it is not allowed, or holds more than weights."""
     if not allow_pickle:
         raise SourceError(
             f"{file}: is a pickle, which can run code when opened; save it as safetensors, or give --allow-pickle to "

@@ -78,8 +78,8 @@ def make_plan(
             planned += _plan_component(recipe, keys[component], spec, problems, origin)
         elif recipe.target == "onnx" and (quantized := quantized_as(spec)) is not None:
             problems.append(
-                f"components ({component} in none): {component} is quantized already ({quantized}), and ONNX is exported "
-                f"from plain weights; start from the original weights"
+                f"components ({component} in none): {component} is quantized already ({quantized}), and ONNX is "
+                f"exported from plain weights; start from the original weights"
             )
         elif recipe.target == "onnx":
             planned += _plan_steps(f"components ({component} in none)", (Export(),), spec, recipe.target, problems)

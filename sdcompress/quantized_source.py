@@ -39,8 +39,8 @@ def scale_in(names: list[str]) -> str | None:
 def what_to_do(component: str, format_name: str) -> str:
     """Why a step cannot take the component, and what can be done."""
     return (
-        f"{component} is quantized already ({format_name}); start from the original weights, or leave {component} out of "
-        f"the recipe to keep it as it is"
+        f"{component} is quantized already ({format_name}); start from the original weights, or leave {component} out "
+        f"of the recipe to keep it as it is"
     )
 
 

@@ -55,6 +55,11 @@ class Source:
     options: Mapping[str, Any] = field(default_factory=dict)  # of open_source, where the name alone would not give this
 
     @property
+    def given_options(self) -> dict[str, Any]:
+        """The options that are not as they are by default."""
+        return {name: value for name, value in sorted(self.options.items()) if value not in (None, False)}
+
+    @property
     def pipeline_class(self) -> str:
         return str(self.model_index.get("_class_name", "DiffusionPipeline"))
 
@@ -117,6 +122,12 @@ def open_source(
         from sdcompress.hub import open_hub
 
         return open_hub(hub_id[1], variant, revision or hub_id[2], allow_pickle)
+    file_on_hub = re.fullmatch(r"(?:hf://)?([\w.-]+/[\w.-]+)/([\w./-]+)", model)
+    if file_on_hub and is_weight_file(model) and not model.startswith((".", "/")):
+        raise SourceError(
+            f"{model}: no such file; if it is one on the hub, download it (`hf download {file_on_hub[1]} "
+            f"{file_on_hub[2]} --local-dir .`) and give the file"
+        )
     known = ", ".join((*BUILT_IN, *catalog.names()))
     raise SourceError(
         f"{model}: no such folder or file, and no name sdcompress knows; give a diffusers folder, a .safetensors "

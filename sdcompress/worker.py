@@ -43,7 +43,8 @@ class Worker:
         """Opens the pipeline; answers with its load time, defaults, and resident memory and weights in bytes.
 
         `resident_weights_bytes` holds torch components alone: what ONNX Runtime keeps of a weight it does not tell.
-        variant: of the weight files of a torch pipeline. swap, swap_from: a component of a torch pipeline to replace by that of an ONNX folder.
+        variant: of the weight files of a torch pipeline. swap, swap_from: a component of a torch pipeline to replace by
+        that of an ONNX folder.
         """
         import torch
 

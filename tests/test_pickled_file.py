@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from test_single_file import sd1_checkpoint
 
 from sdcompress.errors import SourceError
 from sdcompress.execute import execute, to_tensor
@@ -19,7 +20,6 @@ from sdcompress.plan import make_plan
 from sdcompress.recipe import load_recipe
 from sdcompress.safetensors_file import read_bytes
 from sdcompress.source import open_folder, open_source
-from test_single_file import sd1_checkpoint
 
 
 class Malicious:
@@ -67,16 +67,16 @@ def test_nothing_malicious_is_run(tmp_path: Path) -> None:
 
 def test_what_cannot_be_read_is_explained(tmp_path: Path) -> None:
     file = tmp_path / "weights.bin"
-    with pytest.raises(SourceError, match="is a pickle, which can run code when opened; .* --allow-pickle"):
+    with pytest.raises(SourceError, match=r"is a pickle, which can run code when opened; .* --allow-pickle"):
         read_pickled(file, allow_pickle=False)
     torch.save({"a": torch.ones(3, 2).T}, file)
     with pytest.raises(SourceError, match="a is stored in another order"):
         read_pickled(file, allow_pickle=True)
     torch.save({"a": torch.ones(2)}, file, _use_new_zipfile_serialization=False)
-    with pytest.raises(SourceError, match="cannot be read as a file of torch 1.6 or later"):
+    with pytest.raises(SourceError, match=r"cannot be read as a file of torch 1.6 or later"):
         read_pickled(file, allow_pickle=True)
     file.write_bytes(b"nothing of the kind")
-    with pytest.raises(SourceError, match="weights.bin: "):
+    with pytest.raises(SourceError, match=r"weights.bin: "):
         read_pickled(file, allow_pickle=True)
     torch.save([torch.ones(2)], file)
     with pytest.raises(SourceError, match="holds a list, not weights by name"):
@@ -117,7 +117,7 @@ def pickled_folder(nano_copy: Path) -> Path:
 
 
 def test_a_pickled_folder_compresses_to_the_same(pickled_folder: Path, nano_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match="has only pickled weights .* or give --allow-pickle"):
+    with pytest.raises(SourceError, match=r"has only pickled weights .* or give --allow-pickle"):
         open_source(str(pickled_folder))
     recipe = load_recipe("int8")
     execute(make_plan(recipe, open_source(str(pickled_folder), allow_pickle=True)), tmp_path / "pickled")

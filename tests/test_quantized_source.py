@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-
 from original_layout import prefixed
+from safetensors.torch import load_file, save_file
+from test_single_file import UNET, sd1_checkpoint
+
 from sdcompress.errors import RecipeError, SourceError
 from sdcompress.execute import execute, to_tensor
 from sdcompress.inspect_model import describe
@@ -21,9 +22,14 @@ from sdcompress.safetensors_file import read_bytes
 from sdcompress.source import open_folder, open_source
 from sdcompress.spec import ComponentSpec, parameter
 from sdcompress.verify import verify
-from test_single_file import UNET, sd1_checkpoint
 
-REST = "schema_version: 1\ndescription: All but the UNet.\ncomponents:\n  text_encoder|vae:\n    - quantize: {format: int8}\n"
+REST = """
+schema_version: 1
+description: All but the UNet.
+components:
+  text_encoder|vae:
+    - quantize: {format: int8}
+"""
 
 
 def rest_recipe() -> Recipe:
@@ -38,7 +44,11 @@ def make_fp8(file: Path) -> None:
 def test_what_a_component_is_quantized_as() -> None:
     for quantization, dtype, words in (
         (None, "F16", None),
-        ({"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}, "U8", "bitsandbytes nf4"),
+        (
+            {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
+            "U8",
+            "bitsandbytes nf4",
+        ),
         ({"quant_method": "bitsandbytes", "load_in_8bit": True}, "I8", "bitsandbytes int8"),
         ({"quant_method": "torchao", "quant_type": "int8wo"}, "F16", "torchao int8wo"),
         ({"quant_method": "torchao", "quant_type": {"default": {}}}, "F16", "torchao"),
@@ -65,7 +75,9 @@ def test_an_artifact_is_not_quantized_again_but_kept(recipe: str, nano_folder: P
     assert any(note.startswith(f"unet is quantized already ({words})") for note in describe(source)["notes"])
     with pytest.raises(RecipeError) as caught:
         make_plan(load_recipe("int4"), source)
-    assert f"unet is quantized already ({words}); start from the original weights, or leave unet out" in str(caught.value)
+    assert f"unet is quantized already ({words}); start from the original weights, or leave unet out" in str(
+        caught.value
+    )
     with pytest.raises(RecipeError, match=r"components \(unet in none\): unet is quantized already .* ONNX"):
         make_plan(parse_recipe(REST.replace("components", "target: onnx\ncomponents"), "here"), source)
 
@@ -130,7 +142,9 @@ def test_a_checkpoint_in_fp8(nano_folder: Path, tmp_path: Path) -> None:
 
     scaled = fp8 | prefixed("model.diffusion_model.", {"input_blocks.0.0.scale_weight": torch.ones(1)})
     save_file(scaled, file)
-    with pytest.raises(SourceError, match=r"its scales \(model.diffusion_model.input_blocks.0.0.scale_weight\) have no"):
+    with pytest.raises(
+        SourceError, match=r"its scales \(model.diffusion_model.input_blocks.0.0.scale_weight\) have no"
+    ):
         open_source(str(file), like=str(nano_folder))
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from original_layout import State, clip_to_open_clip, prefixed, unet_to_original, vae_to_original
 from safetensors.torch import load_file, save_file
 
 from sdcompress import catalog
@@ -24,7 +25,6 @@ from sdcompress.recipe import load_recipe
 from sdcompress.safetensors_file import read_bytes
 from sdcompress.single_file import tokenizers
 from sdcompress.source import Source, open_folder, open_source
-from original_layout import State, clip_to_open_clip, prefixed, unet_to_original, vae_to_original
 
 ROOT = Path(__file__).resolve().parents[1]
 UNET, TEXT = "diffusion_pytorch_model.safetensors", "model.safetensors"
@@ -128,7 +128,15 @@ def test_evaluate_by_command(checkpoint: Path, nano_folder: Path, nano_copy: Pat
 
     for file in sorted(nano_copy.rglob("*.safetensors")):
         file.rename(file.with_name(file.name.replace(".safetensors", ".fp16.safetensors")))
-    arguments = ["evaluate", str(checkpoint), str(nano_copy), "--out", str(tmp_path / "out"), "--like", str(nano_folder)]
+    arguments = [
+        "evaluate",
+        str(checkpoint),
+        str(nano_copy),
+        "--out",
+        str(tmp_path / "out"),
+        "--like",
+        str(nano_folder),
+    ]
     drawing = ["--count", "1", "--steps", "1", "--no-clip", "--noise-floor", "none", "--no-component-metrics"]
     app([*arguments, *drawing], standalone_mode=False)
     report = json.loads((tmp_path / "out" / "report.json").read_text())
@@ -170,9 +178,11 @@ def xl_folder(nano_copy: Path) -> Path:
     shutil.copytree(nano_copy / "tokenizer", nano_copy / "tokenizer_2")
     config = dict(UNet2DConditionModel.load_config(nano_copy / "unet"))
     config |= {
-        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"), "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
         "addition_embed_type": "text_time", "addition_time_embed_dim": 8, "use_linear_projection": True,
-        "projection_class_embeddings_input_dim": 24 + 6 * 8, "cross_attention_dim": 64, "transformer_layers_per_block": 2,
+        "projection_class_embeddings_input_dim": 24 + 6 * 8, "cross_attention_dim": 64,
+        "transformer_layers_per_block": 2,
     }  # fmt: skip
     torch.manual_seed(2)
     UNet2DConditionModel.from_config(config).save_pretrained(nano_copy / "unet")
@@ -200,7 +210,9 @@ def test_sdxl_is_the_same_pipeline_tensor_for_tensor(xl_folder: Path, tmp_path: 
 def test_sd2_ignores_the_layer_its_text_encoder_does_without(nano_folder: Path, tmp_path: Path) -> None:
     state = sd1_checkpoint(nano_folder)
     text = {
-        name.removeprefix("cond_stage_model.transformer."): state.pop(name) for name in list(state) if "cond_stage" in name
+        name.removeprefix("cond_stage_model.transformer."): state.pop(name)
+        for name in list(state)
+        if "cond_stage" in name
     }
     last = {name.replace("layers.1", "layers.2"): tensor + 1 for name, tensor in text.items() if "layers.1" in name}
     state |= prefixed("cond_stage_model.model.", clip_to_open_clip({**text, **last}))
@@ -414,7 +426,7 @@ def test_inpainting_and_instructions_are_known_by_their_channels(tmp_path: Path)
         assert (source.pipeline_class, unet.config["in_channels"]) == (pipeline, channels)
         assert unet.tensors["conv_in.weight"].shape == (320, channels, 3, 3)
     state[CONV_IN] = torch.empty(320, 7, 3, 3, device="meta")
-    with pytest.raises(SourceError, match="its UNet takes 7 channels, .* with --like"):
+    with pytest.raises(SourceError, match=r"its UNet takes 7 channels, .* with --like"):
         open_source(str(write_header(tmp_path / "model.safetensors", state)))
 
 
@@ -479,7 +491,7 @@ def test_what_a_file_lacks_comes_from_the_folder_with_weights(
 def test_another_architecture_is_named(checkpoint: Path) -> None:
     with pytest.raises(SourceError, match=r"token_embedding.weight \[49408, 768\], so its text_encoder .* --like"):
         open_source(str(checkpoint))
-    with pytest.raises(SourceError, match="--like sd51: no such folder, .* sd15"):
+    with pytest.raises(SourceError, match=r"--like sd51: no such folder, .* sd15"):
         open_source(str(checkpoint), like="sd51")
 
 
@@ -498,7 +510,7 @@ def test_a_file_that_changed_is_not_opened_as_what_it_was(checkpoint: Path, nano
     state = load_file(checkpoint)
     save_file({name: tensor + 1 for name, tensor in state.items()}, checkpoint)
     os.utime(checkpoint, ns=(1, 1))
-    with pytest.raises(SourceError, match="is another file than .* was written for; open the file anew"):
+    with pytest.raises(SourceError, match=r"is another file than .* was written for; open the file anew"):
         open_folder(source.path)
 
 

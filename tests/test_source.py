@@ -233,13 +233,17 @@ def test_corrupt_weights(folder: Path) -> None:
 
 
 def test_a_components_file_is_no_checkpoint(folder: Path) -> None:
-    with pytest.raises(SourceError, match=r"is no pipeline in a layout that sdcompress knows .it holds fc.bias, fc.wei"):
+    with pytest.raises(
+        SourceError, match=r"is no pipeline in a layout that sdcompress knows .it holds fc.bias, fc.wei"
+    ):
         open_source(str(folder / "unet" / f"{UNET}.safetensors"))
 
 
 @pytest.mark.parametrize("name", ["sd16", "./missing/folder", "a/b/c"])
 def test_unknown_names(name: str) -> None:
-    with pytest.raises(SourceError, match=r"give a diffusers folder, a .safetensors checkpoint, a hub id .* tiny-sd, flux-dev") as caught:
+    with pytest.raises(
+        SourceError, match=r"give a diffusers folder, a .safetensors checkpoint, a hub id .* tiny-sd, flux-dev"
+    ) as caught:
         open_source(name)
     assert str(caught.value).startswith(f"{name}: ")
 

@@ -35,7 +35,8 @@ def save_parts(nano_folder: Path, out: Path, parts: dict[str, dict[str, Any]]) -
     "parts",
     [
         {"unet": {"max_shard_size": "1MB"}, "text_encoder": {"max_shard_size": "20KB"}},
-        {"unet": {"variant": "fp16", "max_shard_size": "1MB"}, "text_encoder": {"variant": "fp16", "max_shard_size": "20KB"},
+        {"unet": {"variant": "fp16", "max_shard_size": "1MB"},
+         "text_encoder": {"variant": "fp16", "max_shard_size": "20KB"},
          "vae": {"variant": "fp16"}},
         {"unet": {"variant": "fp16", "half": True}, "vae": {}},
     ],
@@ -75,8 +76,8 @@ def test_a_variant_beside_the_plain_weights_is_opened_when_it_is_asked_for(nano_
     folder = save_parts(nano_folder, tmp_path / "both", {})
     pipeline = open_pipeline(nano_folder)
     pipeline.unet.half().save_pretrained(folder / "unet", variant="fp16")
-    dtypes = {variant: {tensor.dtype for tensor in open_folder(folder, variant=variant).components["unet"].tensors.values()}
-              for variant in (None, "fp16")}  # fmt: skip
+    found = {variant: open_folder(folder, variant=variant).components["unet"].tensors for variant in (None, "fp16")}
+    dtypes = {variant: {tensor.dtype for tensor in tensors.values()} for variant, tensors in found.items()}
     assert dtypes == {None: {"F32"}, "fp16": {"F16"}}
     index = json.loads((folder / "model_index.json").read_text())
     assert index["_class_name"] == "StableDiffusionPipeline"

@@ -17,7 +17,7 @@ Ranges = Mapping[str, TensorRange]
 
 @dataclass(frozen=True)
 class Found:
-    """A component's tensors in a checkpoint, the names they have there, and what is wrong with the first that is not."""
+    """A component's tensors in a checkpoint, the names they have there, and what is wrong with the first bad one."""
 
     ranges: dict[str, TensorRange]
     names: frozenset[str]

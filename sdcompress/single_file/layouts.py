@@ -105,7 +105,7 @@ _CONTEXT_WIDTHS = {768: _SD1, 1024: _SD2, 2048: _SDXL, 1280: _REFINER}
 _OTHERS = {
     "lora_unet_": "is a LoRA; give the model it was made for, and the LoRA to a fuse_lora step",
     "lora_te": "is a LoRA; give the model it was made for, and the LoRA to a fuse_lora step",
-    "control_model.": "is a ControlNet in its original layout; convert it with diffusers' ControlNetModel.from_single_file",
+    "control_model.": "is a ControlNet in its original layout; convert it with diffusers' from_single_file",
     "down_blocks.": "is the UNet of a diffusers folder; give the folder that holds model_index.json",
     "encoder.down_blocks.": "is the VAE of a diffusers folder; give the folder that holds model_index.json",
     "transformer_blocks.": "is the transformer of a diffusers folder; give the folder that holds model_index.json",

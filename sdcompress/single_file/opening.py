@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from sdcompress.errors import SourceError
-from sdcompress.safetensors_file import TensorRange, read_header
 from sdcompress.quantized_source import scale_in
+from sdcompress.safetensors_file import TensorRange, read_header
 from sdcompress.single_file.conversion import find_component
 from sdcompress.single_file.layouts import Layout, detect_layout, is_left_out
 from sdcompress.single_file.linked_folder import LINK, read_link, write_link
@@ -60,8 +60,8 @@ def open_single_file(
     path = None
     if vocabularies is None:
         notes.append(
-            "its tokenizers' vocabularies are not on this machine; compressing fetches them from the hub, or takes them "
-            "from the folder that --like names"
+            "its tokenizers' vocabularies are not on this machine; compressing fetches them from the hub, or takes "
+            "them from the folder that --like names"
         )
     else:
         files |= vocabularies
@@ -95,7 +95,7 @@ def read_checkpoint(file: Path, allow_pickle: bool) -> Mapping[str, TensorRange]
     """Name -> range of every tensor of a safetensors file or, if they are allowed, a pickled one."""
     if file.suffix == ".gguf" or file.open("rb").read(4) == b"GGUF":
         raise SourceError(
-            f"{file}: is a GGUF file, whose weights are quantized already; start from the original weights in safetensors"
+            f"{file}: is a GGUF file, whose weights are quantized already; start from the original weights"
         )
     if is_pickle(file.name):
         from sdcompress.pickled_file import read_pickled
@@ -119,8 +119,8 @@ def _fill(
         if found is not None:
             if found.problem is not None:
                 raise SourceError(
-                    f"{file}: {found.problem}, so its {part} is not that of {template.title}; name the diffusers folder "
-                    f"of a pipeline with the same configs with --like"
+                    f"{file}: {found.problem}, so its {part} is not that of {template.title}; name the diffusers "
+                    f"folder of a pipeline with the same configs with --like"
                 )
             components[part] = spec.replace(tensors=specs_of_ranges(found.ranges))
             tensors[part] = found.ranges
@@ -141,8 +141,8 @@ def _fill(
     scale = scale_in(unused)
     if scale is not None:
         raise SourceError(
-            f"{file}: is quantized already, and its scales ({scale}) have no place in a diffusers folder; start from the "
-            f"original weights"
+            f"{file}: is quantized already, and its scales ({scale}) have no place in a diffusers folder; start from "
+            f"the original weights"
         )
     if unused:
         notes.append(f"{len(unused)} of the file's tensors belong to none of these components, such as {unused[0]}")

@@ -9,7 +9,7 @@ from sdcompress.safetensors_file import Arrangement
 
 @dataclass(frozen=True)
 class Piece:
-    """The tensor called `name` (without the component's prefix), of which rows `first`/`of` to `last`/`of` are meant."""
+    """Rows `first`/`of` to `last`/`of` of the tensor called `name`, which lacks the component's prefix."""
 
     name: str
     first: int = 0

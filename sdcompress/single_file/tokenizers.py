@@ -1,7 +1,7 @@
 """Vocabularies for a checkpoint, which holds none: found on this machine, or fetched; known by what they hold.
 
-sdcompress ships no published vocabulary. CLIP's is one and the same in every Stable Diffusion and FLUX pipeline, T5's in
-Stable Diffusion 3 and FLUX.
+sdcompress ships no published vocabulary. CLIP's is one and the same in every Stable Diffusion and FLUX pipeline, T5's
+in Stable Diffusion 3 and FLUX.
 """
 
 from __future__ import annotations
@@ -73,8 +73,9 @@ def _fetch_vocabulary(tokenizer_class: str, part: str, beside: Path) -> dict[str
         found = {name: fetch_file(hub_id, name).read_bytes() for name in wanted}
     except SourceError as error:
         raise SourceError(
-            f"{part}: a checkpoint holds no vocabulary, and it could not be fetched ({error}); put {' and '.join(wanted)} "
-            f"of {hub_id} into {beside / part}, or name a pipeline's folder that has them with --like"
+            f"{part}: a checkpoint holds no vocabulary, and it could not be fetched ({error}); put "
+            f"{' and '.join(wanted)} of {hub_id} into {beside / part}, or name a pipeline's folder that has them "
+            f"with --like"
         ) from None
     for name, content in found.items():
         if hashlib.sha256(content).hexdigest() != wanted[name]:

@@ -37,8 +37,8 @@ def with_channels(template: Template, checkpoint: Mapping[str, TensorRange], fil
     relative = _RELATIVES.get((str(template.model_index["_class_name"]), channels))
     if relative is None:
         raise SourceError(
-            f"{file}: its UNet takes {channels} channels, as no pipeline of {template.title} that sdcompress knows; name "
-            f"a diffusers folder of the same kind with --like"
+            f"{file}: its UNet takes {channels} channels, as no pipeline of {template.title} that sdcompress knows; "
+            f"name a diffusers folder of the same kind with --like"
         )
     width = unet.tensors["conv_in.weight"].shape
     tensors = {**unet.tensors, "conv_in.weight": parameter((width[0], channels, *width[2:]), "F16")}

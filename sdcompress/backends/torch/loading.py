@@ -20,8 +20,8 @@ def open_pipeline(path: str | Path, *, device: str = "auto", dtype: str = "auto"
     """The pipeline of a built-in name, a diffusers folder or an artifact, on `device`, ready to be called.
 
     device: `auto` (CUDA, then Apple's MPS, then the CPU) or a torch device; dtype: `auto` (float32 on a CPU, float16
-    elsewhere) or one of DTYPES; variant: weight files such as `fp16`, for the components that have such. Raises ArtifactError when it cannot be opened, UserError for a device or dtype that
-    is not there.
+    elsewhere) or one of DTYPES; variant: weight files such as `fp16`, for the components that have such. Raises
+    ArtifactError when it cannot be opened, UserError for a device or dtype that is not there.
     """
     from diffusers import DiffusionPipeline
 
