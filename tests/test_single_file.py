@@ -122,6 +122,7 @@ def test_compressing_it_is_compressing_the_folder(checkpoint: Path, nano_folder:
             assert listed[0][name].read_bytes() == listed[1][name].read_bytes()
 
 
+@pytest.mark.full
 def test_evaluate_by_command(checkpoint: Path, nano_folder: Path, nano_copy: Path, tmp_path: Path) -> None:
     """A checkpoint against a folder that has a variant alone: each child opens what its parent found."""
     from sdcompress.cli import app
@@ -140,7 +141,7 @@ def test_evaluate_by_command(checkpoint: Path, nano_folder: Path, nano_copy: Pat
     drawing = ["--count", "1", "--steps", "1", "--no-clip", "--noise-floor", "none", "--no-component-metrics"]
     app([*arguments, *drawing], standalone_mode=False)
     report = json.loads((tmp_path / "out" / "report.json").read_text())
-    original, compressed = (report["models"][side] for side in ("original", "compressed"))
+    original, compressed = (report[side] for side in ("original", "compressed"))
     assert original["parameters"] == compressed["parameters"]
     assert original["size_bytes"] > checkpoint.stat().st_size  # and the small files
     similarity = report["similarity"]
