@@ -148,12 +148,12 @@ def _suffix(file: str) -> str:
     return f".{file.rpartition('.')[2]}."
 
 
-def fetch_file(hub_id: str, file: str) -> Path:
-    """One file of a repository, downloaded or found in the cache. SourceError says why it is out of reach."""
-    from huggingface_hub import hf_hub_download
-
+def fetch_file(hub_id: str, file: str) -> bytes:
+    """The content of one small file of a repository, asked for once. SourceError says why it is out of reach."""
+    if _is_offline():
+        raise SourceError(f"{hub_id}: HF_HUB_OFFLINE=1 forbids asking the hub")
     with _explained(hub_id):
-        return Path(hf_hub_download(hub_id, file, etag_timeout=TIMEOUT_S))
+        return _get(hub_id, "main", file)
 
 
 def _open_repository(hub_id: str, revision: str | None = None, allow_pickle: bool = False) -> Repository:

@@ -48,6 +48,8 @@ try:
         source = hub.with_weights(open_source(model, variant, **options))
         result = {"name": source.name, "folder": source.path.name, "options": dict(source.options),
                   "parameters": source.components["unet"].parameters}
+    elif action == "file":
+        result = {"content": hub.fetch_file(model, "tokenizer/vocab.json").decode()}
     else:
         folder = hub.fetch_weights(model, variant, progress=False, **options)
         files = sorted(file for file in folder.rglob("*") if file.is_file())
@@ -278,6 +280,14 @@ def test_a_revision_is_read_fetched_and_found_again_offline(hub: Hub) -> None:
     assert hub.requests == []
     assert "tester/tiny@v2: is not in the local cache" in hub.ask("open", "tester/tiny@v2", **offline)["error"]
     assert hub.ask("complete", "tester/tiny")["folder"] == COMMIT
+
+
+def test_one_file_is_fetched_alone(hub: Hub) -> None:
+    assert hub.ask("file", "tester/tiny")["content"] == "{}"
+    assert [path for _, path, _ in hub.requests] == ["/tester/tiny/resolve/main/tokenizer/vocab.json"]
+    hub.requests.clear()
+    assert "forbids asking" in hub.ask("file", "tester/tiny", env={"HF_HUB_OFFLINE": "1"})["error"]
+    assert hub.requests == []
 
 
 def test_revisions_that_are_wrong_are_explained(hub: Hub) -> None:

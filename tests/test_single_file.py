@@ -24,6 +24,7 @@ from sdcompress.plan import make_plan
 from sdcompress.recipe import load_recipe
 from sdcompress.safetensors_file import read_bytes
 from sdcompress.single_file import tokenizers
+from sdcompress.single_file.transformer_names import flux_piece, sd3_piece
 from sdcompress.source import Source, open_folder, open_source
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -77,6 +78,12 @@ def test_sd1_is_the_same_pipeline_tensor_for_tensor(checkpoint: Path, nano_folde
     assert not any("belong to none" in note for note in source.notes)
 
 
+def test_text_encoders_without_their_outermost_module(nano_folder: Path, tmp_path: Path) -> None:
+    state = {name.replace(".text_model.", "."): tensor for name, tensor in sd1_checkpoint(nano_folder).items()}
+    save_file(state, tmp_path / "short.safetensors")
+    assert_same_pipeline(open_source(str(tmp_path / "short.safetensors"), like=str(nano_folder)), nano_folder)
+
+
 def test_diffusers_converts_it_to_the_same_tensors(checkpoint: Path, nano_folder: Path) -> None:
     from diffusers import AutoencoderKL, UNet2DConditionModel
 
@@ -107,8 +114,16 @@ def test_a_configs_folder_needs_no_weights(checkpoint: Path, nano_copy: Path, na
     assert_same_pipeline(open_source(str(checkpoint), like=str(nano_copy)), nano_folder)
 
 
-def test_compressing_it_is_compressing_the_folder(checkpoint: Path, nano_folder: Path, tmp_path: Path) -> None:
-    recipe = load_recipe("int8")
+@pytest.mark.parametrize(
+    "name",
+    ["int8", pytest.param("int4-gptq", marks=pytest.mark.full), pytest.param("onnx-int8", marks=pytest.mark.full)],
+)
+def test_compressing_it_is_compressing_the_folder(
+    name: str, checkpoint: Path, nano_folder: Path, tmp_path: Path
+) -> None:
+    if name.startswith("onnx"):
+        pytest.importorskip("onnxscript")
+    recipe = load_recipe(name)
     sources = {"file": open_source(str(checkpoint), like=str(nano_folder)), "folder": open_folder(nano_folder)}
     for name, source in sources.items():
         execute(make_plan(recipe, source), tmp_path / name)
@@ -118,8 +133,22 @@ def test_compressing_it_is_compressing_the_folder(checkpoint: Path, nano_folder:
     ]
     assert listed[0].keys() == listed[1].keys()  # the tokenizer too, and no link
     for name in listed[0]:
-        if name.endswith(".safetensors"):
+        if name.endswith((".safetensors", ".onnx", ".onnx_data")):
             assert listed[0][name].read_bytes() == listed[1][name].read_bytes()
+
+
+def test_inspect_by_command(nano_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from sdcompress.cli import app
+
+    torch.save({"state_dict": sd1_checkpoint(nano_folder)}, tmp_path / "nano.ckpt")
+    arguments = ["inspect", str(tmp_path / "nano.ckpt"), "--json", "--like", str(nano_folder)]
+    with pytest.raises(SourceError, match="--allow-pickle"):
+        app(arguments, standalone_mode=False)
+    app([*arguments, "--allow-pickle", "--prediction", "v_prediction"], standalone_mode=False)
+    described = json.loads(capsys.readouterr().out)
+    assert described["kind"] == "single-file"
+    assert described["components"]["unet"]["parameters"] == open_folder(nano_folder).components["unet"].parameters
+    assert "the scheduler is set to prediction_type v_prediction" in described["notes"]
 
 
 @pytest.mark.full
@@ -198,6 +227,8 @@ def xl_checkpoint(folder: Path) -> State:
         **prefixed("conditioner.embedders.0.transformer.", load_file(folder / "text_encoder" / TEXT)),
         **prefixed("conditioner.embedders.1.model.", clip_to_open_clip(text)),
         "conditioner.embedders.1.model.logit_scale": torch.ones(()),
+        "conditioner.embedders.0.transformer.text_model.embeddings.position_ids": torch.arange(16)[None],
+        "something.else": torch.ones(1),
     }
 
 
@@ -205,7 +236,7 @@ def test_sdxl_is_the_same_pipeline_tensor_for_tensor(xl_folder: Path, tmp_path: 
     save_file(xl_checkpoint(xl_folder), tmp_path / "xl.safetensors")
     source = open_source(str(tmp_path / "xl.safetensors"), like=str(xl_folder))
     assert_same_pipeline(source, xl_folder)
-    assert any("1 of the file's tensors" in note and "logit_scale" in note for note in source.notes)
+    assert any("1 of the file's tensors" in note and "something.else" in note for note in source.notes)
 
 
 def test_sd2_ignores_the_layer_its_text_encoder_does_without(nano_folder: Path, tmp_path: Path) -> None:
@@ -322,6 +353,51 @@ def test_transformers_are_what_diffusers_makes_of_them(
     assert found.names == set(ranges)
     for name, tensor in theirs.items():
         assert torch.equal(to_tensor(read_bytes(found.ranges[name]), found.ranges[name]), tensor), name
+
+
+@pytest.mark.parametrize(
+    ("entry", "naming"), [("flux-schnell", flux_piece), ("flux-dev", flux_piece), ("sd3-medium", sd3_piece)]
+)
+def test_every_tensor_of_a_full_size_transformer_has_a_piece_of_its_own(entry: str, naming: Any) -> None:
+    spec = catalog.open_entry(catalog.load_entry(entry), entry).components["transformer"]
+    pieces = [naming(name, spec.config) for name in spec.tensors]
+    assert None not in pieces
+    assert len(set(pieces)) == len(pieces)
+
+
+def transformer_state(entry: str, naming: Any) -> State:
+    """Shapes of the catalog's transformer in its original layout: rows that belong to one tensor there are joined."""
+    spec = catalog.open_entry(catalog.load_entry(entry), entry).components["transformer"]
+    rows: dict[str, int] = {}
+    rest: dict[str, tuple[int, ...]] = {}
+    for name, tensor in spec.tensors.items():
+        piece = naming(name, spec.config)
+        rows[piece.name] = rows.get(piece.name, 0) + tensor.shape[0]
+        rest[piece.name] = tensor.shape[1:]
+    return {name: torch.empty((count, *rest[name]), device="meta") for name, count in rows.items()}
+
+
+def test_sd3_does_without_t5(tmp_path: Path) -> None:
+    state = {
+        **bare("model.diffusion_model.", transformer_state("sd3-medium", sd3_piece)),
+        **bare("first_stage_model.", vae_to_original(meta_state("sd3-medium", "vae"))),
+        **bare("text_encoders.clip_l.transformer.", meta_state("sd3-medium", "text_encoder")),
+        **bare("text_encoders.clip_g.transformer.", meta_state("sd3-medium", "text_encoder_2")),
+    }
+    source = open_source(str(write_header(tmp_path / "sd3.safetensors", state)))
+    wanted = catalog.open_entry(catalog.load_entry("sd3-medium"), "sd3").components
+    assert source.components == {part: spec for part, spec in wanted.items() if part != "text_encoder_3"}
+    absent = [part for part, value in source.model_index.items() if value == [None, None]]
+    assert absent == ["text_encoder_3", "tokenizer_3"]
+    assert "the file has no text_encoder_3: the pipeline does without" in source.notes
+
+
+def test_a_transformer_alone_needs_a_folder_for_the_rest(tmp_path: Path) -> None:
+    state = transformer_state("flux-schnell", flux_piece)
+    with pytest.raises(
+        SourceError, match=r"has no text_encoder and no text_encoder_2 and no vae; name a diffusers fold"
+    ):
+        open_source(str(write_header(tmp_path / "flux1-schnell.safetensors", state)))
 
 
 # Full size, by headers: files whose data was never written take no space
@@ -528,7 +604,7 @@ def vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:
 CLIP_FACTS = {"tokenizer": {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, "pad_token": "!"}}
 
 
-@pytest.mark.parametrize("place", ["", "tokenizer", "hub"])
+@pytest.mark.parametrize("place", ["", "tokenizer", "hub", "cache/checkpoints/other/tokenizer"])
 def test_vocabularies_are_found_by_what_they_hold(
     place: str, vocabulary: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -553,7 +629,7 @@ def test_vocabularies_are_fetched_or_it_is_said_what_to_do(
     (tmp_path / "served").mkdir()
     (tmp_path / "served" / "vocab.json").write_text("a")
     (tmp_path / "served" / "merges.txt").write_text("b")
-    monkeypatch.setattr("sdcompress.hub.fetch_file", lambda hub_id, name: tmp_path / "served" / name)
+    monkeypatch.setattr("sdcompress.hub.fetch_file", lambda hub_id, name: (tmp_path / "served" / name).read_bytes())
     found = tokenizers.find_tokenizers(CLIP_FACTS, tmp_path / "beside", fetch=True)
     assert found is not None
     assert found["tokenizer/vocab.json"] == b"a"
@@ -561,7 +637,7 @@ def test_vocabularies_are_fetched_or_it_is_said_what_to_do(
     with pytest.raises(SourceError, match="is not the vocabulary it was"):
         tokenizers.find_tokenizers(CLIP_FACTS, tmp_path / "beside", fetch=True)
 
-    def refuse(hub_id: str, name: str) -> Path:
+    def refuse(hub_id: str, name: str) -> bytes:
         raise SourceError("no connection")
 
     monkeypatch.setattr("sdcompress.hub.fetch_file", refuse)

@@ -32,6 +32,7 @@ _LEFT_OUT = (
     "loss.",
     "logvar",
 )
+_BESIDE = (".position_ids", ".attn_mask", ".logit_scale")  # buffers, and what only training against pictures needs
 
 
 @dataclass(frozen=True)
@@ -145,4 +146,4 @@ def detect_layout(file: Path, ranges: Mapping[str, TensorRange]) -> Layout:
 
 def is_left_out(name: str) -> bool:
     """Whether a checkpoint's tensor belongs to no component by its nature."""
-    return name.startswith(_LEFT_OUT) or name in ("v_pred", "ztsnr")
+    return name.startswith(_LEFT_OUT) or name.endswith(_BESIDE) or name in ("v_pred", "ztsnr")

@@ -25,11 +25,11 @@ def write_link(files: Mapping[str, bytes], link: Mapping[str, Any]) -> Path:
     digest = hashlib.sha256()
     for name, data in sorted(content.items()):
         digest.update(f"{name} {len(data)}\n".encode() + data)
-    folder = _home() / digest.hexdigest()[:32]
+    folder = home() / digest.hexdigest()[:32]
     if folder.is_dir():
         return folder
-    _home().mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(dir=_home(), suffix=".unfinished"))
+    home().mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(dir=home(), suffix=".unfinished"))
     try:
         for name, data in content.items():
             (unfinished / name).parent.mkdir(parents=True, exist_ok=True)
@@ -47,11 +47,12 @@ def write_link(files: Mapping[str, bytes], link: Mapping[str, Any]) -> Path:
 def read_link(folder: Path) -> dict[str, Any] | None:
     """What the link in the folder says; None for any other folder. Only folders of the cache are believed."""
     file = folder / LINK
-    if not file.is_file() or folder.resolve().parent != _home().resolve():
+    if not file.is_file() or folder.resolve().parent != home().resolve():
         return None
     link: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     return link
 
 
-def _home() -> Path:
+def home() -> Path:
+    """Where the folders are."""
     return cache_folder() / "checkpoints"

@@ -93,7 +93,9 @@ def open_linked(folder: Path) -> Source | None:
 
 def read_checkpoint(file: Path, allow_pickle: bool) -> Mapping[str, TensorRange]:
     """Name -> range of every tensor of a safetensors file or, if they are allowed, a pickled one."""
-    if file.suffix == ".gguf" or file.open("rb").read(4) == b"GGUF":
+    with file.open("rb") as stream:
+        is_gguf = stream.read(4) == b"GGUF"
+    if is_gguf:
         raise SourceError(
             f"{file}: is a GGUF file, whose weights are quantized already; start from the original weights"
         )

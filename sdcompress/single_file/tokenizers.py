@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sdcompress.errors import SourceError
+from sdcompress.single_file.linked_folder import home
 
 FACTS = Mapping[str, Mapping[str, Any]]  # part -> what its tokenizer_config.json needs
 
@@ -29,8 +30,8 @@ _HUB_IDS = {"CLIPTokenizer": "openai/clip-vit-large-patch14", "T5TokenizerFast":
 def find_tokenizers(facts: FACTS, beside: Path, fetch: bool) -> dict[str, bytes] | None:
     """Path in the pipeline's folder -> content of every tokenizer file; None when a vocabulary is not on this machine.
 
-    Looked for beside the checkpoint, then in the hub's cache, then, with `fetch`, on the hub. SourceError says what to
-    do when it cannot be fetched.
+    Looked for beside the checkpoint, then in sdcompress's and the hub's cache, then, with `fetch`, on the hub.
+    SourceError says what to do when it cannot be fetched.
     """
     files: dict[str, bytes] = {}
     for part, fact in facts.items():
@@ -59,8 +60,8 @@ def _folders(beside: Path) -> Iterator[Path]:
 
     yield beside
     yield from sorted(beside.glob("tokenizer*"))
-    snapshots = sorted(Path(constants.HF_HUB_CACHE).glob("models--*/snapshots/*"))
-    for snapshot in snapshots:
+    yield from sorted(home().glob("*/tokenizer*"))  # of checkpoints read before
+    for snapshot in sorted(Path(constants.HF_HUB_CACHE).glob("models--*/snapshots/*")):
         yield snapshot
         yield from sorted(snapshot.glob("tokenizer*"))
 
@@ -70,7 +71,7 @@ def _fetch_vocabulary(tokenizer_class: str, part: str, beside: Path) -> dict[str
 
     hub_id, wanted = _HUB_IDS[tokenizer_class], _VOCABULARIES[tokenizer_class]
     try:
-        found = {name: fetch_file(hub_id, name).read_bytes() for name in wanted}
+        found = {name: fetch_file(hub_id, name) for name in wanted}
     except SourceError as error:
         raise SourceError(
             f"{part}: a checkpoint holds no vocabulary, and it could not be fetched ({error}); put "
