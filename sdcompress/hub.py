@@ -16,16 +16,12 @@ from sdcompress.safetensors_file import MAX_HEADER_BYTES, TensorRange, ranges_of
 from sdcompress.source import (
     Source,
     canonical_name,
-    check_shard_count,
-    choose_weight_files,
     component_entries,
-    is_pickle,
-    is_shard_index,
-    is_weight_file,
     open_folder,
     specs_of_ranges,
 )
 from sdcompress.spec import ComponentSpec
+from sdcompress.weight_files import check_shard_count, choose_weight_files, is_pickle, is_shard_index, is_weight_file
 
 TIMEOUT_S = 10.0
 FIRST_HEADER_BYTES = 300_000  # holds the header of an SDXL UNet, so that most files take one request

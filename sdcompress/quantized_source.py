@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from sdcompress.pruning.marking import is_quantized
-from sdcompress.source import Source, is_shard_index, variant_of
+from sdcompress.source import Source
 from sdcompress.spec import ComponentSpec
+from sdcompress.weight_files import is_shard_index, variant_of
 
 _EIGHT_BITS = {"F8_E4M3": "fp8 (e4m3)", "F8_E5M2": "fp8 (e5m2)", "I8": "8-bit integers", "U8": "packed integers"}
 

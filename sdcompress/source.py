@@ -12,6 +12,14 @@ from typing import TYPE_CHECKING, Any, Literal
 from sdcompress.errors import SourceError
 from sdcompress.safetensors_file import TensorRange, read_header
 from sdcompress.spec import ComponentSpec, TensorSpec, parameter
+from sdcompress.weight_files import (
+    check_shard_count,
+    choose_weight_files,
+    is_pickle,
+    is_shard_index,
+    is_weight_file,
+    variant_of,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -21,12 +29,6 @@ BUILT_IN = ("tiny-sd",)
 MANIFEST_NAME = "sdcompress.json"
 
 SAFETY_CHECKERS = frozenset({"safety_checker"})
-_PICKLES = (".bin", ".ckpt", ".pt", ".pth")
-_WEIGHT_SUFFIXES = (
-    *_PICKLES, ".safetensors", ".msgpack", ".h5", ".gguf", ".onnx", ".onnx_data", ".onnx.data", ".xml"
-)  # fmt: skip
-_SHARD_INDEX = re.compile(r"\.index(\.[\w-]+)?\.json$")  # with or without a variant
-
 # Attention of AutoencoderKL as it was saved before diffusers 0.18; loaders rename it and so do we.
 _OLD_VAE_ATTENTION = re.compile(r"(?<=\.attentions\.)(\d+)\.(query|key|value|proj_attn)\.")
 _NEW_VAE_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
@@ -220,74 +222,9 @@ def canonical_name(class_name: str, tensor: str) -> str:
     return tensor
 
 
-def is_weight_file(file: str) -> bool:
-    """Whether a file of this name holds weights of whatever format, or the index of their shards."""
-    return file.endswith(_WEIGHT_SUFFIXES) or is_shard_index(file)
-
-
-def is_shard_index(file: str) -> bool:
-    """Whether a file of this name is the index of sharded weights, such as `model.safetensors.index.fp16.json`."""
-    return bool(_SHARD_INDEX.search(file))
-
-
 def is_buffer(tensor: str) -> bool:
     """Whether a stored tensor is a buffer rather than a parameter."""
     return bool(_BUFFERS.search(tensor))
-
-
-def is_pickle(file: str) -> bool:
-    """Whether a file of this name holds pickled weights, which can run code when they are opened carelessly."""
-    return file.endswith(_PICKLES)
-
-
-def choose_weight_files(files: list[str], variant: str | None, where: str, allow_pickle: bool = False) -> list[str]:
-    """The safetensors among one component's file names: plain ones unless `variant` is given or there is no other.
-
-    With `allow_pickle` those of a component that has only pickles. A lone variant is taken; several without a plain set
-    raise SourceError, as does a folder with nothing but pickles that are not allowed, or GGUF.
-    """
-    by_variant = _by_variant(files, ".safetensors")
-    pickles = [file for file in files if is_pickle(file)]
-    if not by_variant and pickles:
-        if not allow_pickle:
-            raise SourceError(
-                f"{where}: has only pickled weights ({pickles[0]}), which can run code when opened; save the pipeline "
-                f"with safe_serialization=True, or give --allow-pickle to read them without running any"
-            )
-        by_variant = _by_variant(files, ".bin")
-    if not by_variant:
-        gguf = [file for file in files if file.endswith(".gguf")]
-        if gguf:
-            raise SourceError(
-                f"{where}: has only GGUF weights ({gguf[0]}), quantized already; give the original weights"
-            )
-        return []
-    if variant is not None:
-        if variant not in by_variant and len(by_variant) > 1:
-            found = ", ".join(repr(v) for v in sorted(by_variant))
-            raise SourceError(f"{where}: no variant {variant!r} among its safetensors ({found})")
-        chosen = variant if variant in by_variant else next(iter(by_variant))
-    elif "" in by_variant:
-        chosen = ""
-    elif len(by_variant) == 1:
-        chosen = next(iter(by_variant))
-    else:
-        raise SourceError(f"{where}: several variants ({', '.join(sorted(by_variant))}); choose one with --variant")
-    return sorted(by_variant[chosen])
-
-
-def variant_of(file: str) -> str:
-    """The variant in the name of a file of weights: `fp16` of `model.fp16-00001-of-00002.safetensors`; "" for none."""
-    stem = re.sub(r"-\d{5}-of-\d{5}", "", file.rpartition(".")[0])
-    return stem.partition(".")[2]
-
-
-def _by_variant(files: list[str], suffix: str) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
-    for file in files:
-        if file.endswith(suffix):
-            found.setdefault(variant_of(file), []).append(file)
-    return found
 
 
 def has_weights(folder: Path) -> bool:
@@ -318,16 +255,6 @@ def _read_ranges(file: Path, allow_pickle: bool) -> Mapping[str, TensorRange]:
     from sdcompress.pickled_file import read_pickled
 
     return read_pickled(file, allow_pickle)
-
-
-def check_shard_count(where: str, chosen: list[str]) -> None:
-    """Raises SourceError unless the chosen files are one file, or all shards of one set."""
-    sharded = re.search(r"-\d{5}-of-(\d{5})", chosen[0]) if chosen else None
-    if not sharded and len(chosen) > 1:
-        kind = "safetensors" if chosen[0].endswith(".safetensors") else "pickled"
-        raise SourceError(f"{where}: several {kind} files ({', '.join(chosen)}); keep the one that is meant")
-    if sharded and len(chosen) != int(sharded[1]):
-        raise SourceError(f"{where}: {len(chosen)} of {int(sharded[1])} shards are there; download the rest")
 
 
 def _check_shards(folder: Path, chosen: list[str], ranges: Mapping[str, TensorRange]) -> None:

@@ -16,8 +16,9 @@ from sdcompress.single_file.linked_folder import LINK, read_link, write_link
 from sdcompress.single_file.templates import Template, find_template
 from sdcompress.single_file.tokenizers import find_tokenizers
 from sdcompress.single_file.variations import with_channels, with_prediction
-from sdcompress.source import SAFETY_CHECKERS, Source, is_pickle, specs_of_ranges
+from sdcompress.source import SAFETY_CHECKERS, Source, specs_of_ranges
 from sdcompress.spec import ComponentSpec
+from sdcompress.weight_files import is_pickle
 
 # Parts a pipeline draws without -> the tokenizer that goes with them.
 _OPTIONAL = {

@@ -19,11 +19,11 @@ from sdcompress.source import (
     component_entries,
     component_ranges,
     has_weights,
-    is_weight_file,
     read_json,
     specs_of_ranges,
 )
 from sdcompress.spec import ComponentSpec, TensorSpec, parameter
+from sdcompress.weight_files import is_weight_file
 
 SCHEDULER = "scheduler/scheduler_config.json"
 _SAFETY = ("safety_checker", "feature_extractor")  # no checkpoint holds the checker
