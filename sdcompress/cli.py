@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -18,6 +18,7 @@ from sdcompress import cli_convert, cli_reports
 from sdcompress.cli_recipes import recipes_app
 from sdcompress.errors import ArtifactError, GateFailed, SdcompressError, UserError
 from sdcompress.evaluation_options import Device, Dtype, Guidance, LowMemory, Steps, Threads, with_evaluation_options
+from sdcompress.source_options import with_source_options
 
 if TYPE_CHECKING:
     from sdcompress.evaluation_settings import EvaluationSettings
@@ -35,11 +36,12 @@ app.add_typer(recipes_app, name="recipes")
 cli_convert.register(app)
 cli_reports.register(app)
 
-Model = Annotated[str, typer.Argument(help="tiny-sd, a catalog name, a diffusers folder, or a hub id (org/name).")]
+Model = Annotated[
+    str, typer.Argument(help="tiny-sd, a catalog name, a diffusers folder, a .safetensors checkpoint, or org/name.")
+]
 RecipeName = Annotated[str, typer.Option("--recipe", "-r", help="A shipped recipe's name, or the path of a YAML file.")]
 Out = Annotated[Path, typer.Option("--out", "-o", help="The folder to write.")]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON on stdout, for machines.")]
-Variant = Annotated[str | None, typer.Option(help="Weight files of this variant, such as fp16.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")]
 Gates = Annotated[
     list[str] | None, typer.Option("--gate", help="A threshold, such as 'clip_score_drift>=-0.3'; repeatable.")
@@ -57,9 +59,10 @@ def _err() -> Console:
 
 
 @app.command()
+@with_source_options
 def inspect(
     model: Model,
-    variant: Variant = None,
+    source_options: dict[str, Any],
     layers: Annotated[bool, typer.Option("--layers", help="List every layer that owns parameters.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -69,7 +72,7 @@ def inspect(
     from sdcompress.source import open_source
     from sdcompress.spec import layers_of
 
-    source = open_source(model, variant)
+    source = open_source(model, **source_options)
     description = describe(source)
     if layers:
         description["layers"] = {
@@ -85,10 +88,11 @@ def inspect(
 
 
 @app.command()
+@with_source_options
 def plan(
     model: Model,
     recipe: RecipeName,
-    variant: Variant = None,
+    source_options: dict[str, Any],
     layers: Annotated[bool, typer.Option("--layers", help="List every layer under what becomes of it.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -99,7 +103,7 @@ def plan(
     from sdcompress.report.plan_view import describe_plan, render_plan
     from sdcompress.source import open_source
 
-    loaded, source = load_recipe(recipe), open_source(model, variant)
+    loaded, source = load_recipe(recipe), open_source(model, **source_options)
     with step_progress(_err()) as measuring:
         planned = make_plan(loaded, source, measuring)
     description = describe_plan(planned)
@@ -110,11 +114,17 @@ def plan(
 
 
 @app.command()
+@with_source_options
 def compress(
-    model: Model, recipe: RecipeName, out: Out, variant: Variant = None, resume: Resume = False, force: Force = False
+    model: Model,
+    recipe: RecipeName,
+    out: Out,
+    source_options: dict[str, Any],
+    resume: Resume = False,
+    force: Force = False,
 ) -> None:
     """Carry a recipe out and write the compressed pipeline to OUT."""
-    _compress(model, recipe, out, variant, resume, force)
+    _compress(model, recipe, out, source_options, resume, force)
     typer.echo(out)
 
 
@@ -137,10 +147,12 @@ def verify(
 
 
 @app.command()
+@with_source_options
 def generate(
-    model: Annotated[str, typer.Argument(help="tiny-sd, a diffusers folder or an artifact.")],
+    model: Annotated[str, typer.Argument(help="tiny-sd, a diffusers folder, a checkpoint or an artifact.")],
     prompt: Annotated[str, typer.Argument(help="What to draw.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The PNG to write.")],
+    source_options: dict[str, Any],
     seed: Annotated[int, typer.Option(help="Seed of the initial latents.")] = 0,
     steps: Steps = None,
     guidance: Guidance = None,
@@ -164,6 +176,7 @@ def generate(
         dtype=dtype,
         threads=threads,
         low_memory=low_memory,
+        source_options=source_options,
     )
     picture.save(out)
     typer.echo(out)
@@ -171,29 +184,32 @@ def generate(
 
 @app.command()
 @with_evaluation_options
+@with_source_options
 def evaluate(
-    original: Annotated[str, typer.Argument(help="The pipeline to compare with: a name or a folder.")],
+    original: Annotated[str, typer.Argument(help="The pipeline to compare with: a name, a folder or a checkpoint.")],
     compressed: Annotated[str, typer.Argument(help="The pipeline to judge.")],
     out: Out,
     settings: EvaluationSettings,
+    source_options: dict[str, Any],
     gate: Gates = None,
     force: Force = False,
     log_to: LogTo = None,
 ) -> None:
     """Compare two pipelines: size, memory, latency, CLIP score, and the pictures themselves."""
     with cli_reports.logged(out, log_to):
-        failed = _evaluate(original, compressed, out, settings, force, gate or ())
+        failed = _evaluate(original, compressed, out, settings, force, gate or (), source_options=source_options)
     _fail(failed)
 
 
 @app.command()
 @with_evaluation_options
+@with_source_options
 def run(
     model: Model,
     recipe: RecipeName,
     out: Out,
     settings: EvaluationSettings,
-    variant: Variant = None,
+    source_options: dict[str, Any],
     gate: Gates = None,
     resume: Resume = False,
     force: Force = False,
@@ -208,12 +224,14 @@ def run(
     artifact = out / ARTIFACT
     with cli_reports.logged(out, log_to):
         if resume and artifact.exists():
-            _check_same(artifact, model, recipe)
+            _check_same(artifact, model, recipe, source_options)
         else:
             if not (resume or force) and (out / REPORT).exists():
                 raise ArtifactError(f"{out}: holds a report already; choose another --out, or --force to replace it")
-            _compress(model, recipe, artifact, variant, resume, force)
-        failed = _evaluate(model, str(artifact), out, settings, force, gate or (), load_recipe(recipe).gates)
+            _compress(model, recipe, artifact, source_options, resume, force)
+        failed = _evaluate(
+            model, str(artifact), out, settings, force, gate or (), load_recipe(recipe).gates, source_options
+        )
         cli_reports.fill_card(artifact, out)
     _fail(failed)
 
@@ -232,7 +250,7 @@ def doctor(as_json: AsJson = False) -> None:
         render(findings, _out())
 
 
-def _compress(model: str, recipe: str, out: Path, variant: str | None, resume: bool, force: bool) -> None:
+def _compress(model: str, recipe: str, out: Path, source_options: dict[str, Any], resume: bool, force: bool) -> None:
     from sdcompress.artifact import check_output
     from sdcompress.execute import execute
     from sdcompress.following import follow, is_follower
@@ -247,13 +265,13 @@ def _compress(model: str, recipe: str, out: Path, variant: str | None, resume: b
         check_output(out, resume=resume, force=force)
     console = _err()
     loaded = load_recipe(recipe)
-    source = open_source(model, variant)
+    source = open_source(model, **source_options)
     if source.path is None and measures(loaded):
-        source = with_weights(source, variant)
+        source = with_weights(source)
     with _interruptible("measuring begins anew"), step_progress(console) as measuring:
         planned = make_plan(loaded, source, measuring)
     if source.path is None:
-        planned = make_plan(loaded, with_weights(source, variant))
+        planned = make_plan(loaded, with_weights(source))
     if is_follower():
         follow(planned, out, resume=resume)
         return
@@ -274,6 +292,7 @@ def _evaluate(
     force: bool,
     gates: Sequence[str],
     recipe_gates: Sequence[str] | None = None,
+    source_options: dict[str, Any] | None = None,
 ) -> list[str]:
     """The lines of the gates that failed."""
     from sdcompress.evaluate import evaluate as evaluate_pair
@@ -290,6 +309,7 @@ def _evaluate(
             command=_command_line(),
             gates=gates,
             recipe_gates=recipe_gates,
+            source_options=source_options,
         )
     render(report, _out())
     typer.echo(f"report: {out / REPORT}, {out / 'report.md'}, {out / 'report.html'}\npictures: {out / 'images.png'}")
@@ -314,7 +334,7 @@ def _interruptible(advice: str) -> Iterator[None]:
         raise typer.Exit(130) from None
 
 
-def _check_same(artifact: Path, model: str, recipe: str) -> None:
+def _check_same(artifact: Path, model: str, recipe: str, source_options: dict[str, Any]) -> None:
     """Raises ArtifactError unless the artifact was made of this model with this recipe."""
     from sdcompress.artifact import read_manifest
     from sdcompress.recipe import load_recipe
@@ -325,7 +345,8 @@ def _check_same(artifact: Path, model: str, recipe: str) -> None:
     made_of, wanted = (
         {**given, "gates": []} for given in (manifest["recipe"], load_recipe(recipe).model_dump(mode="json"))
     )
-    if (manifest["source"]["name"], made_of) != (open_source(model).name, wanted):
+    source, made_from = open_source(model, **source_options), manifest["source"]
+    if (made_from["name"], made_from.get("options", {}), made_of) != (source.name, source.given_options, wanted):
         raise ArtifactError(f"{artifact}: was made of another model or recipe; choose another --out, or --force")
 
 

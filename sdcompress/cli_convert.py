@@ -62,9 +62,7 @@ def convert(
     source = open_source(model, variant)
     try:
         if to == "gguf":
-            facts = _gguf(
-                source, variant, out, type_ or "q8_0", keys, rest or "f16", keep_sensitive is not False, force
-            )
+            facts = _gguf(source, out, type_ or "q8_0", keys, rest or "f16", keep_sensitive is not False, force)
         else:
             facts = _openvino(source, out, force)
     except KeyboardInterrupt:
@@ -82,7 +80,6 @@ def convert(
 
 def _gguf(
     source: Source,
-    variant: str | None,
     out: Path,
     wanted: str,
     keys: str | None,
@@ -95,7 +92,7 @@ def _gguf(
     from sdcompress.progress import byte_progress
 
     check_plan(source, out, wanted, keys, rest, keep_sensitive, force)  # before gigabytes are downloaded
-    source = with_weights(source, variant)
+    source = with_weights(source)
     with byte_progress(denoiser_of(source).weights_bytes, Console(stderr=True)) as bars:
         return write_gguf(
             source, out, wanted=wanted, keys=keys, rest=rest, keep_sensitive=keep_sensitive, force=force,

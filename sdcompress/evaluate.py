@@ -15,6 +15,7 @@ from sdcompress.environment import describe_environment
 from sdcompress.errors import EvaluationError
 from sdcompress.evaluation_settings import EvaluationSettings, list_drawings
 from sdcompress.gates import check_gates, parse_gate
+from sdcompress.hub import with_weights
 from sdcompress.metrics.scorer import find_scorer
 from sdcompress.noise_floor import draw_noise_floor, floor_variant
 from sdcompress.prompts import default_prompts, is_tiny_sd
@@ -39,16 +40,21 @@ def evaluate(
     command: str | None = None,
     gates: Sequence[str] = (),
     recipe_gates: Sequence[str] | None = None,
+    source_options: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The report of `compressed` against `original`, also written to `out` with the pictures and all raw samples.
 
-    `original` and `compressed` are what `open_source` takes. A rerun with the same settings continues where an
-    earlier one stopped. `console` shows the progress (stderr when None); `command` is kept in the report. The report
-    says which gates passed: `recipe_gates` (None: those of the recipe that an artifact was made with) and `gates`.
+    `original` and `compressed` are what `open_source` takes, `source_options` what it takes with the original. A rerun
+    with the same settings continues where an earlier one stopped. `console` shows the progress (stderr when None);
+    `command` is kept in the report. The report says which gates passed: `recipe_gates` (None: those of the recipe that
+    an artifact was made with) and `gates`.
     """
     settings = settings or EvaluationSettings()
     out = Path(out)
-    sources = {"original": open_source(original), "compressed": open_source(compressed)}
+    sources = {"original": open_source(original, **(source_options or {})), "compressed": open_source(compressed)}
+    for side, source in sources.items():
+        if source.kind == "single-file":
+            sources[side] = with_weights(source)  # whose vocabularies may have to be fetched
     paths = {side: _local_folder(source) for side, source in sources.items()}
     opening = {side: _opening(source, settings) for side, source in sources.items()}
     if settings.low_memory and not any(each["low_memory"] for each in opening.values()):
@@ -157,6 +163,7 @@ def _opening(source: Source, settings: EvaluationSettings) -> dict[str, Any]:
         "dtype": "auto" if onnx else settings.dtype,
         "threads": settings.threads,
         "low_memory": settings.low_memory and onnx,
+        **({"variant": source.options["variant"]} if source.options.get("variant") else {}),
     }
 
 
@@ -168,7 +175,9 @@ def _local_folder(source: Source) -> Path:
         from huggingface_hub.errors import LocalEntryNotFoundError
 
         try:
-            return Path(snapshot_download(source.hub_id, local_files_only=True))
+            return Path(
+                snapshot_download(source.hub_id, revision=source.options.get("revision"), local_files_only=True)
+            )
         except LocalEntryNotFoundError:
             pass
     raise EvaluationError(

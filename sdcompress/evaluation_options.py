@@ -110,13 +110,18 @@ def _sources(text: str) -> tuple[str, ...]:
 
 def with_evaluation_options(command: Callable[..., None]) -> Callable[..., None]:
     """The command with the options of `make_settings` added; it gets them as its argument `settings`."""
-    options, own = _parameters(make_settings), _parameters(command)
+    return with_options(command, make_settings, "settings")
+
+
+def with_options(command: Callable[..., None], make: Callable[..., Any], argument: str) -> Callable[..., None]:
+    """The command with the options that are `make`'s parameters; it gets what that returns as `argument`."""
+    options, own = _parameters(make), _parameters(command)
 
     def wrapped(**given: Any) -> None:
         chosen = {name: given.pop(name) for name in options}
-        command(**given, settings=make_settings(**chosen))
+        command(**given, **{argument: make(**chosen)})
 
-    parameters = [each for each in (*own.values(), *options.values()) if each.name != "settings"]
+    parameters = [each for each in (*own.values(), *options.values()) if each.name != argument]
     keyword_only = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in parameters]
     wrapped.__name__, wrapped.__doc__ = command.__name__, command.__doc__
     wrapped.__signature__ = inspect.Signature(keyword_only)  # type: ignore[attr-defined]

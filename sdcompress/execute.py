@@ -21,6 +21,7 @@ from sdcompress.errors import ArtifactError, InternalError, SdcompressError, Sou
 from sdcompress.model_card import model_card
 from sdcompress.plan import Plan, PlannedStep, calibrated_of
 from sdcompress.pruned_source import later_steps, pruned_source, pruning_steps
+from sdcompress.quantized_source import copy_component, quantized_as
 from sdcompress.ranges import Ranges, calibrate, dump_ranges, parse_ranges
 from sdcompress.run_state import STATE_NAME, RunState
 from sdcompress.safetensors_file import StreamWriter, TensorRange, read_bytes
@@ -59,6 +60,11 @@ def execute(
     """
     source = plan.source
     if source.path is None:
+        if source.kind == "single-file":
+            raise SourceError(
+                f"{source.name}: its tokenizers' vocabularies are not here; `sdcompress.hub.with_weights` fetches "
+                f"them, or name a pipeline's folder that has them with --like"
+            )
         raise SourceError(
             f"{source.name}: is a catalog entry without weights; give a folder, or the hub id {source.hub_id}"
         )
@@ -246,7 +252,10 @@ def _write_component(
             for layer, entry in record.layers.items()
         }
         return _component_entry(plan, name, record) | {"graphs": graphs}
-    write_safetensors(part, _emptied(partial / name))
+    folder = _emptied(partial / name)
+    as_it_is = not plan.steps_of(name) and quantized_as(plan.source.components[name]) is not None
+    if not (as_it_is and copy_component(plan.source, name, folder)):
+        write_safetensors(part, folder)
     return _component_entry(plan, name, record)
 
 
@@ -322,7 +331,12 @@ def _manifest(plan: Plan, components: dict[str, Any]) -> dict[str, Any]:
     return {
         "schema_version": MANIFEST_SCHEMA,
         "sdcompress": sdcompress.__version__,
-        "source": {"name": source.name, "kind": source.kind, "hub_id": source.hub_id},
+        "source": {
+            "name": source.name,
+            "kind": source.kind,
+            "hub_id": source.hub_id,
+            **({"options": source.given_options} if source.given_options else {}),
+        },
         "recipe": plan.recipe.model_dump(mode="json"),
         "pipeline_class": source.pipeline_class,
         "versions": {"python": platform.python_version(), **installed_versions()},

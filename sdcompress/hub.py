@@ -16,16 +16,13 @@ from sdcompress.safetensors_file import MAX_HEADER_BYTES, TensorRange, ranges_of
 from sdcompress.source import (
     Source,
     canonical_name,
-    check_shard_count,
-    choose_weight_files,
     component_entries,
-    is_shard_index,
-    is_weight_file,
     open_folder,
     pipeline_class_of,
     specs_of_ranges,
 )
 from sdcompress.spec import ComponentSpec
+from sdcompress.weight_files import check_shard_count, choose_weight_files, is_pickle, is_shard_index, is_weight_file
 
 TIMEOUT_S = 10.0
 FIRST_HEADER_BYTES = 300_000  # holds the header of an SDXL UNet, so that most files take one request
@@ -44,6 +41,7 @@ class Repository:
     commit: str
     files: tuple[str, ...]
     model_index: Mapping[str, Any]
+    allow_pickle: bool = False
 
     def files_of(self, part: str) -> list[str]:
         """Names of the files directly in the folder `part`."""
@@ -53,52 +51,79 @@ class Repository:
     def weight_files_of(self, part: str, variant: str | None) -> list[str]:
         """Names of the safetensors files the component `part` is read from; empty for a part without weights."""
         where = f"{self.hub_id}: {part}"
-        chosen = choose_weight_files(self.files_of(part), variant, where)
+        chosen = choose_weight_files(self.files_of(part), variant, where, self.allow_pickle)
         check_shard_count(where, chosen)
         return chosen
 
 
-def open_hub(hub_id: str, variant: str | None = None) -> Source:
+def open_hub(
+    hub_id: str, variant: str | None = None, revision: str | None = None, allow_pickle: bool = False
+) -> Source:
     """The pipeline `hub_id` as a Source: configs and safetensors headers are fetched, weights never.
 
-    With HF_HUB_OFFLINE=1 it is read from the local cache. SourceError says why a pipeline is out of reach.
+    revision: a branch, tag or commit; None for the main branch. Pickled weights have no header to be fetched: they are
+    downloaded at once, where `allow_pickle` allows them. With HF_HUB_OFFLINE=1 all is read from the local cache.
+    SourceError says why a pipeline is out of reach.
     """
+    name = f"{hub_id}@{revision}" if revision else hub_id
+    options = {"variant": variant, "revision": revision, "allow_pickle": allow_pickle}
     if _is_offline():
-        return open_folder(_cached(hub_id), name=hub_id, kind="hub", variant=variant, hub_id=hub_id)
-    with _explained(hub_id):
-        repository = _open_repository(hub_id)
+        return _open_fetched(_cached(hub_id, revision), name, hub_id, options)
+    with _explained(hub_id, revision):
+        repository = _open_repository(hub_id, revision, allow_pickle)
+        parts = component_entries(repository.model_index)
+        if any(is_pickle(file) for part in parts for file in repository.weight_files_of(part, variant)):
+            return _open_fetched(
+                fetch_weights(hub_id, variant, revision=revision, allow_pickle=True), name, hub_id, options
+            )
         with ThreadPoolExecutor(CONNECTIONS) as pool:
-            parts = component_entries(repository.model_index).items()
             futures = [
                 pool.submit(_read_component, repository, part, library, class_name, variant)
-                for part, (library, class_name) in parts
+                for part, (library, class_name) in parts.items()
             ]
             found = [future.result() for future in futures]
     components = {component.name: component for component in found if component is not None}
     if not components:
         raise SourceError(f"{hub_id}: is no pipeline sdcompress can work on (no component has safetensors weights)")
-    return Source(hub_id, "hub", repository.model_index, components, hub_id=hub_id)
+    return Source(name, "hub", repository.model_index, components, hub_id=hub_id, options=options)
 
 
-def fetch_weights(hub_id: str, variant: str | None = None, progress: bool = True) -> Path:
+def _open_fetched(folder: Path, name: str, hub_id: str, options: Mapping[str, Any]) -> Source:
+    kept = {"revision": options.get("revision")}
+    return open_folder(
+        folder, name, "hub", options.get("variant"), hub_id, bool(options.get("allow_pickle")), kept
+    )  # fmt: skip
+
+
+def fetch_weights(
+    hub_id: str,
+    variant: str | None = None,
+    progress: bool = True,
+    revision: str | None = None,
+    allow_pickle: bool = False,
+) -> Path:
     """The local folder that holds `hub_id`'s pipeline, downloaded (or found in the cache) without unneeded weights.
 
     `progress` shows download bars on stderr. SourceError says why a pipeline is out of reach.
     """
     if _is_offline():
-        return _cached(hub_id)
+        return _cached(hub_id, revision)
     from huggingface_hub import snapshot_download
     from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
     quiet = not progress and not are_progress_bars_disabled()
-    with _explained(hub_id):
-        repository = _open_repository(hub_id)
+    with _explained(hub_id, revision):
+        repository = _open_repository(hub_id, revision, allow_pickle)
         wanted = _needed_files(repository, variant)
         if quiet:
             disable_progress_bars()
         try:
             # By branch, not by commit: the cache remembers which commit a branch is at, and needs that offline.
-            return Path(snapshot_download(hub_id, allow_patterns=wanted, etag_timeout=TIMEOUT_S, max_workers=4))
+            return Path(
+                snapshot_download(
+                    hub_id, revision=revision, allow_patterns=wanted, etag_timeout=TIMEOUT_S, max_workers=4
+                )
+            )
         finally:
             if quiet:
                 enable_progress_bars()
@@ -111,23 +136,35 @@ def _needed_files(repository: Repository, variant: str | None) -> list[str]:
         weights = repository.weight_files_of(part, variant)
         needed += [f"{part}/{name}" for name in weights]
         for file in (file for file in repository.files if file.startswith(f"{part}/")):
-            index = is_shard_index(file) and ".safetensors." in file and len(weights) > 1
+            index = is_shard_index(file) and len(weights) > 1 and _suffix(weights[0]) in file
             needed += [file] if index or not is_weight_file(file) else []
     return needed
 
 
-def _open_repository(hub_id: str) -> Repository:
+def _suffix(file: str) -> str:
+    return f".{file.rpartition('.')[2]}."
+
+
+def fetch_file(hub_id: str, file: str) -> bytes:
+    """The content of one small file of a repository, asked for once. SourceError says why it is out of reach."""
+    if _is_offline():
+        raise SourceError(f"{hub_id}: HF_HUB_OFFLINE=1 forbids asking the hub")
+    with _explained(hub_id):
+        return _get(hub_id, "main", file)
+
+
+def _open_repository(hub_id: str, revision: str | None = None, allow_pickle: bool = False) -> Repository:
     from huggingface_hub import HfApi
 
     try:
-        info = HfApi().model_info(hub_id, timeout=TIMEOUT_S)
+        info = HfApi().model_info(hub_id, revision=revision, timeout=TIMEOUT_S)
     except json.JSONDecodeError:
         raise SourceError(f"{hub_id}: something other than the hub answered; {CHECK_CONNECTION}") from None
     files = tuple(sorted(sibling.rfilename for sibling in info.siblings or ()))
     if "model_index.json" not in files:
         raise SourceError(f"{hub_id}: is no diffusers pipeline (the repository has no model_index.json)")
     commit = info.sha or "main"
-    return Repository(hub_id, commit, files, _fetch_json(hub_id, commit, "model_index.json"))
+    return Repository(hub_id, commit, files, _fetch_json(hub_id, commit, "model_index.json"), allow_pickle)
 
 
 def _read_component(
@@ -218,19 +255,19 @@ def _is_offline() -> bool:
     return bool(constants.HF_HUB_OFFLINE)
 
 
-def _cached(hub_id: str) -> Path:
+def _cached(hub_id: str, revision: str | None = None) -> Path:
     """The folder of the local cache that holds `hub_id`, whole or not."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
     try:
-        found = try_to_load_from_cache(hub_id, "model_index.json")
+        found = try_to_load_from_cache(hub_id, "model_index.json", revision=revision)
     except HFValidationError as error:
         raise _no_hub_id(hub_id, error) from None
     if not isinstance(found, str):
         raise SourceError(
-            f"{hub_id}: is not in the local cache, and HF_HUB_OFFLINE=1 forbids asking the hub; unset it, or give a "
-            f"local folder"
+            f"{hub_id}{f'@{revision}' if revision else ''}: is not in the local cache, and HF_HUB_OFFLINE=1 forbids "
+            f"asking the hub; unset it, or give a local folder"
         )
     return Path(found).parent
 
@@ -240,7 +277,7 @@ def _no_hub_id(hub_id: str, error: Exception) -> SourceError:
 
 
 @contextmanager
-def _explained(hub_id: str) -> Iterator[None]:
+def _explained(hub_id: str, revision: str | None = None) -> Iterator[None]:
     """Turns what huggingface_hub and its HTTP library raise into SourceErrors that say what to do."""
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -248,6 +285,7 @@ def _explained(hub_id: str) -> Iterator[None]:
         HFValidationError,
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
+        RevisionNotFoundError,
     )
 
     try:
@@ -261,6 +299,10 @@ def _explained(hub_id: str) -> Iterator[None]:
         raise SourceError(
             f"{hub_id}: the hub has no such model, or it is private; check the spelling, log in (`hf auth login`), "
             f"or give a local folder"
+        ) from None
+    except RevisionNotFoundError:
+        raise SourceError(
+            f"{hub_id}: has no revision {revision}; name a branch, a tag or a commit, or give a local folder"
         ) from None
     except HFValidationError as error:
         raise _no_hub_id(hub_id, error) from None
@@ -284,11 +326,24 @@ def _connection_errors() -> tuple[type[BaseException], ...]:
     return tuple(errors)
 
 
-def with_weights(source: Source, variant: str | None = None) -> Source:
-    """The source with its weights on this machine: downloaded from the hub when it has only been described so far."""
+def with_weights(source: Source) -> Source:
+    """The source with all it needs on this machine: weights, and a checkpoint's vocabularies, are fetched from the hub.
+
+    A hub pipeline is read as it was opened: the same variant and revision.
+    """
     if source.path is not None:
         return source
+    if source.kind == "single-file":
+        from sdcompress.single_file.opening import open_single_file
+
+        return open_single_file(source.name, **source.options, fetch=True)
     if source.hub_id is None:
         raise SourceError(f"{source.name}: has no weights and no hub id to fetch them from; give a folder")
-    folder = fetch_weights(source.hub_id, variant)
-    return open_folder(folder, name=source.name, kind="hub", variant=variant, hub_id=source.hub_id)
+    options = source.options
+    folder = fetch_weights(
+        source.hub_id,
+        options.get("variant"),
+        revision=options.get("revision"),
+        allow_pickle=bool(options.get("allow_pickle")),
+    )
+    return _open_fetched(folder, source.name, source.hub_id, options)

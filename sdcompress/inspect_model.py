@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
+from sdcompress.pruning.marking import METHOD
+from sdcompress.quantized_source import quantized_as
 from sdcompress.source import SAFETY_CHECKERS, Source
 from sdcompress.spec import KINDS, ComponentSpec, parameters_by_kind
 
@@ -33,13 +35,25 @@ def describe(source: Source) -> dict[str, Any]:
         },
         "has_safety_checker": any(name in SAFETY_CHECKERS for name in source.components),
         "size_bytes": source.size_bytes if source.path else None,
-        "notes": [*source.notes, KINDS_NOTE, BYTES_NOTE],
+        "notes": [*source.notes, *_quantized_notes(source), KINDS_NOTE, BYTES_NOTE],
     }
 
 
 def bytes_at(parameters: int, bits: int) -> int:
     """Bytes that `parameters` weights of `bits` bits take, without scales."""
     return -(-parameters * bits // 8)
+
+
+def _quantized_notes(source: Source) -> list[str]:
+    """What comes quantized already; sdcompress's own artifacts know what their codes stand for, others do not say."""
+    notes = []
+    for name, spec in source.components.items():
+        quantized = quantized_as(spec)
+        if quantized is not None:
+            own = spec.config.get("quantization_config", {}).get("quant_method") == METHOD
+            counted = "" if own else "; its parameters are counted as they are stored"
+            notes.append(f"{name} is quantized already ({quantized}){counted}")
+    return notes
 
 
 def _describe_component(spec: ComponentSpec) -> dict[str, Any]:

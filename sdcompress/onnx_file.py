@@ -10,8 +10,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from sdcompress.errors import SourceError
-from sdcompress.source import DENOISERS, Source, component_entries, is_weight_file, pipeline_class_of, read_json
+from sdcompress.source import DENOISERS, Source, component_entries, pipeline_class_of, read_json
 from sdcompress.spec import ComponentSpec, TensorSpec, parameter
+from sdcompress.weight_files import is_weight_file
 
 MODEL_FILE = "model.onnx"
 METADATA_KEY = "sdcompress"

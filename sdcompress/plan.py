@@ -11,8 +11,8 @@ from itertools import takewhile
 
 from sdcompress import registry
 from sdcompress.errors import RecipeError, UserError
-from sdcompress.pruning.marking import is_quantized
 from sdcompress.quant.statistics import Limits, block_sizes, fitting_limit
+from sdcompress.quantized_source import quantized_as, what_to_do
 from sdcompress.recipe import Recipe
 from sdcompress.schedulers import SCHEDULER, scheduler_spec
 from sdcompress.source import Source
@@ -91,6 +91,11 @@ def make_plan(
         if component in keys:
             origin = Origin(prepared, component, recipe.calibration, measuring)
             planned += _plan_component(recipe, keys[component], spec, problems, origin, begun.get(component, ()))
+        elif recipe.target == "onnx" and (quantized := quantized_as(spec)) is not None:
+            problems.append(
+                f"components ({component} in none): {component} is quantized already ({quantized}), and ONNX is "
+                f"exported from plain weights; start from the original weights"
+            )
         elif recipe.target == "onnx":
             planned += _plan_steps(f"components ({component} in none)", (Export(),), spec, recipe.target, problems)
     problems += [
@@ -137,7 +142,7 @@ def _prepare(
     if SCHEDULER in recipe.components:
         keys = {**keys, SCHEDULER: SCHEDULER}
         specs |= _scheduler_to_replace(recipe, source, problems)
-    for component in (name for name in keys if name in specs and not is_quantized(specs[name].config)):
+    for component in (name for name in keys if name in specs and quantized_as(specs[name]) is None):
         where = f"components.{keys[component]}"
         leading = _leading(recipe.components[keys[component]])
         done[component] = _plan_steps(where, leading, specs[component], recipe.target, problems)
@@ -175,9 +180,9 @@ def _plan_component(
 ) -> list[PlannedStep]:
     """The key's steps folded over the spec, the `prepared` ones being folded already; problems go into `problems`."""
     where = f"components.{key}"
-    method = (spec.config.get("quantization_config") or {}).get("quant_method")
-    if is_quantized(spec.config):
-        problems.append(f"{where}: {spec.name} is quantized already ({method}); start from the original weights")
+    quantized = quantized_as(spec)
+    if quantized is not None:
+        problems.append(f"{where}: {what_to_do(spec.name, quantized)}")
         return []
     steps = recipe.components[key]
     if len(prepared) < len(_leading(steps)):

@@ -54,7 +54,7 @@ class RunState:
 
 
 def _fingerprint(plan: Plan) -> str:
-    """What must be the same for a run to continue another: version, recipe, and the source files' sizes and times.
+    """What must be the same for a run to continue another: version, recipe, and the source's files and options.
 
     Of the recipe's fields those that a step calls changeable do not count.
     """
@@ -68,4 +68,4 @@ def _fingerprint(plan: Plan) -> str:
         recipe["components"][name] = [
             {step.kind: step.model_dump(mode="json", exclude=set(step.changeable))} for step in steps
         ]
-    return json.dumps([sdcompress.__version__, recipe, stats])
+    return json.dumps([sdcompress.__version__, recipe, stats, plan.source.given_options])

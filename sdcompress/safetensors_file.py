@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 from sdcompress.errors import InternalError, SourceError
 
@@ -25,15 +25,21 @@ FLOAT_DTYPES = frozenset({"F64", "F32", "F16", "BF16"})
 MAX_HEADER_BYTES = 100_000_000  # the limit of the reference implementation
 
 
+# How a file's bytes become the tensor's: as they are; a matrix stored in the other order; the halves of its first axis
+# exchanged. Files in other layouts than diffusers' need the last two (sdcompress/single_file).
+Arrangement = Literal["plain", "transposed", "halves_swapped"]
+
+
 @dataclass(frozen=True)
 class TensorRange:
-    """Where one tensor lies: `size_bytes` bytes of `file` from `offset`."""
+    """Where one tensor lies: `size_bytes` bytes of `file` from `offset`, and how they are arranged there."""
 
     file: Path
     dtype: str
     shape: tuple[int, ...]
     offset: int
     size_bytes: int
+    arrangement: Arrangement = "plain"
 
 
 def read_header(file: Path) -> dict[str, TensorRange]:
@@ -104,7 +110,18 @@ def read_bytes(where: TensorRange) -> bytearray:
             if not count:
                 raise _corrupt(where.file, "it ended while it was read")
             view = view[count:]
-    return data
+    return data if where.arrangement == "plain" else _arranged(data, where)
+
+
+def _arranged(data: bytearray, where: TensorRange) -> bytearray:
+    if where.arrangement == "halves_swapped":
+        half = len(data) // 2
+        return data[half:] + data[:half]
+    import numpy as np
+
+    rows, columns = where.shape
+    stored = np.frombuffer(data, dtype=f"V{DTYPE_BYTES[where.dtype]}").reshape(columns, rows)
+    return bytearray(np.ascontiguousarray(stored.T).tobytes())
 
 
 class StreamWriter:

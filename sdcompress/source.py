@@ -12,6 +12,14 @@ from typing import TYPE_CHECKING, Any, Literal
 from sdcompress.errors import SourceError
 from sdcompress.safetensors_file import TensorRange, read_header
 from sdcompress.spec import ComponentSpec, TensorSpec, parameter
+from sdcompress.weight_files import (
+    check_shard_count,
+    choose_weight_files,
+    is_pickle,
+    is_shard_index,
+    is_weight_file,
+    variant_of,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -22,12 +30,6 @@ MANIFEST_NAME = "sdcompress.json"
 
 DENOISERS = ("unet", "transformer")
 SAFETY_CHECKERS = frozenset({"safety_checker"})
-_PICKLES = (".bin", ".ckpt", ".pt", ".pth")
-_WEIGHT_SUFFIXES = (
-    *_PICKLES, ".safetensors", ".msgpack", ".h5", ".gguf", ".onnx", ".onnx_data", ".onnx.data", ".xml"
-)  # fmt: skip
-_SHARD_INDEX = re.compile(r"\.index(\.[\w-]+)?\.json$")  # with or without a variant
-
 # Attention of AutoencoderKL as it was saved before diffusers 0.18; loaders rename it and so do we.
 _OLD_VAE_ATTENTION = re.compile(r"(?<=\.attentions\.)(\d+)\.(query|key|value|proj_attn)\.")
 _NEW_VAE_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
@@ -41,7 +43,7 @@ class Source:
     """A pipeline before any work: every component's spec, and where its tensors and other files lie."""
 
     name: str
-    kind: Literal["built-in", "catalog", "folder", "hub"]
+    kind: Literal["built-in", "catalog", "folder", "hub", "single-file"]
     model_index: Mapping[str, Any]
     components: Mapping[str, ComponentSpec]
     path: Path | None = None
@@ -55,6 +57,12 @@ class Source:
     # Of other_files those whose content is not that of the file below `path` (steps/replace_component.py).
     changed_files: Mapping[Path, bytes] = field(default_factory=dict)
     onnx_files: tuple[Path, ...] = ()  # graphs and data of an ONNX or OpenVINO folder, whose tensors have no ranges
+    options: Mapping[str, Any] = field(default_factory=dict)  # of open_source, where the name alone would not give this
+
+    @property
+    def given_options(self) -> dict[str, Any]:
+        """The options that are not as they are by default."""
+        return {name: value for name, value in sorted(self.options.items()) if value not in (None, False)}
 
     @property
     def pipeline_class(self) -> str:
@@ -92,35 +100,65 @@ class Source:
         return sum(file.stat().st_size for file in weights | others)
 
 
-def open_source(model: str, variant: str | None = None) -> Source:
-    """The pipeline `model` names: a built-in name, a diffusers folder, a catalog name or alias, or a hub id.
+def open_source(
+    model: str,
+    variant: str | None = None,
+    *,
+    revision: str | None = None,
+    allow_pickle: bool = False,
+    like: str | None = None,
+    prediction: str | None = None,
+) -> Source:
+    """The pipeline `model` names: a built-in name, a diffusers folder, a checkpoint file, a catalog name or a hub id.
 
-    Reads configs and safetensors headers only. Raises SourceError when there is no such model or it is not whole.
+    Reads configs and safetensors headers only. variant: weight files such as `fp16`. revision: of a hub id, also
+    written `org/name@revision`. allow_pickle: also read pickled weights, with torch's weights_only unpickler. like,
+    prediction: see `single_file.opening.open_single_file`. Raises SourceError when there is no such model or it is not
+    whole.
     """
-    if model in BUILT_IN:
-        return open_folder(ASSETS / model, name=model, kind="built-in", variant=variant)
     path = Path(model).expanduser()
-    if path.is_dir():
-        return open_folder(path, variant=variant)
     if path.is_file():
-        raise SourceError(
-            f"{model}: is a single file; give a diffusers folder (convert it with "
-            f"diffusers' StableDiffusionPipeline.from_single_file(...).save_pretrained(DIR))"
-        )
+        _check_options(model, "a checkpoint file", variant=variant, revision=revision)
+        from sdcompress.single_file.opening import open_single_file
+
+        return open_single_file(model, like=like, prediction=prediction, allow_pickle=allow_pickle)
+    if model in BUILT_IN or path.is_dir():
+        _check_options(model, "a folder", revision=revision, like=like, prediction=prediction)
+        if model in BUILT_IN:
+            return open_folder(ASSETS / model, name=model, kind="built-in", variant=variant)
+        return open_folder(path, variant=variant, allow_pickle=allow_pickle)
     from sdcompress import catalog
 
     entry = catalog.find(model)
-    if entry is not None:
+    if entry is not None and revision is None:
+        _check_options(model, "a catalog name", like=like, prediction=prediction)
         return catalog.open_entry(entry, name=model)
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", model) and not model.startswith("."):
+    hub_id = re.fullmatch(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", model)
+    if hub_id and not model.startswith(".") and not is_weight_file(model):
+        _check_options(model, "a hub id", like=like, prediction=prediction)
+        if hub_id[2] and revision not in (None, hub_id[2]):
+            raise SourceError(f"{model}: has the revision {hub_id[2]} already; leave out --revision {revision}")
         from sdcompress.hub import open_hub
 
-        return open_hub(model, variant=variant)
+        return open_hub(hub_id[1], variant, revision or hub_id[2], allow_pickle)
+    file_on_hub = re.fullmatch(r"(?:hf://)?([\w.-]+/[\w.-]+)/([\w./-]+)", model)
+    if file_on_hub and is_weight_file(model) and not model.startswith((".", "/")):
+        raise SourceError(
+            f"{model}: no such file; if it is one on the hub, download it (`hf download {file_on_hub[1]} "
+            f"{file_on_hub[2]} --local-dir .`) and give the file"
+        )
     known = ", ".join((*BUILT_IN, *catalog.names()))
     raise SourceError(
-        f"{model}: no such folder, and no name sdcompress knows; give a diffusers folder, a hub id (org/name), "
-        f"or one of: {known}"
+        f"{model}: no such folder or file, and no name sdcompress knows; give a diffusers folder, a .safetensors "
+        f"checkpoint, a hub id (org/name), or one of: {known}"
     )
+
+
+def _check_options(model: str, what: str, **given: str | None) -> None:
+    """Raises SourceError for the first of these options that is given: they mean nothing for `what`."""
+    for option, value in given.items():
+        if value is not None:
+            raise SourceError(f"--{option} {value}: means nothing for {what} such as {model}; leave it out")
 
 
 def open_folder(
@@ -129,8 +167,18 @@ def open_folder(
     kind: Literal["built-in", "folder", "hub"] = "folder",
     variant: str | None = None,
     hub_id: str | None = None,
+    allow_pickle: bool = False,
+    options: Mapping[str, Any] | None = None,
 ) -> Source:
-    """The diffusers folder `path` as a Source; `variant` picks files such as `model.fp16.safetensors`."""
+    """The diffusers folder `path` as a Source; `variant` picks files such as `model.fp16.safetensors`.
+
+    allow_pickle: whether components without safetensors are read from pickles. options: what the Source keeps as such.
+    """
+    from sdcompress.single_file.opening import open_linked
+
+    linked = open_linked(path)
+    if linked is not None:
+        return linked
     missing = f"{path}: is no pipeline (it has no model_index.json); give the folder that save_pretrained wrote"
     model_index = read_json(path / "model_index.json", missing=missing)
     from sdcompress.onnx_file import is_onnx_folder, open_onnx_folder
@@ -142,6 +190,7 @@ def open_folder(
         return open_openvino_folder(path, name or str(path), kind, hub_id)
     components: dict[str, ComponentSpec] = {}
     tensors: dict[str, Mapping[str, TensorRange]] = {}
+    variants: set[str] = set()
     counted = _counted_parameters(path)
     other_files = [Path("model_index.json")]
     other_files += [Path(file.name) for file in sorted(path.glob("LICENSE*")) if file.is_file()]
@@ -156,10 +205,11 @@ def open_folder(
         # Nothing in a component's folder is dropped but weights in other formats and variants.
         kept = (file for file in files if not is_weight_file(file.name))
         other_files += [file.relative_to(path) for file in kept]
-        ranges = _component_ranges(folder, variant)
+        ranges = component_ranges(folder, variant, allow_pickle)
         if ranges is None:
             continue
         config = read_json(folder / "config.json", missing=f"{folder}: has weights but no config.json; download it")
+        variants |= {variant_of(where.file.name) for where in ranges.values()} - {""}
         ranges = {canonical_name(class_name, tensor): where for tensor, where in ranges.items()}
         specs = specs_of_ranges(ranges)
         if part in counted:
@@ -168,8 +218,11 @@ def open_folder(
         tensors[part] = ranges
     if not components:
         raise SourceError(f"{path}: is no pipeline sdcompress can work on (no component has safetensors weights)")
+    given = {**(options or {}), "allow_pickle": allow_pickle}
+    if variants:  # asked for, or the only one there is: whoever opens the folder has to name it
+        given["variant"] = variant if variant in variants else min(variants)
     return Source(
-        name or str(path), kind, model_index, components, path, hub_id, tensors, tuple(other_files)
+        name or str(path), kind, model_index, components, path, hub_id, tensors, tuple(other_files), options=given
     )  # fmt: skip
 
 
@@ -194,56 +247,20 @@ def canonical_name(class_name: str, tensor: str) -> str:
     return tensor
 
 
-def is_weight_file(file: str) -> bool:
-    """Whether a file of this name holds weights of whatever format, or the index of their shards."""
-    return file.endswith(_WEIGHT_SUFFIXES) or is_shard_index(file)
-
-
-def is_shard_index(file: str) -> bool:
-    """Whether a file of this name is the index of sharded weights, such as `model.safetensors.index.fp16.json`."""
-    return bool(_SHARD_INDEX.search(file))
-
-
 def is_buffer(tensor: str) -> bool:
     """Whether a stored tensor is a buffer rather than a parameter."""
     return bool(_BUFFERS.search(tensor))
 
 
-def choose_weight_files(files: list[str], variant: str | None, where: str) -> list[str]:
-    """The safetensors among one component's file names: plain ones unless `variant` is given or there is no other.
-
-    A lone variant is taken; several without a plain set raise SourceError, as does a folder of pickles alone.
-    """
-    by_variant: dict[str, list[str]] = {}
-    for file in files:
-        if file.endswith(".safetensors"):
-            stem = re.sub(r"-\d{5}-of-\d{5}", "", file.removesuffix(".safetensors"))
-            by_variant.setdefault(stem.partition(".")[2], []).append(file)
-    if not by_variant:
-        pickles = [file for file in files if file.endswith(_PICKLES)]
-        if pickles:
-            raise SourceError(
-                f"{where}: has only pickled weights ({pickles[0]}), which can run code when opened; save the pipeline "
-                f"with safe_serialization=True"
-            )
-        return []
-    if variant is not None:
-        if variant not in by_variant and len(by_variant) > 1:
-            found = ", ".join(repr(v) for v in sorted(by_variant))
-            raise SourceError(f"{where}: no variant {variant!r} among its safetensors ({found})")
-        chosen = variant if variant in by_variant else next(iter(by_variant))
-    elif "" in by_variant:
-        chosen = ""
-    elif len(by_variant) == 1:
-        chosen = next(iter(by_variant))
-    else:
-        raise SourceError(f"{where}: several variants ({', '.join(sorted(by_variant))}); choose one with --variant")
-    return sorted(by_variant[chosen])
+def has_weights(folder: Path) -> bool:
+    """Whether a component's folder holds safetensors."""
+    return any(file.suffix == ".safetensors" for file in folder.iterdir())
 
 
-def _component_ranges(folder: Path, variant: str | None) -> dict[str, TensorRange] | None:
+def component_ranges(folder: Path, variant: str | None, allow_pickle: bool = False) -> dict[str, TensorRange] | None:
+    """Name -> range of the tensors in a component's folder; None for a part without weights, such as a tokenizer."""
     names = [file.name for file in sorted(folder.iterdir()) if file.is_file()]
-    chosen = choose_weight_files(names, variant, str(folder))
+    chosen = choose_weight_files(names, variant, str(folder), allow_pickle)
     if not chosen:
         if any(is_shard_index(name) for name in names):
             raise SourceError(f"{folder}: has a weights index but no safetensors shard; download the folder again")
@@ -252,23 +269,22 @@ def _component_ranges(folder: Path, variant: str | None) -> dict[str, TensorRang
         return None
     ranges: dict[str, TensorRange] = {}
     for name in chosen:
-        ranges.update(read_header(folder / name))
+        ranges.update(_read_ranges(folder / name, allow_pickle))
     _check_shards(folder, chosen, ranges)
     return ranges
 
 
-def check_shard_count(where: str, chosen: list[str]) -> None:
-    """Raises SourceError unless the chosen files are one file, or all shards of one set."""
-    sharded = re.search(r"-\d{5}-of-(\d{5})", chosen[0]) if chosen else None
-    if not sharded and len(chosen) > 1:
-        raise SourceError(f"{where}: several safetensors files ({', '.join(chosen)}); keep the one that is meant")
-    if sharded and len(chosen) != int(sharded[1]):
-        raise SourceError(f"{where}: {len(chosen)} of {int(sharded[1])} shards are there; download the rest")
+def _read_ranges(file: Path, allow_pickle: bool) -> Mapping[str, TensorRange]:
+    if not is_pickle(file.name):
+        return read_header(file)
+    from sdcompress.pickled_file import read_pickled
+
+    return read_pickled(file, allow_pickle)
 
 
 def _check_shards(folder: Path, chosen: list[str], ranges: Mapping[str, TensorRange]) -> None:
     check_shard_count(str(folder), chosen)
-    for index in sorted(folder.glob("*.safetensors.index*.json")):
+    for index in sorted(file for file in folder.glob("*.json") if is_shard_index(file.name)):
         listed = read_json(index, missing=str(index)).get("weight_map", {})
         missing = sorted(set(listed) - set(ranges)) if set(listed.values()) == set(chosen) else []
         if missing:

@@ -38,11 +38,13 @@ class Worker:
         low_memory: bool = False,
         swap: str | None = None,
         swap_from: str | None = None,
+        variant: str | None = None,
     ) -> dict[str, Any]:
         """Opens the pipeline; answers with its load time, defaults, and resident memory and weights in bytes.
 
         `resident_weights_bytes` holds torch components alone: what ONNX Runtime keeps of a weight it does not tell.
-        swap, swap_from: a component to replace by that of an ONNX folder.
+        variant: of the weight files of a torch pipeline. swap, swap_from: a component to replace by that of an ONNX
+        folder.
         """
         import torch
 
@@ -53,7 +55,9 @@ class Worker:
         _import_classes(Path(path), engine)
         after_imports = resident_bytes()
         start = time.perf_counter()
-        self._pipeline = open_pipeline(path, device=device, dtype=dtype, threads=threads, low_memory=low_memory)
+        self._pipeline = open_pipeline(
+            path, device=device, dtype=dtype, threads=threads, low_memory=low_memory, variant=variant
+        )
         if swap is not None and swap_from is not None:
             _swap_component(self._pipeline, swap, Path(swap_from), threads, onnx)
         self._device = torch.device(self._pipeline.device).type

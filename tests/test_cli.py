@@ -156,7 +156,7 @@ def test_bad_models(how, nano_copy, tmp_path):
 
 
 def test_unknown_model_and_unreachable_hub(tmp_path):
-    refused("inspect", "sd16", says="no such folder, and no name sdcompress knows")
+    refused("inspect", "sd16", says="no such folder or file, and no name sdcompress knows")
     started = time.monotonic()
     nowhere = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "hub")}
     refused("compress", "some/model", "-r", "int8", "-o", tmp_path / "out", says="some/model", env=nowhere)

@@ -309,3 +309,13 @@ def test_tiny_sd_is_known_by_name_and_by_manifest(pipeline: str, tmp_path: Path)
     shutil.copytree(pipeline, made)
     (made / "sdcompress.json").write_text(json.dumps({"source": {"name": "tiny-sd"}}))
     assert is_tiny_sd(open_source(str(made)))
+
+
+def test_a_lone_variant_is_named_to_the_child_that_opens_it(nano_copy):
+    from sdcompress.evaluate import _opening
+    from sdcompress.source import open_folder
+
+    assert "variant" not in _opening(open_folder(nano_copy), EvaluationSettings())
+    for file in sorted(nano_copy.rglob("*.safetensors")):
+        file.rename(file.with_name(file.name.replace(".safetensors", ".fp16.safetensors")))
+    assert _opening(open_folder(nano_copy), EvaluationSettings())["variant"] == "fp16"

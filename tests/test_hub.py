@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -22,26 +23,35 @@ from sdcompress.safetensors_file import StreamWriter
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+OLD_COMMIT = "89abcdef0123456789abcdef0123456789abcdef"  # of the revision v1
 HANG_S = 6.0
 
 # What a child process runs: HF_ENDPOINT is read once, when huggingface_hub is imported.
 CHILD = """
 import json, sys, time
 from sdcompress import hub
+from sdcompress.source import open_source
 from sdcompress.errors import SourceError
 action, model, variant, settings = json.loads(sys.argv[1])
+options = settings.pop("options", {})
 for name, value in settings.items():
     setattr(hub, name, value)
 started = time.perf_counter()
 try:
     if action == "open":
-        source = hub.open_hub(model, variant)
+        source = open_source(model, variant, **options)
         result = {"kind": source.kind, "hub_id": source.hub_id, "pipeline": source.pipeline_class, "components": {
             name: {"class": spec.class_name, "parameters": spec.parameters, "config": dict(spec.config),
                    "tensors": {tensor: [list(t.shape), t.dtype] for tensor, t in spec.tensors.items()}}
             for name, spec in source.components.items()}}
+    elif action == "complete":
+        source = hub.with_weights(open_source(model, variant, **options))
+        result = {"name": source.name, "folder": source.path.name, "options": dict(source.options),
+                  "parameters": source.components["unet"].parameters}
+    elif action == "file":
+        result = {"content": hub.fetch_file(model, "tokenizer/vocab.json").decode()}
     else:
-        folder = hub.fetch_weights(model, variant, progress=False)
+        folder = hub.fetch_weights(model, variant, progress=False, **options)
         files = sorted(file for file in folder.rglob("*") if file.is_file())
         result = {"files": {str(file.relative_to(folder)): file.stat().st_size for file in files}}
 except SourceError as error:
@@ -129,6 +139,10 @@ def make_handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             hub.requests.append((self.command, self.path, asked))
             path = self.path.partition("?")[0]
             model = "/".join(path.removeprefix("/api/models").split("/")[1:3])
+            revision = re.search(r"/(?:revision|resolve|tree)/([^/]+)", path)
+            old = bool(revision) and revision[1] in ("v1", OLD_COMMIT)
+            folder = hub.folder.with_name("served-v1") if old else hub.folder
+            commit = OLD_COMMIT if old else COMMIT
             if model == "tester/hangs":
                 time.sleep(HANG_S)
             refusals = {"tester/gated": (403, "GatedRepo"), "tester/broken": (500, None)}
@@ -137,23 +151,25 @@ def make_handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             elif model != "tester/tiny":
                 status, code = refusals.get(model, (404, "RepoNotFound"))
                 self.send(status, b"{}", with_body, {"X-Error-Code": code} if code else {})
+            elif revision and revision[1] not in ("main", "v1", COMMIT, OLD_COMMIT):
+                self.send(404, b"{}", with_body, {"X-Error-Code": "RevisionNotFound"})
             elif path.startswith("/api/models/"):
-                files = sorted(file for file in hub.folder.rglob("*") if file.is_file())
+                files = sorted(file for file in folder.rglob("*") if file.is_file())
                 if "/tree/" in path:
                     content: Any = [
-                        {"type": "file", "path": file.relative_to(hub.folder).as_posix(), "size": file.stat().st_size,
+                        {"type": "file", "path": file.relative_to(folder).as_posix(), "size": file.stat().st_size,
                          "oid": "0" * 40} for file in files
                     ]  # fmt: skip
                 else:
-                    siblings = [{"rfilename": file.relative_to(hub.folder).as_posix()} for file in files]
-                    content = {"id": model, "modelId": model, "sha": COMMIT, "siblings": siblings}
+                    siblings = [{"rfilename": file.relative_to(folder).as_posix()} for file in files]
+                    content = {"id": model, "modelId": model, "sha": commit, "siblings": siblings}
                 self.send(200, json.dumps(content).encode(), with_body)
             else:
-                self.send_file(hub.folder / re.split(f"/resolve/(?:{COMMIT}|main)/", path)[1], asked, with_body)
+                self.send_file(folder / re.split("/resolve/[^/]+/", path)[1], commit, asked, with_body)
 
-        def send_file(self, file: Path, asked: str | None, with_body: bool) -> None:
+        def send_file(self, file: Path, commit: str, asked: str | None, with_body: bool) -> None:
             content = file.read_bytes()
-            headers = {"ETag": f'"{file.name}-{len(content)}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
+            headers = {"ETag": f'"{file.name}-{len(content)}"', "X-Repo-Commit": commit, "Accept-Ranges": "bytes"}
             span = re.fullmatch(r"bytes=(\d+)-(\d*)", asked or "")
             if not span:
                 self.send(200, content, with_body, headers)
@@ -242,6 +258,46 @@ def test_fetch_weights_downloads_what_is_needed_and_works_offline_then(hub: Hub)
     assert hub.requests == []
 
 
+def test_a_revision_is_read_fetched_and_found_again_offline(hub: Hub) -> None:
+    old = hub.folder.with_name("served-v1")
+    shutil.copytree(hub.folder, old)
+    for i, rows in enumerate((40, 2), start=1):
+        shard = old / "unet" / f"diffusion_pytorch_model-0000{i}-of-00002.safetensors"
+        write_weights(shard, {f"{'ab'[i - 1]}.weight": (rows, 1000)})
+    for model, options in (
+        ("tester/tiny@v1", {}),
+        ("tester/tiny", {"revision": "v1"}),
+        (f"tester/tiny@{OLD_COMMIT}", {}),
+    ):
+        assert hub.ask("open", model, options=options)["components"]["unet"]["parameters"] == 42_000
+    completed = hub.ask("complete", "tester/tiny@v1")
+    assert completed == completed | {"name": "tester/tiny@v1", "folder": OLD_COMMIT, "parameters": 42_000}
+    assert completed["options"]["revision"] == "v1"
+    hub.requests.clear()
+    offline = {"env": {"HF_HUB_OFFLINE": "1"}}
+    again = hub.ask("open", "tester/tiny@v1", **offline)
+    assert again["components"]["unet"]["parameters"] == 42_000
+    assert hub.requests == []
+    assert "tester/tiny@v2: is not in the local cache" in hub.ask("open", "tester/tiny@v2", **offline)["error"]
+    assert hub.ask("complete", "tester/tiny")["folder"] == COMMIT
+
+
+def test_one_file_is_fetched_alone(hub: Hub) -> None:
+    assert hub.ask("file", "tester/tiny")["content"] == "{}"
+    assert [path for _, path, _ in hub.requests] == ["/tester/tiny/resolve/main/tokenizer/vocab.json"]
+    hub.requests.clear()
+    assert "forbids asking" in hub.ask("file", "tester/tiny", env={"HF_HUB_OFFLINE": "1"})["error"]
+    assert hub.requests == []
+
+
+def test_revisions_that_are_wrong_are_explained(hub: Hub) -> None:
+    assert "has no revision v9; name a branch, a tag or a commit" in hub.ask("open", "tester/tiny@v9")["error"]
+    twice = hub.ask("open", "tester/tiny@v1", options={"revision": "v2"})
+    assert "has the revision v1 already; leave out --revision v2" in twice["error"]
+    file = hub.ask("open", "tester/tiny/whole-model.safetensors")
+    assert "download it (`hf download tester/tiny whole-model.safetensors --local-dir .`)" in file["error"]
+
+
 def test_offline_without_a_copy(hub: Hub) -> None:
     refused = hub.ask("open", "tester/tiny", env={"HF_HUB_OFFLINE": "1"})
     assert refused["exit_code"] == 2
@@ -304,6 +360,16 @@ def test_pickles_alone(hub: Hub) -> None:
         file.unlink()
     error = hub.ask("open", "tester/tiny")["error"]
     assert error.startswith("tester/tiny: text_encoder: has only pickled weights (pytorch_model.bin)")
+
+
+def test_pickles_are_downloaded_when_they_are_allowed(hub: Hub) -> None:
+    import torch
+
+    for file in (hub.folder / "text_encoder").glob("*.safetensors"):
+        file.unlink()
+    torch.save({"fc.weight": torch.ones(3, 5)}, hub.folder / "text_encoder" / "pytorch_model.bin")
+    found = hub.ask("open", "tester/tiny", options={"allow_pickle": True})
+    assert found["components"]["text_encoder"]["tensors"] == {"fc.weight": [[3, 5], "F32"]}
 
 
 def test_something_else_than_safetensors(hub: Hub) -> None:

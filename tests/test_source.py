@@ -13,7 +13,8 @@ import pytest
 
 from sdcompress.errors import SourceError
 from sdcompress.safetensors_file import DTYPE_BYTES, StreamWriter
-from sdcompress.source import choose_weight_files, is_weight_file, open_folder, open_source
+from sdcompress.source import open_folder, open_source
+from sdcompress.weight_files import choose_weight_files, is_weight_file
 
 UNET, TEXT = "diffusion_pytorch_model", "model"
 
@@ -138,6 +139,15 @@ def test_plain_weights_win_over_variants_unless_one_is_asked_for(folder: Path) -
     assert open_folder(folder).components["unet"].parameters == 3  # a lone variant
 
 
+def test_a_variant_is_remembered_for_whoever_opens_the_folder(folder: Path) -> None:
+    assert "variant" not in open_folder(folder).options
+    write_weights(folder / "unet" / f"{UNET}.fp16.safetensors", x=(3,))
+    assert "variant" not in open_folder(folder).options
+    assert open_folder(folder, variant="fp16").options["variant"] == "fp16"
+    (folder / "unet" / f"{UNET}.safetensors").unlink()
+    assert open_folder(folder).options["variant"] == "fp16"
+
+
 def test_several_files_of_one_variant(folder: Path) -> None:
     write_weights(folder / "unet" / "other.safetensors", x=(3,))
     assert f"several safetensors files ({UNET}.safetensors, other.safetensors); keep the one" in refusal(folder)
@@ -223,14 +233,18 @@ def test_corrupt_weights(folder: Path) -> None:
     assert refusal(folder).startswith(f"{file}: its header is not valid JSON; download")
 
 
-def test_a_single_file(folder: Path) -> None:
-    with pytest.raises(SourceError, match=r"is a single file; give a diffusers folder .*from_single_file"):
+def test_a_components_file_is_no_checkpoint(folder: Path) -> None:
+    with pytest.raises(
+        SourceError, match=r"is no pipeline in a layout that sdcompress knows .it holds fc.bias, fc.wei"
+    ):
         open_source(str(folder / "unet" / f"{UNET}.safetensors"))
 
 
 @pytest.mark.parametrize("name", ["sd16", "./missing/folder", "a/b/c"])
 def test_unknown_names(name: str) -> None:
-    with pytest.raises(SourceError, match=r"give a diffusers folder, a hub id .* tiny-sd, flux-dev") as caught:
+    with pytest.raises(
+        SourceError, match=r"give a diffusers folder, a .safetensors checkpoint, a hub id .* tiny-sd, flux-dev"
+    ) as caught:
         open_source(name)
     assert str(caught.value).startswith(f"{name}: ")
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdcompress.errors import ArtifactError, UserError
-from sdcompress.source import ASSETS, BUILT_IN, component_entries
+from sdcompress.single_file.opening import open_linked
+from sdcompress.source import ASSETS, BUILT_IN, Source, component_entries
 
 if TYPE_CHECKING:
     import torch
@@ -15,12 +16,12 @@ if TYPE_CHECKING:
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 
 
-def open_pipeline(path: str | Path, *, device: str = "auto", dtype: str = "auto") -> Any:
+def open_pipeline(path: str | Path, *, device: str = "auto", dtype: str = "auto", variant: str | None = None) -> Any:
     """The pipeline of a built-in name, a diffusers folder or an artifact, on `device`, ready to be called.
 
     device: `auto` (CUDA, then Apple's MPS, then the CPU) or a torch device; dtype: `auto` (float32 on a CPU, float16
-    elsewhere) or one of DTYPES. Raises ArtifactError when it cannot be opened, UserError for a device or dtype that
-    is not there.
+    elsewhere) or one of DTYPES; variant: weight files such as `fp16`, for the components that have such. Raises
+    ArtifactError when it cannot be opened, UserError for a device or dtype that is not there.
     """
     from diffusers import DiffusionPipeline
 
@@ -31,14 +32,17 @@ def open_pipeline(path: str | Path, *, device: str = "auto", dtype: str = "auto"
         model_index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ArtifactError(f"{folder}: is no pipeline ({error})") from None
-    ours: dict[str, Any] = {}
+    linked = open_linked(folder)
+    ours: dict[str, Any] = _open_checkpoint(linked, precision) if linked else {}
     if target.type == "cpu":  # where diffusers' own loader of bitsandbytes components refuses to work
-        ours = {
+        ours |= {
             part: _open_on_cpu(folder / part, *entry, precision)
             for part, entry in _bitsandbytes_parts(folder, model_index).items()
         }
     try:
-        pipeline = DiffusionPipeline.from_pretrained(str(folder), torch_dtype=precision, local_files_only=True, **ours)
+        pipeline = DiffusionPipeline.from_pretrained(
+            str(folder), torch_dtype=precision, variant=variant, local_files_only=True, **ours
+        )
         pipeline = pipeline.to(target)
     except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
         raise ArtifactError(f"{folder}: cannot be opened as a pipeline: {error}") from error
@@ -71,6 +75,15 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     if name == "auto":
         return torch.float32 if device.type == "cpu" else torch.float16
     return getattr(torch, name)  # type: ignore[no-any-return]
+
+
+def _open_checkpoint(source: Source, dtype: torch.dtype) -> dict[str, Any]:
+    """The components of a checkpoint, which diffusers would have to convert, read where they lie."""
+    import torch
+
+    from sdcompress.backends.torch.source_parts import open_component
+
+    return {part: open_component(source, part, torch.device("cpu"), dtype) for part in source.components}
 
 
 def _bitsandbytes_parts(folder: Path, model_index: dict[str, Any]) -> dict[str, tuple[str, str]]:

@@ -66,8 +66,8 @@ def pipeline_options(pipeline_class: type) -> dict[str, bool]:
     return {name: False for name in ("add_watermarker", "requires_safety_checker") if name in takes}
 
 
-def open_component(source: Source, component: str, device: torch.device) -> Any:
-    """The component as its own class in float32 on `device`, read tensor by tensor, so that it is in memory once.
+def open_component(source: Source, component: str, device: torch.device, dtype: torch.dtype = torch.float32) -> Any:
+    """The component as its own class in `dtype` on `device`, read tensor by tensor, so that it is in memory once.
 
     Raises SourceError when it is quantized, or its files lack one of its tensors.
     """
@@ -78,20 +78,26 @@ def open_component(source: Source, component: str, device: torch.device) -> Any:
         return read_tensor(source, component, name)
 
     names = source.components[component].tensors
-    return fill_model(empty_model(source, component), names, read, device, f"{source.path}: its {component}")
+    return fill_model(empty_model(source, component), names, read, device, f"{source.path}: its {component}", dtype)
 
 
 def fill_model(
-    model: Any, names: Iterable[str], read: Callable[[str], torch.Tensor], device: torch.device, what: str
+    model: Any,
+    names: Iterable[str],
+    read: Callable[[str], torch.Tensor],
+    device: torch.device,
+    what: str,
+    dtype: torch.dtype = torch.float32,
 ) -> Any:
-    """The empty model with the tensors that files call `names` as frozen float32 parameters on `device`.
+    """The empty model with the tensors that files call `names` as frozen parameters in `dtype` on `device`.
 
     Raises SourceError, beginning with `what`, when the model has a parameter that is not among them.
     """
+    fragile = set(getattr(model, "_keep_in_fp32_modules", None) or ())  # as from_pretrained treats them
     for name in names:
         living = None if is_buffer(name) else living_name(model, name)
         if living is not None:
-            value = read(name).to(device, torch.float32)
+            value = read(name).to(device, torch.float32 if fragile & {*name.split(".")} else dtype)
             owner, _, leaf = living.rpartition(".")
             setattr(model.get_submodule(owner), leaf, nn.Parameter(value, requires_grad=False))
     missing = [name for name, value in model.named_parameters() if value.is_meta]

@@ -1,0 +1,87 @@
+"""Sharded and variant folders as diffusers writes them, through plan, compress and opening."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from sdcompress.execute import execute
+from sdcompress.opening import open_pipeline
+from sdcompress.plan import make_plan
+from sdcompress.recipe import load_recipe
+from sdcompress.source import open_folder, open_source
+
+
+def save_parts(nano_folder: Path, out: Path, parts: dict[str, dict[str, Any]]) -> Path:
+    """The pipeline saved by its libraries, each part with settings of its own."""
+    pipeline = open_pipeline(nano_folder)
+    pipeline.save_pretrained(out)
+    for name, settings in parts.items():
+        for file in (out / name).glob("*.safetensors*"):
+            file.unlink()
+        part = getattr(pipeline, name)
+        if settings.pop("half", False):
+            part = part.half()
+        part.save_pretrained(out / name, **settings)
+    return out
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"unet": {"max_shard_size": "1MB"}, "text_encoder": {"max_shard_size": "20KB"}},
+        {"unet": {"variant": "fp16", "max_shard_size": "1MB"},
+         "text_encoder": {"variant": "fp16", "max_shard_size": "20KB"},
+         "vae": {"variant": "fp16"}},
+        {"unet": {"variant": "fp16", "half": True}, "vae": {}},
+    ],
+    ids=["shards", "shards of a variant", "some parts have the variant"],
+)  # fmt: skip
+def test_they_give_what_the_plain_folder_gives(
+    parts: dict[str, dict[str, Any]], nano_folder: Path, tmp_path: Path
+) -> None:
+    variant = next((settings["variant"] for settings in parts.values() if "variant" in settings), None)
+    half = any(settings.get("half") for settings in parts.values())
+    folder = save_parts(nano_folder, tmp_path / "parts", parts)
+    if not half:
+        assert len(list((folder / "unet").glob("*.safetensors"))) > 1
+    source = open_source(str(folder), variant)
+    assert source.parameters == open_folder(nano_folder).parameters
+    execute(make_plan(load_recipe("int8"), source), tmp_path / "out")
+    plain = open_folder(nano_folder)
+    execute(make_plan(load_recipe("int8"), plain), tmp_path / "plain")
+    for file in (tmp_path / "plain").rglob("*.safetensors"):
+        ours, theirs = load_file(tmp_path / "out" / file.relative_to(tmp_path / "plain")), load_file(file)
+        assert ours.keys() == theirs.keys()
+        same = [torch.equal(ours[name], theirs[name]) for name in theirs]
+        assert all(same) or (half and "unet" in str(file))  # rounded to half first, codes may differ
+    assert not [file for file in (tmp_path / "out").rglob("*") if "index" in file.name and "safetensors" in file.name]
+    assert open_folder(tmp_path / "out").options.get("variant") is None
+
+    # Opened as evaluate and generate open it; without being told, the lone variant is found.
+    for found in (source, open_source(str(folder))):
+        assert found.options.get("variant") == variant
+        pipeline = open_pipeline(folder, variant=found.options.get("variant"))
+        weight = pipeline.unet.conv_in.weight
+        wanted = load_file(nano_folder / "unet" / "diffusion_pytorch_model.safetensors")["conv_in.weight"]
+        assert torch.equal(weight, wanted.half().float() if half else wanted)
+
+
+def test_a_variant_beside_the_plain_weights_is_opened_when_it_is_asked_for(nano_folder: Path, tmp_path: Path) -> None:
+    folder = save_parts(nano_folder, tmp_path / "both", {})
+    pipeline = open_pipeline(nano_folder)
+    pipeline.unet.half().save_pretrained(folder / "unet", variant="fp16")
+    found = {variant: open_folder(folder, variant=variant).components["unet"].tensors for variant in (None, "fp16")}
+    dtypes = {variant: {tensor.dtype for tensor in tensors.values()} for variant, tensors in found.items()}
+    assert dtypes == {None: {"F32"}, "fp16": {"F16"}}
+    index = json.loads((folder / "model_index.json").read_text())
+    assert index["_class_name"] == "StableDiffusionPipeline"
+    picked = open_pipeline(folder, variant="fp16").unet.conv_in.weight
+    assert torch.equal(picked, picked.half().float())
+    plain = open_pipeline(folder).unet.conv_in.weight
+    assert not torch.equal(plain, plain.half().float())
