@@ -56,9 +56,10 @@ def render_plan(description: dict[str, Any], console: Console, *, layers: bool =
     console.print(f"[bold]{description['model']}[/] ({description['pipeline_class']}): {description['description']}")
     for note in description["notes"]:
         console.print(f"[dim]{note}[/]")
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    # 80 columns hold the digits of 16,860,369,000 parameters twice.
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("component", no_wrap=True)
-    for column in ("parameters", "after", "MB", "after", "bits/weight"):
+    for column in ("parameters", "after", "MB", "after", "bits"):
         table.add_column(column, justify="right")
     for name, part in description["components"].items():
         table.add_row(name, *_row(part))

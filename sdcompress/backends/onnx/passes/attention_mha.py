@@ -67,7 +67,11 @@ def _for_each_query(graph: ir.Graph, node: ir.Node, query: ir.Value) -> ir.Value
     mask = additive_mask(graph, node)
     heads_apart = node.inputs[0]
     assert heads_apart is not None and heads_apart.shape is not None
-    if mask is None or mask.shape is None or str(mask.shape[2]) == str(heads_apart.shape[2]):
+    if mask is None or mask.shape is None:
+        return mask
+    rows = mask.shape[2]
+    # A mask made for heads and batch together has rows that the exporter could not tell to be one.
+    if (isinstance(rows, int) and rows > 1) or str(rows) == str(heads_apart.shape[2]):
         return mask
     one = constant(graph, "attention_one", np.array([1], dtype=np.int64))
     queries = insert(graph, node, "Shape", [query], {"start": 1, "end": 2})

@@ -85,12 +85,38 @@ def test_what_it_cannot_say_stays(attributes: str, mask: str) -> None:
     assert operators(model) == {"Reshape": 4, "Transpose": 4, "Attention": 1}
 
 
-def test_heads_that_are_also_put_out_stay() -> None:
+def test_heads_that_are_also_put_out_are_split_again() -> None:
     model = build(attention(extra_output="a"), {})
-    assert attention_mha.apply(model) == (1, 0)
+    before = run(model, inputs())
+    assert attention_mha.apply(model) == (1, 1)
+    assert operators(model)["MultiHeadAttention"] == 1 and "Attention" not in operators(model)
+    for one, other in zip(run(model, inputs()), before, strict=True):
+        np.testing.assert_allclose(one, other, atol=TOLERANCE)
 
 
-def test_heads_of_unknown_origin_stay() -> None:
+def test_heads_that_something_happened_to_are_joined_for_it() -> None:
+    """Rotary positions and norms per head work between the splitting of the heads and the attention."""
     kind = f"float[n, {HEADS}, s, {SIZE}]"
     model = build(f"g ({kind} q, {kind} k, {kind} v) => ({kind} y) {{ y = Attention(q, k, v) }}", {})
+    feeds = {name: random(2, HEADS, 5, SIZE, seed=index) for index, name in enumerate("qkv")}
+    (before,) = run(model, feeds)
+    assert attention_mha.apply(model) == (1, 1)
+    np.testing.assert_allclose(run(model, feeds)[0], before, atol=TOLERANCE)
+
+
+def test_fewer_heads_of_keys_than_of_queries_stay() -> None:
+    queries, keys = f"float[n, {HEADS}, s, {SIZE}]", f"float[n, 1, s, {SIZE}]"
+    model = build(f"g ({queries} q, {keys} k, {keys} v) => ({queries} y) {{ y = Attention(q, k, v) }}", {})
     assert attention_mha.apply(model) == (1, 0)
+
+
+@pytest.mark.parametrize("rows", ["1", "r"])
+def test_one_row_of_a_mask_for_all_queries(rows: str) -> None:
+    """Padding is hidden from every query alike; MultiHeadAttention wants a row for each."""
+    model = build(attention(mask=f"float[2, {HEADS}, {rows}, 7]"), {})
+    mask = random(2, HEADS, 1, 7, seed=9)
+    whole = build(attention(mask=f"float[2, {HEADS}, 5, 7]"), {})  # ONNX Runtime's Attention wants one too
+    (expected,) = run(whole, inputs(5, 7) | {"m": mask.expand(-1, -1, 5, -1)})
+    assert attention_mha.apply(model) == (1, 1)
+    assert operators(model)["Expand"] == 1
+    np.testing.assert_allclose(run(model, inputs(5, 7) | {"m": mask})[0], expected, atol=TOLERANCE)
