@@ -3,10 +3,11 @@
     python benchmarks/build_catalog.py ../shared/reference/models
 
 The folder holds one folder per pipeline (`stable-diffusion-v1-5`, `FLUX.1-schnell`, ...) with model_index.json and the
-config.json files as published. Four entries are not in it: Stable Diffusion 1.4, the SDXL refiner, SDXL-Turbo and
-FLUX.1-dev. They are written below as differences from the published ones (`CHANGED`, `ENTRIES`), from their model
-cards; their shapes are still those of the real classes. Configs lose only what says nothing about the architecture
-(where it was saved, by which version, in which dtype).
+config.json files as published. Some entries are not in it: Stable Diffusion 1.4, the SDXL refiner, SDXL-Turbo and
+FLUX.1-dev are written below as differences from the published ones (`CHANGED`, `ENTRIES`), from their model cards;
+PixArt-Sigma and Sana as their classes' defaults, which are those models, with what differs (`DEFAULTS`). All shapes are
+those of the real classes. Configs lose only what says nothing about the architecture (where it was saved, by which
+version, in which dtype).
 """
 
 from __future__ import annotations
@@ -63,10 +64,41 @@ CHANGED: dict[str, tuple[str, dict[str, Any], bool]] = {
     "flux-dev-transformer": ("flux-schnell-transformer", {"guidance_embeds": True}, True),
 }
 
+# Component file -> (library, class, what is not as by default).
+DEFAULTS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "pixart-sigma-transformer": (
+        "diffusers",
+        "PixArtTransformer2DModel",
+        {"caption_channels": 4096, "interpolation_scale": 2, "use_additional_conditions": False},
+    ),
+    "sana-transformer": ("diffusers", "SanaTransformer2DModel", {}),
+    "dc-ae-f32c32": (
+        "diffusers",
+        "AutoencoderDC",
+        {
+            "encoder_block_types": ["ResBlock"] * 3 + ["EfficientViTBlock"] * 3,
+            "decoder_block_types": ["ResBlock"] * 3 + ["EfficientViTBlock"] * 3,
+            "encoder_qkv_multiscales": [[], [], [], [5], [5], [5]],
+            "decoder_qkv_multiscales": [[], [], [], [5], [5], [5]],
+            "encoder_layers_per_block": [2, 2, 2, 3, 3, 3],
+            "decoder_layers_per_block": [3, 3, 3, 3, 3, 3],
+            "downsample_block_type": "conv",
+            "upsample_block_type": "interpolate",
+            "scaling_factor": 0.41407,
+        },
+    ),
+    "gemma2-2b": ("transformers", "Gemma2Model", {}),
+}
+
 SDXL_PARTS = {"text_encoder": "clip-l", "text_encoder_2": "clip-bigg", "unet": "unet-sdxl", "vae": "vae-sdxl"}
 SD1_PARTS = {"text_encoder": "clip-l", "unet": "unet-sd1", "vae": "vae-sd1", "safety_checker": "safety-checker"}
 FLUX_PARTS = {"text_encoder": "clip-l", "text_encoder_2": "t5-xxl-flux", "vae": "vae-flux"}
 EULER_ANCESTRAL_TRAILING = {"_class_name": "EulerAncestralDiscreteScheduler", "timestep_spacing": "trailing"}
+SANA_SCHEDULER = {"_class_name": "DPMSolverMultistepScheduler", "use_flow_sigmas": True, "flow_shift": 3.0,
+                  "prediction_type": "flow_prediction", "algorithm_type": "dpmsolver++", "solver_order": 2}  # fmt: skip
+PIXART_SCHEDULER = {"_class_name": "DPMSolverMultistepScheduler", "beta_start": 0.0001, "beta_end": 0.02,
+                    "beta_schedule": "linear", "algorithm_type": "dpmsolver++", "solver_order": 2}  # fmt: skip
+DESCRIBED = "class defaults of diffusers and transformers, and published descriptions"
 FLUX_DEV_SCHEDULER = {"shift": 3.0, "use_dynamic_shifting": True}
 AS_PUBLISHED = "published configs"
 
@@ -133,6 +165,32 @@ ENTRIES: dict[str, dict[str, Any]] = {
         "aliases": ["flux.1-schnell", "flux1-schnell"],
         "components": {**FLUX_PARTS, "transformer": "flux-schnell-transformer"},
     },
+    "pixart-sigma": {
+        "title": "PixArt-Sigma XL 1024", "hub_id": "PixArt-alpha/PixArt-Sigma-XL-2-1024-MS", "folder": None,
+        "aliases": ["pixart", "pixart-sigma-xl", "PixArt-Sigma-XL-2-1024-MS"],
+        "components": {"text_encoder": "t5-xxl", "transformer": "pixart-sigma-transformer", "vae": "vae-sdxl"},
+        "model_index": {
+            "_class_name": "PixArtSigmaPipeline", "text_encoder": ["transformers", "T5EncoderModel"],
+            "tokenizer": ["transformers", "T5Tokenizer"], "transformer": ["diffusers", "PixArtTransformer2DModel"],
+            "vae": ["diffusers", "AutoencoderKL"],
+        },
+        "scheduler": PIXART_SCHEDULER, "provenance": DESCRIBED,
+        "tokenizers": {"tokenizer": {"tokenizer_class": "T5Tokenizer", "model_max_length": 300, "pad_token": "<pad>"}},
+    },
+    "sana": {
+        "title": "Sana 1.6B 1024", "hub_id": "Efficient-Large-Model/Sana_1600M_1024px_diffusers", "folder": None,
+        "aliases": ["sana-1600m", "sana-1.6b"],
+        "components": {"text_encoder": "gemma2-2b", "transformer": "sana-transformer", "vae": "dc-ae-f32c32"},
+        "model_index": {
+            "_class_name": "SanaPipeline", "text_encoder": ["transformers", "Gemma2Model"],
+            "tokenizer": ["transformers", "GemmaTokenizerFast"], "transformer": ["diffusers", "SanaTransformer2DModel"],
+            "vae": ["diffusers", "AutoencoderDC"],
+        },
+        "scheduler": SANA_SCHEDULER, "provenance": DESCRIBED,
+        "tokenizers": {
+            "tokenizer": {"tokenizer_class": "GemmaTokenizerFast", "model_max_length": 300, "pad_token": "<pad>"}
+        },
+    },
 }  # fmt: skip
 
 NOT_ARCHITECTURE = frozenset(
@@ -193,24 +251,40 @@ def build_components(folder: Path) -> dict[str, dict[str, Any]]:
         class_name = contents[start]["class_name"]
         tensors = compact(stored_shapes(build_on_meta("diffusers", class_name, config)))
         contents[file] = {"class_name": class_name, "config": config, "tensors": tensors}
+    for file, (library, class_name, changes) in DEFAULTS.items():
+        config = default_config(library, class_name, changes)
+        tensors = compact(stored_shapes(build_on_meta(library, class_name, config)))
+        contents[file] = {"class_name": class_name, "config": config, "tensors": tensors}
     return contents
+
+
+def default_config(library: str, class_name: str, changes: dict[str, Any]) -> dict[str, Any]:
+    """The config.json of a class with what is not as by default."""
+    cls = find_class(library, class_name)
+    if library == "transformers":
+        config = json.loads(cls.config_class(**changes).to_json_string(use_diff=True))
+        return architecture_config({**config, "architectures": [class_name]})
+    parameters = inspect.signature(cls.__init__).parameters.values()
+    defaults = {each.name: each.default for each in parameters if each.default is not each.empty}
+    return json.loads(json.dumps({"_class_name": class_name, **defaults, **changes}))
 
 
 def build_entry(name: str, folder: Path) -> dict[str, Any]:
     """The content of the catalog entry `name`."""
     entry = ENTRIES[name]
-    pipeline = folder / entry["folder"]
-    model_index = {**read_json(pipeline / "model_index.json"), **entry.get("model_index", {})}
+    pipeline = folder / entry["folder"] if entry["folder"] else None
+    model_index = {**(read_json(pipeline / "model_index.json") if pipeline else {}), **entry.get("model_index", {})}
     files = {}
-    scheduler = {**read_json(pipeline / "scheduler/scheduler_config.json"), **entry.get("scheduler", {})}
+    published = read_json(pipeline / "scheduler/scheduler_config.json") if pipeline else {}
+    scheduler = {**published, **entry.get("scheduler", {})}
     model_index["scheduler"] = ["diffusers", scheduler["_class_name"]]
     files["scheduler/scheduler_config.json"] = architecture_config(scheduler)
-    extractor = pipeline / "feature_extractor/preprocessor_config.json"
-    if extractor.exists():
+    extractor = None if pipeline is None else pipeline / "feature_extractor/preprocessor_config.json"
+    if extractor is not None and extractor.exists():
         files["feature_extractor/preprocessor_config.json"] = read_json(extractor)
-    tokenizers = {}
+    tokenizers = dict(entry.get("tokenizers", {}))
     for part, value in model_index.items():
-        if part.startswith("tokenizer") and value[1]:
+        if pipeline is not None and part.startswith("tokenizer") and value[1]:
             tokenizers[part] = tokenizer_facts(pipeline / part, value[1])
     if name == "flux-dev":
         tokenizers["tokenizer_2"]["model_max_length"] = FLUX_DEV_PROMPT_TOKENS
