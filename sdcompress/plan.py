@@ -23,7 +23,9 @@ from sdcompress.steps.export import Export, observed_layers
 # What a process holds before it works on a tensor: Python, torch and, where a step asks for it, bitsandbytes.
 # VmHWM on Linux with the CPU build of torch 2.13, and 10 % (tests/test_execute.py holds the plan to what is measured).
 RUNTIME_BYTES = 265 * 2**20
-CALIBRATION_BYTES = 900 * 2**20  # activations and histograms at 512x512, beside the component itself in float32
+# Beside the component itself in float32: activations and histograms at 512x512, and by the size of the component what
+# the allocator keeps (VmHWM of SD 1.5 and SDXL).
+CALIBRATION_BYTES, CALIBRATION_SHARE = 600 * 2**20, 0.13
 TRAINING_BYTES = 400 * 2**20  # diffusers, transformers, accelerate and what the allocator keeps
 RUNTIME_BYTES_OF = {"bitsandbytes": 140 * 2**20, "onnxscript": 700 * 2**20}
 EXTRA_OF = {"bitsandbytes": "bnb", "onnx": "onnx", "onnxscript": "onnx", "onnxruntime": "onnx"}
@@ -264,7 +266,8 @@ def _peak_bytes(steps: list[PlannedStep], source: Source) -> int:
     runtime = RUNTIME_BYTES + sum(RUNTIME_BYTES_OF.get(package, 0) for package in packages)
     working = runtime + max((_working_bytes(step, source) for step in steps), default=0)
     names = {*observed_of(steps), *calibrated_of(steps)}
-    calibrating = max((4 * source.components[name].parameters for name in names), default=0)
+    largest = max((4 * source.components[name].parameters for name in names), default=0)
+    calibrating = int((1 + CALIBRATION_SHARE) * largest)
     if not names:
         return working
     moments = []

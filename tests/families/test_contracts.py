@@ -48,6 +48,18 @@ CALIBRATED = {
 CALIBRATION = f"\ncalibration: {{prompts: [a red cat], num_inference_steps: 2, height: {SIZE}, width: {SIZE}}}\n"
 # Sana's attention is linear: nothing is known to fold into, so that there is nothing to smooth.
 NOT_SMOOTHED = ("sana",)
+# Families whose denoisers are of classes of their own run every recipe; with `make test-full` all others do as well.
+OF_THEIR_OWN = ("sdxl", "controlnet", "tiny-autoencoder", "sd3", "flux", "pixart", "sana")
+EVERYWHERE = ("int8", "uint4")
+
+
+def cases(recipes: Any) -> list[Any]:
+    """Family and recipe."""
+    return [
+        pytest.param(family, recipe, marks=() if family in OF_THEIR_OWN or recipe in EVERYWHERE else pytest.mark.full)
+        for family in FAMILIES
+        for recipe in recipes
+    ]
 
 
 def compressed(folder: Path, recipe: str, out: Path) -> tuple[Any, Source]:
@@ -83,13 +95,15 @@ def test_it_is_inspected_as_its_classes_count_it(family: str, family_folder: Fol
     }
     source = open_source(str(family_folder(family)))
     assert {name: spec.parameters for name, spec in source.components.items()} == counted
-    assert describe(source)["totals"]["parameters"] == sum(counted.values())
+    assert describe(source)["totals"]["with_safety_checker"]["parameters"] == sum(counted.values())
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "recipe"), cases(RECIPES))
 def test_plans_come_true_and_artifacts_draw(family: str, recipe: str, family_folder: Folder, tmp_path: Path) -> None:
-    plan, after = compressed(family_folder(family), RECIPES[recipe], tmp_path / "out")
+    text = RECIPES[recipe]
+    if family == "sana" and recipe == "rotated":  # a channel that is convolved by itself cannot be rotated
+        text = text.replace("rank: 2", 'rank: 2, exclude: ["*.conv_depth"]')
+    plan, after = compressed(family_folder(family), text, tmp_path / "out")
     for name, spec in plan.components_after.items():
         assert dict(after.components[name].tensors) == dict(spec.tensors), name
     picture = draw(open_pipeline(tmp_path / "out", device="cpu"))
@@ -101,7 +115,7 @@ def test_plans_come_true_and_artifacts_draw(family: str, recipe: str, family_fol
         assert np.sqrt(((picture - original) ** 2).mean()) < 0.01
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", OF_THEIR_OWN)
 def test_the_same_bytes_again(family: str, family_folder: Folder, tmp_path: Path) -> None:
     for out in ("one", "two"):
         compressed(family_folder(family), RECIPES["uint4"], tmp_path / out)
@@ -111,8 +125,7 @@ def test_the_same_bytes_again(family: str, family_folder: Folder, tmp_path: Path
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
 
 
-@pytest.mark.parametrize("recipe", CALIBRATED)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "recipe"), cases(CALIBRATED))
 def test_calibrated_recipes(family: str, recipe: str, family_folder: Folder, tmp_path: Path) -> None:
     source = open_source(str(family_folder(family)))
     if recipe == "smoothed" and family in NOT_SMOOTHED:
@@ -142,8 +155,8 @@ def test_stock_diffusers_opens_float16_of_every_family(family_folder: Folder, tm
     assert [line.split()[0] for line in run.stdout.splitlines()] == sorted(FAMILIES)
 
 
-# Tracing a family's graphs takes half a minute: two of them run with every test, the rest with `make test-full`.
-QUICK = ("flux", "sana")
+# Tracing a family's graphs takes half a minute: those of one run with every test, the rest with `make test-full`.
+QUICK = ("pixart",)
 ONNX = [pytest.param(name, marks=() if name in QUICK else pytest.mark.full) for name in FAMILIES]
 
 

@@ -16,9 +16,7 @@ def test_the_numbers_of_its_definition() -> None:
     assert "RMSNormalization" not in operators(model)
     x, w = random(2, 3, 8).double().numpy(), random(8, seed=3).double().numpy()
     expected = x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + 0.001) * w
-    np.testing.assert_allclose(
-        run(model, {"x": random(2, 3, 8)}, weight)[0], expected, atol=TOLERANCE
-    )
+    np.testing.assert_allclose(run(model, {"x": random(2, 3, 8)}, weight)[0], expected, atol=TOLERANCE)
 
 
 def test_other_axes_stay() -> None:
