@@ -102,7 +102,8 @@ def test_buffers_are_stored_but_are_no_parameters() -> None:
 
 def test_every_entry_names_the_classes_of_its_components() -> None:
     assert catalog.names() == [
-        "flux-dev", "flux-schnell", "sd14", "sd15", "sd21", "sd3-medium", "sdxl", "sdxl-refiner", "sdxl-turbo",
+        "flux-dev", "flux-schnell", "pixart-sigma", "sana", "sd14", "sd15", "sd21", "sd3-medium", "sdxl",
+        "sdxl-refiner", "sdxl-turbo",
     ]  # fmt: skip
     for name in catalog.names():
         source = open_source(name)

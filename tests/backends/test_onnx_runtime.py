@@ -144,7 +144,7 @@ def test_config_has_what_old_files_leave_out(onnx_tiny_sd: Path, tmp_path: Path)
 def test_what_a_graph_cannot_do_is_said(pipeline: Any, onnx_tiny_sd: Path) -> None:
     sample, text = torch.zeros(1, 4, 8, 8), torch.zeros(1, 16, 192)
     for wrong, message in (
-        ({"mid_block_additional_residual": sample}, "takes no mid_block_additional_residual"),
+        ({"mid_block_additional_residual": sample}, "takes no mid_block_residual"),
         ({"cross_attention_kwargs": {"scale": 1.0}}, "takes no cross_attention_kwargs"),
         ({"added_cond_kwargs": {"image_embeds": text}}, "takes no image_embeds"),
         ({"timestep_cond": text}, "takes no timestep_cond"),
@@ -293,8 +293,8 @@ def test_folders_that_are_not_whole(onnx_tiny_sd: Path, tmp_path: Path) -> None:
         open_pipeline(folder, device="cpu")
     folder = spoiled("other class")
     index = json.loads((folder / "model_index.json").read_text())
-    (folder / "model_index.json").write_text(json.dumps({**index, "unet": ["diffusers", "FluxTransformer2DModel"]}))
-    with pytest.raises(UserError, match="cannot run FluxTransformer2DModel with ONNX Runtime"):
+    (folder / "model_index.json").write_text(json.dumps({**index, "unet": ["diffusers", "UVit2DModel"]}))
+    with pytest.raises(UserError, match="cannot run UVit2DModel with ONNX Runtime"):
         open_pipeline(folder, device="cpu")
     folder = spoiled("no encoder")
     shutil.rmtree(folder / "vae_encoder")

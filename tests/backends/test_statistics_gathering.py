@@ -261,5 +261,7 @@ def test_nothing_wanted_draws_nothing(nano: Source) -> None:
 
 
 def test_pipelines_that_cannot_be_calibrated() -> None:
-    with pytest.raises(SourceError, match="is a FluxPipeline; input statistics can be calibrated for StableDiffusion"):
-        gather(open_source("flux-dev"), {"unet": ["conv_in"]})
+    with pytest.raises(
+        SourceError, match="is a StableDiffusionXLImg2ImgPipeline; input statistics can be"
+    ):
+        gather(open_source("sdxl-refiner"), {"unet": ["conv_in"]})

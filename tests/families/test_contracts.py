@@ -14,11 +14,11 @@ import torch
 from PIL import Image
 from tiny import FAMILIES
 
-from sdcompress import open_pipeline, registry
+from sdcompress import catalog, open_pipeline, registry
 from sdcompress.execute import execute
 from sdcompress.inspect_model import describe
 from sdcompress.plan import make_plan
-from sdcompress.recipe import parse_recipe
+from sdcompress.recipe import load_recipe, parse_recipe
 from sdcompress.source import Source, open_source
 
 Folder = Callable[[str], Path]
@@ -204,3 +204,12 @@ def test_in_onnx_with_eight_bits(family: str, family_folder: Folder, tmp_path: P
     picture = draw(open_pipeline(tmp_path / "out", device="cpu"))
     original = draw(open_pipeline(family_folder(family), device="cpu"))
     assert np.sqrt(((picture - original) ** 2).mean()) < 0.05
+
+
+@pytest.mark.parametrize("model", catalog.names())
+def test_full_size_plans(model: str) -> None:
+    """Whatever the recipe, what is planned has the catalog's parameters, and so has the ONNX export."""
+    source = open_source(model)
+    for name in ("int8", "int4", "nf4", "onnx-int8-transformer", "onnx-fp16"):
+        plan = make_plan(load_recipe(name), source)
+        assert sum(spec.parameters for spec in plan.components_after.values()) == source.parameters, name

@@ -133,7 +133,7 @@ def test_what_cannot_be_calibrated() -> None:
         (Quantize(format="uint4", bias_correction=True), "bias_correction"),
     ):
         with pytest.raises(UserError, match=f"^{field}: nothing can be calibrated for unet"):
-            step.plan(unet("FluxTransformer2DModel"), "torch")
+            step.plan(unet("UVit2DModel"), "torch")
 
 
 def test_overrides_keep_the_rounding_unless_theirs_allows_none() -> None:

@@ -10,7 +10,7 @@ import gc
 import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
+from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -182,7 +182,7 @@ class Walk:
         def prepare(model: Any) -> Callable[[tuple[int, Outputs]], Outputs]:
             vae = LatentsCatcher(empty_model(self._source, "vae").config, self._device)
             pipeline = self._pipeline(**{self._denoiser: model}, vae=vae)
-            model.register_forward_hook(lambda *_: self._tick(self._denoiser))
+            self._count_steps(pipeline)
 
             def denoise(item: tuple[int, Outputs]) -> Outputs:
                 index, text = item
@@ -193,6 +193,19 @@ class Walk:
             return denoise
 
         return [each["latents"] for each in self._each(self._denoiser, tuple(enumerate(texts)), prepare)]
+
+    def _count_steps(self, pipeline: Any) -> None:
+        """Ticks at each step of the pipeline's, for which not every one takes a callback."""
+        scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config)
+        step = scheduler.step
+
+        @wraps(step)  # pipelines read its signature
+        def counted(*arguments: Any, **named: Any) -> Any:
+            self._tick(self._denoiser)
+            return step(*arguments, **named)
+
+        scheduler.step = counted
+        pipeline.scheduler = scheduler
 
     def decode(self, latents: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """The pictures, each [1, 3, height, width] from -1 to 1, without those that an earlier walk finished.

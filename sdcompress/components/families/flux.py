@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from sdcompress.components.architecture import Architecture, Family
 from sdcompress.components.families.unet import VALUES
 from sdcompress.components.onnx_parts import OnnxInput, OnnxPart
@@ -19,8 +22,17 @@ FAMILY = Family(
 )
 
 
+# Of the class, where a config says nothing.
+_DEFAULTS = {
+    "in_channels": 64,
+    "joint_attention_dim": 4096,
+    "pooled_projection_dim": 768,
+    "axes_dims_rope": (16, 56, 56),
+}
+
+
 def _parts(spec: ComponentSpec, pipeline_class: str) -> tuple[OnnxPart, ...]:
-    config = spec.config
+    config: Mapping[str, Any] = {**_DEFAULTS, **spec.config}
     axes = len(config["axes_dims_rope"])
     inputs = [
         OnnxInput("hidden_states", ("batch", "patches", config["in_channels"])),

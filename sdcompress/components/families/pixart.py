@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from sdcompress.components.architecture import Architecture, Family
 from sdcompress.components.families.unet import VALUES
 from sdcompress.components.onnx_parts import OnnxInput, OnnxPart
@@ -21,8 +24,12 @@ FAMILY = Family(
 )
 
 
+# Of the class, where a config says nothing.
+_DEFAULTS = {"in_channels": 4, "caption_channels": 4096, "sample_size": 128}
+
+
 def _parts(spec: ComponentSpec, pipeline_class: str) -> tuple[OnnxPart, ...]:
-    config = spec.config
+    config: Mapping[str, Any] = {**_DEFAULTS, **spec.config}
     inputs = [
         OnnxInput("hidden_states", ("batch", config["in_channels"], "height", "width")),
         OnnxInput("encoder_hidden_states", ("batch", "sequence", config["caption_channels"])),

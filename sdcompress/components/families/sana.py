@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from sdcompress.components.architecture import Architecture, Family
 from sdcompress.components.families.autoencoders import autoencoder_parts
 from sdcompress.components.onnx_parts import OnnxInput, OnnxPart
@@ -26,8 +29,12 @@ def _text_encoder(spec: ComponentSpec, pipeline_class: str) -> tuple[OnnxPart, .
     return (OnnxPart(spec.name, spec.name, "text_encoder", inputs, ("last_hidden_state",)),)
 
 
+# Of the class, where a config says nothing.
+_DEFAULTS = {"in_channels": 32, "caption_channels": 2304}
+
+
 def _transformer(spec: ComponentSpec, pipeline_class: str) -> tuple[OnnxPart, ...]:
-    config = spec.config
+    config: Mapping[str, Any] = {**_DEFAULTS, **spec.config}
     inputs = [
         OnnxInput("hidden_states", ("batch", config["in_channels"], "height", "width")),
         OnnxInput("encoder_hidden_states", ("batch", "sequence", config["caption_channels"])),

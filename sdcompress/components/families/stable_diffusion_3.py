@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from sdcompress.components.architecture import Architecture, Family
 from sdcompress.components.families.unet import VALUES
 from sdcompress.components.onnx_parts import OnnxInput, OnnxPart
@@ -18,8 +21,12 @@ FAMILY = Family(
 )
 
 
+# Of the class, where a config says nothing.
+_DEFAULTS = {"in_channels": 16, "joint_attention_dim": 4096, "pooled_projection_dim": 2048}
+
+
 def _parts(spec: ComponentSpec, pipeline_class: str) -> tuple[OnnxPart, ...]:
-    config = spec.config
+    config: Mapping[str, Any] = {**_DEFAULTS, **spec.config}
     inputs = (
         OnnxInput("hidden_states", ("batch", config["in_channels"], "height", "width")),
         OnnxInput("encoder_hidden_states", ("batch", "sequence", config["joint_attention_dim"])),
