@@ -48,7 +48,7 @@ def wanted_pictures(pipeline_class: str) -> Mapping[str, PictureInput]:
     return {} if family is None else family.pictures.get(pipeline_class, {})
 
 
-def always_given(pipeline_class: str) -> dict[str, object]:
+def always_given(pipeline_class: str) -> dict[str, Any]:
     """Arguments that pipelines of this class are always called with (`Family.call`)."""
     family = registry.families().get(pipeline_class)
     return {} if family is None else dict(family.call)
