@@ -91,4 +91,6 @@ def test_sdxls_vae_stays_in_float32_in_an_fp16_graph() -> None:
         planned = make_plan(load_recipe("onnx-fp16"), open_source(model))
         assert {tensor.dtype for tensor in planned.after("vae").tensors.values()} == {dtype}
         assert {tensor.dtype for tensor in planned.after("unet").tensors.values()} == {"F16"}
-    assert {t.dtype for t in make_plan(load_recipe("fp16"), open_source("sdxl")).after("vae").tensors.values()} == {"F16"}
+    assert {t.dtype for t in make_plan(load_recipe("fp16"), open_source("sdxl")).after("vae").tensors.values()} == {
+        "F16"
+    }

@@ -20,7 +20,7 @@ from sdcompress.source import open_source
 from sdcompress.worker import list_actions
 
 sys.path.insert(0, str(Path(__file__).parent))
-from tiny import make  # noqa: E402
+from tiny import make
 
 QUICK = ("inpaint", "controlnet", "sd3", "flux")
 REST = ("sdxl-refiner", "lcm", "pixart", "sana", "tiny-autoencoder")
