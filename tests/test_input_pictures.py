@@ -94,3 +94,25 @@ def test_sdxls_vae_stays_in_float32_in_an_fp16_graph() -> None:
     assert {t.dtype for t in make_plan(load_recipe("fp16"), open_source("sdxl")).after("vae").tensors.values()} == {
         "F16"
     }
+
+
+def test_a_quantized_vae_survives_being_moved_to_float32(tiny_vae) -> None:
+    import torch
+
+    from sdcompress.backends.torch.modules import QuantizedConv2d, replace_layers
+    from sdcompress.backends.torch.quantizers import formats_of
+
+    layers = {name: "int8" for name, module in tiny_vae.named_modules() if isinstance(module, torch.nn.Conv2d)}
+    replace_layers(tiny_vae, formats_of(layers))
+    for module in tiny_vae.modules():
+        if isinstance(module, QuantizedConv2d):
+            module.codes.fill_(1)
+            module.scale.fill_(2**-10)  # exact in float16
+    latents = torch.ones(1, 4, 4, 4)
+    with torch.no_grad():
+        tiny_vae.half()
+        tiny_vae.to(dtype=torch.float32)  # as SDXL's pipeline does before it decodes
+        assert {tensor.dtype for tensor in tiny_vae.buffers()} == {torch.int8, torch.float32}
+        assert torch.isfinite(tiny_vae.decode(latents)[0]).all()
+        tiny_vae.to(dtype=torch.float16)
+        assert tiny_vae.decode(latents.half())[0].dtype == torch.float16
