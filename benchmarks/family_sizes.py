@@ -2,8 +2,8 @@
 
     python benchmarks/family_sizes.py
 
-A page says `<!-- sizes sdxl: fp16 int8 int4 -->` and `<!-- /sizes -->`; between them come the bytes of each recipe, from
-plans of the catalog's entries. Nothing is measured here: plans need no weights.
+A page says `<!-- sizes sdxl: fp16 int8 int4 -->` and `<!-- /sizes -->`; between them come the bytes of each recipe,
+from plans of the catalog's entries. Nothing is measured here: plans need no weights.
 """
 
 from __future__ import annotations

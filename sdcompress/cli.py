@@ -17,7 +17,18 @@ import sdcompress
 from sdcompress import cli_convert, cli_reports
 from sdcompress.cli_recipes import recipes_app
 from sdcompress.errors import ArtifactError, GateFailed, SdcompressError, UserError
-from sdcompress.evaluation_options import Device, Dtype, Guidance, LowMemory, Steps, Threads, with_evaluation_options
+from sdcompress.evaluation_options import (
+    Device,
+    Dtype,
+    Guidance,
+    ImageFile,
+    LowMemory,
+    MaskFile,
+    Steps,
+    Strength,
+    Threads,
+    with_evaluation_options,
+)
 from sdcompress.source_options import with_source_options
 
 if TYPE_CHECKING:
@@ -156,6 +167,9 @@ def generate(
     seed: Annotated[int, typer.Option(help="Seed of the initial latents.")] = 0,
     steps: Steps = None,
     guidance: Guidance = None,
+    strength: Strength = None,
+    image: ImageFile = None,
+    mask: MaskFile = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     threads: Threads = None,
@@ -177,6 +191,9 @@ def generate(
         threads=threads,
         low_memory=low_memory,
         source_options=source_options,
+        strength=strength,
+        image=image,
+        mask=mask,
     )
     picture.save(out)
     typer.echo(out)

@@ -29,6 +29,7 @@ def compare_components(session: Session) -> None:
                     prompt=drawing["prompt"],
                     seed=drawing["seed"],
                     options=dict(session.options),
+                    inputs=drawing.get("inputs"),
                 )
                 session.progress.advance(task)
             recorded = worker.ask(do="save_recording", file=str(file))

@@ -16,7 +16,7 @@ from sdcompress.metrics.components.safety_agreement import safety_agreement
 from sdcompress.metrics.components.text_cosine import text_cosine
 
 MOST_TIMESTEPS = 10  # replayed of each picture, spread evenly
-DENOISERS = ("unet", "transformer")
+DENOISERS = ("unet", "transformer", "controlnet")  # a ControlNet gives what the UNet adds to its own states
 
 
 class Recorder:
@@ -164,10 +164,24 @@ def _main(output: Any) -> Any:
     """What the next component gets: hidden states, predicted noise, pictures, or the safety checker's flags."""
     if isinstance(output, tuple):
         # The safety checker answers with (pictures, flags); everything else with one value first.
-        return output[1] if len(output) == 2 and isinstance(output[1], list) else output[0]
+        main = output[1] if len(output) == 2 and isinstance(output[1], list) else output[0]
+        return _flattened([*main, output[1]]) if _is_tensors(main) else main
     if hasattr(output, "last_hidden_state"):
         return output.last_hidden_state
     return output[0]
+
+
+def _is_tensors(value: Any) -> bool:
+    """Whether it is a ControlNet's states, one for each of the UNet's."""
+    import torch
+
+    return isinstance(value, list | tuple) and all(isinstance(each, torch.Tensor) for each in value)
+
+
+def _flattened(states: list[Any]) -> Any:
+    import torch
+
+    return torch.cat([state.flatten(1) for state in states], dim=1)  # [batch, all of them]
 
 
 def _timestep(inner: Any, args: Any, kwargs: Any) -> float:

@@ -54,12 +54,21 @@ class Session:
             seed=drawing["seed"],
             options=dict(self.options),
             picture=None if picture is None else str(picture),
+            inputs=drawing.get("inputs"),
         )
 
     def warm_up(self, worker: WorkerProcess) -> float:
         """Seconds of a first, short drawing that is not measured."""
-        prompt, options = self.drawings[0]["prompt"], dict(self.options)
-        answer = worker.ask(do="draw", prompt=prompt, seed=0, options=options, picture=None, warm_up=True)
+        first, options = self.drawings[0], dict(self.options)
+        answer = worker.ask(
+            do="draw",
+            prompt=first["prompt"],
+            seed=0,
+            options=options,
+            picture=None,
+            warm_up=True,
+            inputs=first.get("inputs"),
+        )
         return float(answer["latency_s"])
 
     def picture_file(self, label: str, index: int) -> Path:

@@ -16,6 +16,7 @@ from sdcompress.errors import EvaluationError
 from sdcompress.evaluation_settings import EvaluationSettings, list_drawings
 from sdcompress.gates import check_gates, parse_gate
 from sdcompress.hub import with_weights
+from sdcompress.input_pictures import describe_pictures, find_files, request_pictures, wanted_pictures
 from sdcompress.metrics.scorer import find_scorer
 from sdcompress.noise_floor import draw_noise_floor, floor_variant
 from sdcompress.prompts import default_prompts, is_tiny_sd
@@ -63,16 +64,19 @@ def evaluate(
     prompt_set = settings.prompts or default_prompts(tiny_sd)
     scorer = find_scorer(settings.clip, tiny_sd) if settings.use_clip else None
     drawings = list_drawings(settings, prompt_set)
+    input_pictures = _add_inputs(drawings, sources, settings)
     options = {
         "num_inference_steps": settings.num_inference_steps or prompt_set.num_inference_steps,
         "guidance_scale": prompt_set.guidance_scale if settings.guidance_scale is None else settings.guidance_scale,
         "height": settings.height,
         "width": settings.width,
+        **({} if settings.strength is None else {"strength": settings.strength}),
     }
     environment = describe_environment()
     header = {
         "models": {side: {"path": str(path), "files": _fingerprint_files(path)} for side, path in paths.items()},
         "prompts and seeds": drawings,
+        **({"input pictures": input_pictures} if input_pictures else {}),
         "sampler options": options,
         "device, dtype or threads": [settings.device, settings.dtype, settings.threads, settings.latency_repeats],
         "memory mode": settings.low_memory,
@@ -102,6 +106,7 @@ def evaluate(
             "prompt_count": len(drawings) // settings.seeds_per_prompt,
             **options,
             "opened_with": opening,
+            "input_pictures": input_pictures,
         },
         scorer=None if scorer is None else {"name": scorer.name, "path": str(scorer.path)},
         models={side: describe_model(source) for side, source in sources.items()},
@@ -114,6 +119,24 @@ def evaluate(
     report |= made_with(sources["compressed"].path)
     write_report(report, out)
     return report
+
+
+def _add_inputs(
+    drawings: list[dict[str, Any]], sources: Mapping[str, Source], settings: EvaluationSettings
+) -> dict[str, Any]:
+    """What the pipelines draw from besides prompts, for the report; each drawing is told what its pictures are."""
+    original, compressed = (sources[side].pipeline_class for side in ("original", "compressed"))
+    if wanted_pictures(original) != wanted_pictures(compressed):
+        raise EvaluationError(
+            f"the original is a {original}, the compressed a {compressed}: they do not draw from the same pictures, so "
+            f"they cannot be compared"
+        )
+    files = find_files(settings.image, settings.mask, original)
+    if wanted_pictures(original):
+        for drawing in drawings:
+            # Its own seed: the noise floor draws the same picture over with another.
+            drawing["inputs"] = request_pictures(files, original, drawing["index"], drawing["seed"])
+    return describe_pictures(files, original)
 
 
 def describe_model(source: Source) -> dict[str, Any]:

@@ -22,6 +22,16 @@ Seeds = Annotated[int, typer.Option(min=1, help="Pictures per prompt, each with 
 Seed = Annotated[int, typer.Option(min=0, help="Seed of the first picture.")]
 Steps = Annotated[int | None, typer.Option(min=1, help="Denoising steps (default: the model's own).")]
 Guidance = Annotated[float | None, typer.Option(min=0, help="Guidance scale (default: the model's own).")]
+Strength = Annotated[
+    float | None, typer.Option(min=0.01, max=1, help="How much of a picture is drawn over (default: the model's own).")
+]
+ImageFile = Annotated[
+    Path | None,
+    typer.Option("--image", help="A picture to draw from, or a folder (default: built-in ones), where one is needed."),
+]
+MaskFile = Annotated[
+    Path | None, typer.Option("--mask", help="White where --image is to be drawn anew: a file, or a folder.")
+]
 Height = Annotated[int | None, typer.Option(min=8, help="Pixels (default: the model's own).")]
 Width = Annotated[int | None, typer.Option(min=8, help="Pixels (default: the model's own).")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads of each process.")]
@@ -46,6 +56,9 @@ def make_settings(
     seed: Seed = 0,
     steps: Steps = None,
     guidance: Guidance = None,
+    strength: Strength = None,
+    image: ImageFile = None,
+    mask: MaskFile = None,
     height: Height = None,
     width: Width = None,
     device: Device = "auto",
@@ -78,6 +91,9 @@ def make_settings(
         seed=seed,
         num_inference_steps=steps,
         guidance_scale=guidance,
+        strength=strength,
+        image=image,
+        mask=mask,
         height=height,
         width=width,
         device=device,

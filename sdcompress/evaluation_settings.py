@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -24,6 +25,9 @@ class EvaluationSettings(BaseModel):
     seed: int = Field(0, ge=0)
     num_inference_steps: int | None = Field(None, ge=1)
     guidance_scale: float | None = Field(None, ge=0)
+    strength: float | None = Field(None, gt=0, le=1)
+    image: Path | None = None  # a file or a folder of pictures to draw from, where the pipeline wants some
+    mask: Path | None = None
     height: int | None = Field(None, ge=8)
     width: int | None = Field(None, ge=8)
     device: str = "auto"

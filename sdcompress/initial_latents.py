@@ -1,37 +1,66 @@
-"""The same initial latents for two pipelines whatever their dtypes, and proof of it."""
+"""The same noise for two pipelines whatever their dtypes, and proof of it."""
 
 from __future__ import annotations
 
-import functools
 import hashlib
-import inspect
-from collections.abc import Callable
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+DRAWS = "randn_tensor"  # the function of diffusers that all of its pipelines, schedulers and autoencoders draw with
 
-def keep_latents(pipeline: Any, remember: Callable[[str], None]) -> None:
-    """Makes the pipeline draw its initial latents in float32 whatever its dtype, and tells their SHA-256.
 
-    The same seed gives other numbers in another dtype, and two pipelines compared must start from the same noise.
+class Noise:
+    """What one picture's noise was: the SHA-256 of all of it, in float32 (None: nothing was drawn)."""
+
+    def __init__(self) -> None:
+        self._digest = hashlib.sha256()
+        self._drawn = False
+
+    @property
+    def sha256(self) -> str | None:
+        return self._digest.hexdigest() if self._drawn else None
+
+    def add(self, noise: Any) -> None:
+        """Takes a float32 tensor of noise into the hash."""
+        self._drawn = True
+        self._digest.update(noise.detach().cpu().contiguous().numpy().tobytes())
+
+
+@contextmanager
+def same_noise(pipeline: Any) -> Iterator[Noise]:
+    """While in the context the pipeline draws all noise in float32 whatever its dtype; tells what it drew.
+
+    The same seed gives other numbers in another dtype, and two pipelines compared must get the same noise: as initial
+    latents, where few-step samplers add some between steps, and where a picture's latents are sampled.
     """
-    inner = getattr(pipeline, "prepare_latents", None)
-    if inner is None:
-        return
-    signature = inspect.signature(inner)
+    import torch
 
-    @functools.wraps(inner)
-    def prepare(*args: Any, **kwargs: Any) -> Any:
-        import torch
+    noise = Noise()
+    modules = [sys.modules[name] for name in _modules_that_draw(pipeline)]
+    inner = {module: getattr(module, DRAWS) for module in modules}
 
-        bound = signature.bind(*args, **kwargs)
-        dtype = bound.arguments.get("dtype")
-        if dtype is not None:
-            bound.arguments["dtype"] = torch.float32
-        result = inner(*bound.args, **bound.kwargs)
-        latents = result[0] if isinstance(result, tuple) else result
-        remember(hashlib.sha256(latents.detach().float().cpu().contiguous().numpy().tobytes()).hexdigest())
-        if dtype is None:
-            return result
-        return (latents.to(dtype), *result[1:]) if isinstance(result, tuple) else latents.to(dtype)
+    def draw(module: Any) -> Any:
+        def drawn(shape: Any, *args: Any, **kwargs: Any) -> Any:
+            dtype = kwargs.pop("dtype", None)
+            result = inner[module](shape, *args, dtype=torch.float32, **kwargs)
+            noise.add(result)
+            return result if dtype is None else result.to(dtype)
 
-    pipeline.prepare_latents = prepare
+        return drawn
+
+    try:
+        for module in modules:
+            setattr(module, DRAWS, draw(module))
+        yield noise
+    finally:
+        for module, original in inner.items():
+            setattr(module, DRAWS, original)
+
+
+def _modules_that_draw(pipeline: Any) -> list[str]:
+    owners = [type(pipeline), type(getattr(pipeline, "scheduler", None))]
+    names = {each.__module__ for owner in owners for each in owner.__mro__}
+    names.add("diffusers.models.autoencoders.vae")  # which samples the latents of a picture
+    return sorted(name for name in names if hasattr(sys.modules.get(name), DRAWS))

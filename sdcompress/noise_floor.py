@@ -81,6 +81,7 @@ def _draw_batches(
             seeds=[each["seed"] for each in company],
             options=dict(session.options),
             picture=str(_file(session, "batch", drawing)),
+            inputs=[each.get("inputs") for each in company],
         )
         _keep(session, "batch", drawing, answer)
         session.progress.advance(task)

@@ -17,9 +17,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from sdcompress.black_pictures import DecoderGuard, to_pixels
 from sdcompress.energy import EnergyMeter
 from sdcompress.errors import SdcompressError
-from sdcompress.initial_latents import keep_latents
+from sdcompress.initial_latents import same_noise
+from sdcompress.input_pictures import always_given, check_steps, fewest_steps, make_pictures
 from sdcompress.judge import Judge
 from sdcompress.process_meters import ComponentClock, peak_bytes, resident_bytes, synchronize
 
@@ -70,22 +72,22 @@ class Worker:
 
         self._pipeline.set_progress_bar_config(disable=True)
         self._accepts = inspect.signature(self._pipeline.__call__).parameters
+        self._class = type(self._pipeline).__name__
+        self._guard = DecoderGuard(self._pipeline)
         self._clock = ComponentClock(self._device)
         for name, component in self._pipeline.components.items():
-            method = "decode" if name.startswith("vae") else "forward"
-            if callable(getattr(component, method, None)):
-                self._clock.watch(name, component, method)
-        self._latents_sha256: str | None = None
+            for method in ("decode", "encode") if name.startswith("vae") else ("forward",):
+                if callable(getattr(component, method, None)):
+                    self._clock.watch(name, component, method)
         self._recorder: Any = None
         self._energy = EnergyMeter(self._ran_on)
-        keep_latents(self._pipeline, self._remember_latents)
         return {
             "load_s": load_s,
             "resident_after_imports_bytes": after_imports,
             "resident_after_open_bytes": after_open,
             "peak_memory_bytes": peak_bytes(),
             "resident_weights_bytes": _weights_bytes(self._pipeline),
-            "pipeline_class": type(self._pipeline).__name__,
+            "pipeline_class": self._class,
             "device": self._ran_on,
             "device_name": torch.cuda.get_device_name() if self._device == "cuda" else None,
             "dtype": str(getattr(self._pipeline, "dtype", "")).removeprefix("torch."),
@@ -93,31 +95,47 @@ class Worker:
             "energy_source": self._energy.source,
             "defaults": {
                 name: self._accepts[name].default
-                for name in ("num_inference_steps", "guidance_scale")
+                for name in ("num_inference_steps", "guidance_scale", "strength")
                 if name in self._accepts
             },
         }
 
     def draw(
-        self, prompt: str, seed: int, options: dict[str, Any], picture: str | None, warm_up: bool = False
+        self,
+        prompt: str,
+        seed: int,
+        options: dict[str, Any],
+        picture: str | None,
+        warm_up: bool = False,
+        inputs: dict[str, Any] | None = None,
     ) -> dict[str, Any]:
-        """Draws one picture and saves it as PNG; answers with its seconds, flags, joules and peak memory in bytes."""
-        return self._draw([prompt], [seed], options, picture, warm_up)
+        """Draws one picture and saves it as PNG; answers with its seconds, flags, joules and peak memory in bytes.
+
+        inputs: what to make the pictures of that it draws from, as `request_pictures` has it (None: the seed).
+        """
+        return self._draw([prompt], [seed], options, picture, [inputs], warm_up)
 
     def draw_batch(
-        self, prompts: list[str], seeds: list[int], options: dict[str, Any], picture: str | None
+        self,
+        prompts: list[str],
+        seeds: list[int],
+        options: dict[str, Any],
+        picture: str | None,
+        inputs: list[dict[str, Any] | None] | None = None,
     ) -> dict[str, Any]:
         """Draws several pictures at once and saves the first; answers as `draw` does."""
-        return self._draw(prompts, seeds, options, picture)
+        return self._draw(prompts, seeds, options, picture, inputs or [None] * len(prompts))
 
-    def record(self, prompt: str, seed: int, options: dict[str, Any]) -> dict[str, Any]:
+    def record(
+        self, prompt: str, seed: int, options: dict[str, Any], inputs: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
         """Draws one picture while all that its components get and give is recorded."""
         from sdcompress.component_probe import Recorder
 
         if self._recorder is None:
             self._recorder = Recorder(self._pipeline)
         self._recorder.begin_picture()
-        self._draw([prompt], [seed], options, None)
+        self._draw([prompt], [seed], options, None, [inputs])
         return {}
 
     def save_recording(self, file: str) -> dict[str, Any]:
@@ -132,23 +150,31 @@ class Worker:
         return replay(self._pipeline, Path(file))
 
     def _draw(
-        self, prompts: list[str], seeds: list[int], options: dict[str, Any], picture: str | None, warm_up: bool = False
+        self,
+        prompts: list[str],
+        seeds: list[int],
+        options: dict[str, Any],
+        picture: str | None,
+        inputs: list[dict[str, Any] | None],
+        warm_up: bool = False,
     ) -> dict[str, Any]:
         import torch
 
-        arguments = {name: value for name, value in options.items() if value is not None and name in self._accepts}
-        steps = arguments.get("num_inference_steps")
-        if warm_up and "num_inference_steps" in self._accepts:
-            arguments["num_inference_steps"] = min(WARM_UP_STEPS, steps or WARM_UP_STEPS)
+        arguments = self._arguments(options, warm_up)
         generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
         one = len(prompts) == 1
-        self._latents_sha256 = None
+        pictures = [
+            make_pictures(self._pipeline, request or {"seed": seed}, options)
+            for request, seed in zip(inputs, seeds, strict=True)
+        ]
+        arguments |= {name: each if one else [every[name] for every in pictures] for name, each in pictures[0].items()}
         self._clock.take()
         synchronize(self._device)
         energy = self._energy.begin()
         start = time.perf_counter()
         # Recording keeps tensors for later, which inference mode would forbid to use elsewhere.
-        with torch.no_grad() if self._recorder else torch.inference_mode():
+        without_gradients = torch.no_grad() if self._recorder else torch.inference_mode()
+        with without_gradients, same_noise(self._pipeline) as noise:
             output = self._pipeline(
                 prompt=prompts[0] if one else prompts,
                 generator=generators[0] if one else generators,
@@ -162,15 +188,27 @@ class Worker:
             "latency_s": latency_s,
             "energy_j": self._energy.end(energy),
             "component_latency_s": self._clock.take(),
-            "latents_sha256": self._latents_sha256,
+            "latents_sha256": noise.sha256,
+            "vae_upcast": self._guard.upcast,
             "blocked": any((getattr(output, "nsfw_content_detected", None) or [False])[:1]),
             **seen,
             "peak_memory_bytes": peak_bytes(),
             "peak_device_memory_bytes": torch.cuda.max_memory_allocated() if self._counts_device_memory else None,
         }
 
-    def _remember_latents(self, sha256: str) -> None:
-        self._latents_sha256 = sha256
+    def _arguments(self, options: dict[str, Any], warm_up: bool) -> dict[str, Any]:
+        """What the pipeline is called with besides prompt, pictures and generator."""
+        wanted = always_given(self._class) | {name: value for name, value in options.items() if value is not None}
+        arguments = {name: value for name, value in wanted.items() if name in self._accepts}
+        if "num_inference_steps" in self._accepts:
+            default = self._accepts["num_inference_steps"].default
+            strength = self._accepts["strength"].default if "strength" in self._accepts else None
+            strength = arguments.get("strength", strength)
+            steps = arguments.get("num_inference_steps", default)
+            check_steps(self._class, steps, strength)
+            if warm_up:
+                arguments["num_inference_steps"] = min(max(WARM_UP_STEPS, fewest_steps(self._class, strength)), steps)
+        return arguments
 
 
 def _device_of_graphs(pipeline: Any) -> str:
@@ -247,18 +285,15 @@ def _weights_bytes(pipeline: Any) -> dict[str, int]:
 
 def _save(image: Any, picture: str | None) -> dict[str, Any]:
     """Saves a float picture in 0..1 as PNG; tells its size and whether it is flat or holds NaN or infinity."""
-    import numpy as np
     from PIL import Image
 
-    finite = bool(np.isfinite(image).all())
-    pixels = (np.nan_to_num(image, nan=0.0, posinf=1.0, neginf=0.0).clip(0, 1) * 255).round().astype(np.uint8)
+    pixels, seen = to_pixels(image)
     if picture is not None:
         Image.fromarray(pixels).save(picture, format="PNG")
     return {
         "height": int(pixels.shape[0]),
         "width": int(pixels.shape[1]),
-        "not_finite": not finite,
-        "flat": bool(pixels.min() == pixels.max()),
+        **seen,
     }
 
 

@@ -15,7 +15,7 @@ class InProcess:
     """Answers in this process what a worker would; `left` drawings later it says that it was killed."""
 
     left = 10_000
-    asked: Counter[str]
+    asked: Counter[str] = Counter()
 
     def __init__(self, subject: str, log: Path, **_: Any):
         self.subject, self._actions = subject, list_actions()

@@ -122,6 +122,7 @@ def collect_samples(
                 "energy_j": [record.get("energy_j") for record in taken],
                 "clip_score": score["clip_score"][side],
                 **{flag: first[flag] for flag in FLAGS},
+                "vae_upcast": first.get("vae_upcast"),
                 "height": first["height"],
                 "width": first["width"],
                 "latents_sha256": first["latents_sha256"],

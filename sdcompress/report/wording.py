@@ -74,6 +74,7 @@ def subject_text(report: Mapping[str, Any]) -> str:
         f"{pictures} picture{'s' * (pictures != 1)}",
         f"{settings['num_inference_steps']} steps",
         f"guidance {settings['guidance_scale']}",
+        *([] if settings.get("strength") is None else [f"strength {settings['strength']}"]),
         f"{device} {' / '.join(dtypes)}",
         f"{threads} thread{'s' * (threads != 1)}",
     )
@@ -137,6 +138,7 @@ def component_rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
 def findings(report: Mapping[str, Any]) -> list[str]:
     """What was gained and what was lost, in sentences; what did not improve is said as plainly as what did."""
     told = [*_clip_finding(report), *_similarity_findings(report), *_cost_findings(report), *_flag_findings(report)]
+    told += _input_findings(report)
     prompts = len({sample["prompt"] for sample in report["samples"]})
     if prompts < FEW_PROMPTS:
         told.append(f"Note: intervals from so few prompts ({prompts}) are too narrow; use at least {FEW_PROMPTS}.")
@@ -216,6 +218,22 @@ def _flag_findings(report: Mapping[str, Any]) -> list[str]:
         counts = [report[side][flag] for side in ("original", "compressed")]
         if any(counts):
             told.append(f"Pictures {what}: {counts[0]} original, {counts[1]} compressed.")
+    counts = [sum(bool(s[side].get("vae_upcast")) for s in report["samples"]) for side in ("original", "compressed")]
+    if any(counts):
+        told.append(
+            f"Pictures whose VAE overflowed float16 and decoded again in higher precision, which their time includes: "
+            f"{counts[0]} original, {counts[1]} compressed."
+        )
+    return told
+
+
+def _input_findings(report: Mapping[str, Any]) -> list[str]:
+    """What both pipelines drew from besides the prompts."""
+    told = []
+    for name, given in (report["settings"].get("input_pictures") or {}).items():
+        if not isinstance(given, str):
+            given = given[0]["path"] if len(given) == 1 else f"{len(given)} files, by turns, from {given[0]['path']} on"
+        told.append(f"Both were given the same {name}: {given}.")
     return told
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from sdcompress.errors import UserError
+from sdcompress.fragile_vae import WHY_FRAGILE, overflows_float16
 from sdcompress.quant.format import overflows
 from sdcompress.safetensors_file import FLOAT_DTYPES
 from sdcompress.spec import ComponentSpec, TensorSpec
@@ -24,25 +25,28 @@ class Cast(Step):
     dtype: Literal["float32", "float16", "bfloat16"]
 
     def plan(self, spec: ComponentSpec, target: str) -> Planned:
-        dtype = SAFETENSORS_NAME[self.dtype]
+        dtype, notes = SAFETENSORS_NAME[self.dtype], []
+        # A torch pipeline moves such a VAE to float32 while it decodes; a graph stays in what it was exported in.
+        if target == "onnx" and self.dtype == "float16" and overflows_float16(spec):
+            dtype = SAFETENSORS_NAME["float32"]
+            notes.append(f"in float32, not float16: {WHY_FRAGILE}")
         changed = [name for name, tensor in spec.tensors.items() if _casts(tensor, dtype)]
         tensors = {
             name: TensorSpec(tensor.shape, dtype, tensor.parameters) if name in changed else tensor
             for name, tensor in spec.tensors.items()
         }
         largest = max((spec.tensors[name].size_bytes + tensors[name].size_bytes for name in changed), default=0)
-        return Planned(spec.replace(tensors=tensors), working_bytes=largest)
+        return Planned(spec.replace(tensors=tensors), notes=tuple(notes), working_bytes=largest)
 
     def apply(self, part: Component, planned: Planned, record: Record) -> Component:
-        import torch
-
-        dtype = getattr(torch, self.dtype)
+        from sdcompress.backends.torch.dtypes import TORCH_DTYPE
 
         def read(name: str) -> torch.Tensor:
             tensor = part.read(name)
-            if not _casts(part.spec.tensors[name], SAFETENSORS_NAME[self.dtype]):
+            planned_as = planned.spec.tensors[name].dtype
+            if not _casts(part.spec.tensors[name], planned_as):
                 return tensor
-            result = tensor.to(dtype)
+            result = tensor.to(TORCH_DTYPE[planned_as])
             if overflows(result, tensor):
                 raise UserError(
                     f"{part.spec.name}.{name}: holds {float(tensor.abs().max()):.3g}, too large for {self.dtype}; "

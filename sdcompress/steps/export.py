@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from sdcompress.components.families.clip import TEXT_ENCODERS
 from sdcompress.components.onnx_parts import OnnxPart, onnx_parts, text_config
 from sdcompress.errors import UserError
+from sdcompress.fragile_vae import WHY_FRAGILE, overflows_float16
 from sdcompress.safetensors_file import FLOAT_DTYPES
 from sdcompress.spec import ComponentSpec, TensorSpec
 from sdcompress.steps import Component, Planned, Record, Stage, Step
@@ -47,6 +48,10 @@ class Export(Step):
             raise UserError(
                 f"dtype: {spec.name} has tensors in {', '.join(sorted(dtypes))}; put `cast: {{dtype: float32}}` or "
                 f"float16 first"
+            )
+        if dtypes == {"F16"} and overflows_float16(spec):
+            raise UserError(
+                f"dtype: {spec.name} would compute in float16; put `cast: {{dtype: float32}}` first: {WHY_FRAGILE}"
             )
         tensors = {name: _stored(name, tensor, spec) for name, tensor in spec.tensors.items() if _kept(tensor)}
         for layer in observed_layers(spec.config):

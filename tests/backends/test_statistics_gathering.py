@@ -261,7 +261,5 @@ def test_nothing_wanted_draws_nothing(nano: Source) -> None:
 
 
 def test_pipelines_that_cannot_be_calibrated() -> None:
-    with pytest.raises(
-        SourceError, match="is a StableDiffusionXLImg2ImgPipeline; input statistics can be"
-    ):
+    with pytest.raises(SourceError, match="is a StableDiffusionXLImg2ImgPipeline; input statistics can be"):
         gather(open_source("sdxl-refiner"), {"unet": ["conv_in"]})

@@ -1,0 +1,118 @@
+"""Input pictures, built-in and the user's; black pictures, and VAEs that overflow float16."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sdcompress.black_pictures import DecoderGuard, to_pixels, why_black
+from sdcompress.errors import UserError
+from sdcompress.input_pictures import built_in, check_steps, describe_pictures, fewest_steps, find_files, make_pictures
+from sdcompress.plan import make_plan
+from sdcompress.recipe import load_recipe
+from sdcompress.source import open_source
+
+INPAINT, TEXT = "StableDiffusionInpaintPipeline", "StableDiffusionPipeline"
+
+
+def test_built_in_pictures_are_the_same_for_the_same_seed() -> None:
+    first, again, other = (np.asarray(built_in("image", seed, (48, 64))) for seed in (3, 3, 4))
+    assert first.shape == (48, 64, 3) and (first == again).all() and (first != other).any()
+    mask = np.asarray(built_in("mask_image", 3, (48, 64)))
+    assert mask[24, 32] == 255 and mask[0, 0] == 0
+    edges = np.asarray(built_in("control_image", 3, (48, 64)))
+    assert 0.01 < (edges == 255).mean() < 0.5
+
+
+def test_what_cannot_be_drawn_from(tmp_path: Path) -> None:
+    picture = tmp_path / "a.png"
+    Image.new("RGB", (100, 40), "red").save(picture)
+    for image, mask, pipeline_class, says in (
+        (picture, None, TEXT, "draws from the prompt alone"),
+        (None, picture, INPAINT, "give that picture with --image"),
+        (picture, picture, "StableDiffusionImg2ImgPipeline", "takes no mask"),
+        (tmp_path / "no.png", None, INPAINT, "no such file"),
+        (Path(__file__), None, INPAINT, "is no picture"),
+    ):
+        with pytest.raises(UserError, match=says):
+            find_files(image, mask, pipeline_class)
+    files = find_files(picture, None, INPAINT)
+    said = describe_pictures(files, INPAINT)
+    assert len(said["image"][0]["sha256"]) == 64 and "ellipse" in said["mask_image"]
+    pipeline = type(INPAINT, (), {"components": {}, "default_sample_size": 8, "vae_scale_factor": 8})()
+    made = make_pictures(pipeline, {"seed": 0, "files": {"image": str(picture)}}, {"height": 32})
+    assert made["image"].size == made["mask_image"].size == (64, 32)
+
+
+def test_too_few_steps_for_the_strength() -> None:
+    refiner = "StableDiffusionXLImg2ImgPipeline"
+    assert fewest_steps(refiner, 0.3) == 4 and fewest_steps(TEXT, None) == 1
+    with pytest.raises(UserError, match="--steps 4 or more"):
+        check_steps(refiner, 2, 0.3)
+
+
+@pytest.fixture
+def tiny_vae():
+    import torch
+    from diffusers import AutoencoderKL
+
+    torch.manual_seed(0)
+    return AutoencoderKL(block_out_channels=(8, 8), down_block_types=("DownEncoderBlock2D",) * 2,
+                         up_block_types=("UpDecoderBlock2D",) * 2, norm_num_groups=4).eval()  # fmt: skip
+
+
+def test_a_vae_that_overflows_float16_decodes_again(tiny_vae) -> None:
+    import torch
+
+    with torch.no_grad():
+        tiny_vae.decoder.conv_in.weight.mul_(1e6)  # what it gives is far above 65504; a normalization follows
+        latents = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+        tiny_vae.decoder.conv_in.weight.clamp_(-6e4, 6e4)
+        tiny_vae.half()
+        stock = tiny_vae.decode(latents.half(), return_dict=False)[0]
+        assert not torch.isfinite(stock).all()
+        guard = DecoderGuard(SimpleNamespace(components={"vae": tiny_vae}))
+        for _ in range(2):
+            sample = tiny_vae.decode(latents.half(), return_dict=False)[0]
+            assert torch.isfinite(sample).all() and guard.upcast == "float32" and tiny_vae.dtype == torch.float16
+        tiny_vae.decode(latents.half() * float("nan"), return_dict=False)
+    assert guard.latents_finite is False
+    _, seen = to_pixels(np.full((8, 8, 3), np.nan))
+    assert "latents are not finite" in why_black(seen, False, guard)
+    assert why_black({"flat": False, "not_finite": False}, False, guard) is None
+
+
+def test_sdxls_vae_stays_in_float32_in_an_fp16_graph() -> None:
+    for model, dtype in (("sdxl", "F32"), ("sd15", "F16")):
+        planned = make_plan(load_recipe("onnx-fp16"), open_source(model))
+        assert {tensor.dtype for tensor in planned.after("vae").tensors.values()} == {dtype}
+        assert {tensor.dtype for tensor in planned.after("unet").tensors.values()} == {"F16"}
+    assert {t.dtype for t in make_plan(load_recipe("fp16"), open_source("sdxl")).after("vae").tensors.values()} == {
+        "F16"
+    }
+
+
+def test_a_quantized_vae_survives_being_moved_to_float32(tiny_vae) -> None:
+    import torch
+
+    from sdcompress.backends.torch.modules import QuantizedConv2d, replace_layers
+    from sdcompress.backends.torch.quantizers import formats_of
+
+    layers = {name: "int8" for name, module in tiny_vae.named_modules() if isinstance(module, torch.nn.Conv2d)}
+    replace_layers(tiny_vae, formats_of(layers))
+    for module in tiny_vae.modules():
+        if isinstance(module, QuantizedConv2d):
+            module.codes.fill_(1)
+            module.scale.fill_(2**-10)  # exact in float16
+    latents = torch.ones(1, 4, 4, 4)
+    with torch.no_grad():
+        tiny_vae.half()
+        tiny_vae.to(dtype=torch.float32)  # as SDXL's pipeline does before it decodes
+        assert {tensor.dtype for tensor in tiny_vae.buffers()} == {torch.int8, torch.float32}
+        assert torch.isfinite(tiny_vae.decode(latents)[0]).all()
+        tiny_vae.to(dtype=torch.float16)
+        assert tiny_vae.decode(latents.half())[0].dtype == torch.float16
