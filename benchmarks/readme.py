@@ -74,13 +74,19 @@ def _threads(machine: dict[str, Any]) -> str:
 
 def full_size_table(result: dict[str, Any]) -> str:
     original = result["original_size_bytes"]
-    rows = _head("recipe", "MB", "of the original", "UNet bits per weight", "peak MB", "seconds")
+    draws = all("one_step" in recipe for recipe in result["recipes"].values())
+    titles = ["recipe", "MB", "of the original", "UNet bits per weight", "peak MB", "seconds"]
+    rows = _head(*titles, *(["drawing: peak MB", "opened in s", "one step in s"] if draws else []))
     for name, recipe in result["recipes"].items():
-        rows.append(
+        row = (
             f"| `{name}` | {recipe['size_bytes'] / 1e6:,.0f} | {recipe['size_bytes'] / original:.3f}x "
             f"| {recipe['unet_bits_per_weight']:.2f} | {max(recipe['peak_bytes']) / 1e6:,.0f} "
             f"| {median(recipe['seconds']):.1f} |"
         )
+        step = recipe.get("one_step")
+        if draws:
+            row += f" {step['peak_bytes'] / 1e6:,.0f} | {step['open_s']:.1f} | {step['draw_s']:.1f} |"
+        rows.append(row)
     machine = result["environment"]
     rows += [
         "",
@@ -210,6 +216,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "text-encoder-step": unet_step_table,
     "pipeline": pipeline_table,
     "full-size": full_size_table,
+    "full-size-sdxl": full_size_table,
     "quality-per-byte": quality_per_byte_table,
     "torch-step": torch_step_table,
     "pruned-step": pruned_step_table,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from sdcompress.errors import EvaluationError
 from sdcompress.worker import list_actions
@@ -15,7 +15,7 @@ class InProcess:
     """Answers in this process what a worker would; `left` drawings later it says that it was killed."""
 
     left = 10_000
-    asked: Counter[str] = Counter()
+    asked: ClassVar[Counter[str]] = Counter()
 
     def __init__(self, subject: str, log: Path, **_: Any):
         self.subject, self._actions = subject, list_actions()
