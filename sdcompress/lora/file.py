@@ -15,6 +15,7 @@ from typing import Any
 from sdcompress.errors import SdcompressError, UserError
 from sdcompress.lora.keys import Key, module_names, other_kind, parse_key
 from sdcompress.safetensors_file import TensorRange, read_bytes, read_header, read_metadata
+from sdcompress.single_file.unet_names import unet_piece
 from sdcompress.spec import CONVOLUTIONS, ComponentSpec, layers_of
 
 FILE_NAMES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")  # in folders of diffusers and PEFT
@@ -101,16 +102,26 @@ def _parse(file: Path, header: Mapping[str, TensorRange]) -> dict[str, Key]:
     return found
 
 
+def layer_names(spec: ComponentSpec) -> dict[str, str]:
+    """What LoRAs may call a layer, without dots -> the layer: of those that low-rank updates can be added to."""
+    able = [layer.name for layer in layers_of(spec) if layer.kind == "linear" or layer.kind in CONVOLUTIONS]
+    known = {name.replace(".", "_"): name for name in able}
+    if spec.class_name == "UNet2DConditionModel":  # whose layers some files call as the published checkpoint does
+        published = {name: unet_piece(f"{name}.weight", spec.config) for name in able}
+        known |= {piece.name.removesuffix(".weight").replace(".", "_"): name
+                  for name, piece in published.items() if piece is not None}  # fmt: skip
+    return known
+
+
 def _match(
     file: Path, keys: Mapping[str, Key], header: Mapping[str, TensorRange], spec: ComponentSpec
 ) -> dict[str, dict[str, TensorRange]]:
     """Layer -> role -> tensor. UserError where the component has no such layer."""
-    known = {layer.name.replace(".", "_"): layer.name for layer in layers_of(spec)
-             if layer.kind == "linear" or layer.kind in CONVOLUTIONS}  # fmt: skip
+    known = layer_names(spec)
     matched: dict[str, dict[str, TensorRange]] = {}
     lost = []
     for name, key in keys.items():
-        layer = next((known[one] for one in module_names(key.module, spec.config) if one in known), None)
+        layer = next((known[one] for one in module_names(key.module) if one in known), None)
         if layer is None:
             lost.append(name)
         elif key.role in matched.setdefault(layer, {}):

@@ -9,9 +9,9 @@ are compared without.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from sdcompress.source import DENOISERS
 
@@ -72,42 +72,11 @@ def other_kind(key: str) -> str | None:
     return next((what for sign, what in _OTHER_KINDS if sign.search(key)), None)
 
 
-def module_names(module: str, config: Mapping[str, Any]) -> Iterator[str]:
-    """Names, without dots, under which a component of that config may have what a LoRA calls `module`."""
+def module_names(module: str) -> Iterator[str]:
+    """Names, without dots, under which a component may have what a LoRA calls `module`."""
     yield module
     plain = module.replace("_processor_", "_")  # what diffusers' attention processors were saved as
     yield re.sub(r"_to_out$", "_to_out_0", plain)
     yield re.sub(r"_to_([qkv])$", r"_\1_proj", re.sub(r"_to_out$", "_out_proj", plain))
     yield f"text_model_{module}"
     yield module.removeprefix("text_model_")
-    if "layers_per_block" in config:
-        yield from _of_original_unet(module, int(config["layers_per_block"]))
-
-
-_ENDS = {
-    "time_embed_0": "time_embedding_linear_1", "time_embed_2": "time_embedding_linear_2",
-    "label_emb_0_0": "add_embedding_linear_1", "label_emb_0_2": "add_embedding_linear_2",
-    "input_blocks_0_0": "conv_in", "out_2": "conv_out",
-}  # fmt: skip
-_IN_RESNETS = {
-    "in_layers_2": "conv1", "emb_layers_1": "time_emb_proj", "out_layers_3": "conv2", "skip_connection": "conv_shortcut"
-}  # fmt: skip
-
-
-def _of_original_unet(module: str, layers: int) -> Iterator[str]:
-    """diffusers' name of a module of the original UNet (`input_blocks_4_1_proj_in`), of `layers` layers per block."""
-    if module in _ENDS:
-        yield _ENDS[module]
-    if found := re.fullmatch(r"middle_block_([012])_(.+)", module):
-        place = {"0": "resnets_0", "1": "attentions_0", "2": "resnets_1"}[found[1]]
-        yield f"mid_block_{place}_{_IN_RESNETS.get(found[2], found[2])}"
-    if found := re.fullmatch(r"(input|output)_blocks_(\d+)_(\d)_(.+)", module):
-        within, index, kind, rest = found[1] == "input", int(found[2]), int(found[3]), found[4]
-        block, layer = divmod(index - within, layers + 1)
-        side = "down" if within else "up"
-        if rest in ("op", "conv"):  # that make the picture smaller, or larger
-            yield f"{side}_blocks_{block}_{side}samplers_0_conv"
-        elif kind == 0:
-            yield f"{side}_blocks_{block}_resnets_{layer}_{_IN_RESNETS.get(rest, rest)}"
-        else:
-            yield f"{side}_blocks_{block}_attentions_{layer}_{rest}"

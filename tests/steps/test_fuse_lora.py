@@ -14,9 +14,9 @@ from sdcompress.artifact import sha256_of
 from sdcompress.backends.torch.source_parts import open_component
 from sdcompress.errors import RecipeError, UserError
 from sdcompress.execute import execute
-from sdcompress.lora.file import open_lora
+from sdcompress.lora.file import layer_names, open_lora
 from sdcompress.lora.fusing import difference
-from sdcompress.lora.keys import module_names, parse_key
+from sdcompress.lora.keys import parse_key
 from sdcompress.plan import make_plan
 from sdcompress.recipe import dump_recipe, load_recipe, parse_recipe
 from sdcompress.source import open_source
@@ -328,16 +328,16 @@ def test_a_changed_lora_cannot_be_resumed(loras, nano_folder, tmp_path):
 
 def test_names_of_the_original_unet():
     assert parse_key("lora_unet_output_blocks_5_2_conv.lora_up.weight").module == "output_blocks_5_2_conv"
+    names = layer_names(open_source("sdxl").components["unet"])
     want = {
-        "output_blocks_5_2_conv": "up_blocks_1_upsamplers_0_conv",
-        "input_blocks_6_0_op": "down_blocks_1_downsamplers_0_conv",
-        "middle_block_2_out_layers_3": "mid_block_resnets_1_conv2",
+        "output_blocks_5_2_conv": "up_blocks.1.upsamplers.0.conv",
+        "input_blocks_6_0_op": "down_blocks.1.downsamplers.0.conv",
+        "middle_block_2_out_layers_3": "mid_block.resnets.1.conv2",
         "out_2": "conv_out",
-        "label_emb_0_2": "add_embedding_linear_2",
-        "input_blocks_8_1_proj_out": "down_blocks_2_attentions_1_proj_out",
+        "label_emb_0_2": "add_embedding.linear_2",
+        "input_blocks_8_1_proj_out": "down_blocks.2.attentions.1.proj_out",
     }
-    for original, name in want.items():
-        assert name in list(module_names(original, {"layers_per_block": 2}))
+    assert {name: names[name] for name in want} == want
 
 
 @pytest.mark.skipif(not REAL.is_file(), reason=f"{REAL} is not here (a LoRA of Stable Diffusion 1.5)")

@@ -104,7 +104,7 @@ def import_onnxruntime() -> Any:
 class Part:
     """One model.onnx: its session, opened at once, or with `low_memory` when it is first run."""
 
-    def __init__(self, file: Path, runtime: Runtime):
+    def __init__(self, file: Path, runtime: Any):  # a Runtime, or another backend's
         self.file = file
         self.runtime = runtime
         self._session: Any = None
@@ -167,10 +167,15 @@ class Part:
                 if runtime.open_part is not None:
                     runtime.open_part.release()
                 runtime.open_part = self
-            self._session = open_session(self.file, runtime)
-            self._inputs = {each.name: _described(self.file, each) for each in self._session.get_inputs()}
-            self._outputs = {each.name: _described(self.file, each) for each in self._session.get_outputs()}
+            self._session = self._start()
         return self._session
+
+    def _start(self) -> Any:
+        """What runs the graph; notes its inputs and outputs."""
+        session = open_session(self.file, self.runtime)
+        self._inputs = {each.name: _described(self.file, each) for each in session.get_inputs()}
+        self._outputs = {each.name: _described(self.file, each) for each in session.get_outputs()}
+        return session
 
 
 def open_session(file: Path, runtime: Runtime) -> Any:

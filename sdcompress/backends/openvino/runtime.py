@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from sdcompress.backends.onnx.runtime import Part
 from sdcompress.errors import ArtifactError, UserError
 from sdcompress.openvino_file import MODEL_FILE
 
@@ -70,31 +71,8 @@ def import_openvino() -> Any:
     return openvino
 
 
-class OpenVinoPart:
+class OpenVinoPart(Part):
     """One openvino_model.xml: compiled at once, or with `low_memory` when it is first run."""
-
-    def __init__(self, file: Path, runtime: OpenVinoRuntime):
-        self.file = file
-        self.runtime = runtime
-        self._compiled: Any = None
-        self._inputs: dict[str, tuple[torch.dtype, int | None]] = {}
-        self._outputs: dict[str, tuple[torch.dtype, int | None]] = {}
-        if not runtime.low_memory:
-            self._open()
-
-    @property
-    def inputs(self) -> dict[str, tuple[torch.dtype, int | None]]:
-        """Input -> its dtype and rank (None where the file does not say)."""
-        if not self._inputs:
-            self._open()
-        return self._inputs
-
-    @property
-    def outputs(self) -> dict[str, tuple[torch.dtype, int | None]]:
-        """Output -> its dtype and rank (None where the file does not say)."""
-        if not self._outputs:
-            self._open()
-        return self._outputs
 
     def run(self, inputs: Mapping[str, torch.Tensor], names: Iterable[str] | None = None) -> dict[str, torch.Tensor]:
         """The outputs of those names (None: all); inputs are cast as the graph asks."""
@@ -109,10 +87,6 @@ class OpenVinoPart:
         results = compiled(given)
         return {name: torch.from_numpy(results[compiled.output(name)]) for name in wanted}
 
-    def release(self) -> None:
-        """Lets go of the compiled model; the next run compiles it again."""
-        self._compiled = None
-
     def tensors_ending(self, ending: str) -> list[torch.Tensor]:
         """The graph's constants whose names end so, read from its files."""
         import torch
@@ -121,17 +95,11 @@ class OpenVinoPart:
         found = [op for op in model.get_ops() if op.get_type_name() == "Constant"]
         return [torch.from_numpy(op.data.copy()) for op in found if op.get_friendly_name().endswith(ending)]
 
-    def _open(self) -> Any:
-        runtime = self.runtime
-        if self._compiled is None:
-            if runtime.low_memory:
-                if runtime.open_part is not None:
-                    runtime.open_part.release()
-                runtime.open_part = self
-            self._compiled = compile_model(self.file, runtime)
-            self._inputs = _described(self.file, self._compiled.inputs)
-            self._outputs = _described(self.file, self._compiled.outputs)
-        return self._compiled
+    def _start(self) -> Any:
+        compiled = compile_model(self.file, self.runtime)
+        self._inputs = _described(self.file, compiled.inputs)
+        self._outputs = _described(self.file, compiled.outputs)
+        return compiled
 
 
 def compile_model(file: Path, runtime: OpenVinoRuntime) -> Any:
