@@ -92,7 +92,9 @@ def nano_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session", autouse=True)
 def graph_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Traced graphs are kept for the session, so that each is traced once; the variable may say where for longer."""
-    os.environ.setdefault("SDCOMPRESS_CACHE", str(tmp_path_factory.mktemp("cache")))
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base  # by all processes of the session
+    os.environ.setdefault("SDCOMPRESS_CACHE", str(shared / "cache"))
 
 
 @pytest.fixture

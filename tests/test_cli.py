@@ -187,7 +187,10 @@ def test_interrupt_keeps_what_is_finished(tmp_path):
         'components: {vae: [{quantize: {format: codebook6}}], "*": [{cast: {dtype: float16}}]}\n'
     )
     command = [sys.executable, "-m", "sdcompress", "compress", "tiny-sd", "--recipe", str(recipe), "--out", str(out)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # which shells have background jobs ignore
+    )  # fmt: skip
     state = tmp_path / "out.partial" / "state.json"
     for _ in range(6000):
         if process.poll() is not None or (state.exists() and '"safety_checker"' in state.read_text()):

@@ -46,8 +46,6 @@ CALIBRATED = {
     "    - quantize: {format: uint4, group_size: 16}\n",
 }
 CALIBRATION = f"\ncalibration: {{prompts: [a red cat], num_inference_steps: 2, height: {SIZE}, width: {SIZE}}}\n"
-# Sana's attention is linear: nothing is known to fold into, so that there is nothing to smooth.
-NOT_SMOOTHED = ("sana",)
 # Families whose denoisers are of classes of their own run every recipe; with `make test-full` all others do as well.
 OF_THEIR_OWN = ("sdxl", "controlnet", "tiny-autoencoder", "sd3", "flux", "pixart", "sana")
 EVERYWHERE = ("int8", "uint4")
@@ -128,8 +126,6 @@ def test_the_same_bytes_again(family: str, family_folder: Folder, tmp_path: Path
 @pytest.mark.parametrize(("family", "recipe"), cases(CALIBRATED))
 def test_calibrated_recipes(family: str, recipe: str, family_folder: Folder, tmp_path: Path) -> None:
     source = open_source(str(family_folder(family)))
-    if recipe == "smoothed" and family in NOT_SMOOTHED:
-        pytest.skip("nothing of it can be smoothed")
     if source.pipeline_class in registry.families()[source.pipeline_class].pictures:
         pytest.skip("pipelines that draw from pictures are not calibrated")
     _, after = compressed(family_folder(family), CALIBRATED[recipe] + CALIBRATION, tmp_path / "out")

@@ -7,6 +7,7 @@ from typing import Any
 
 from sdcompress.components.architecture import Architecture, Family
 from sdcompress.components.families.autoencoders import autoencoder_parts
+from sdcompress.components.families.unet import VALUES
 from sdcompress.components.onnx_parts import OnnxInput, OnnxPart
 from sdcompress.spec import ComponentSpec
 
@@ -52,6 +53,7 @@ ARCHITECTURES = (
         "denoiser",
         sensitive=("patch_embed", "time_embed", "caption_projection", "proj_out"),
         grouped=("*.ff.conv_depth",),
+        folds=(VALUES,),  # its self-attention is linear in the values too
         onnx_parts=_transformer,
         calibrated=True,
         reads_text=r"\.attn2\.(to_k|to_v)$",
