@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sdcompress.components.architecture import Architecture, Family
+from sdcompress.components.architecture import Architecture, BlockList, Family
 from sdcompress.components.families.unet import VALUES
 from sdcompress.components.onnx_parts import OnnxInput, OnnxPart
 from sdcompress.spec import ComponentSpec
@@ -43,5 +43,9 @@ ARCHITECTURES = (
         folds=(VALUES,),
         onnx_parts=_parts,
         calibrated=True,
+        blocks=(
+            BlockList("transformer_blocks", "num_layers"),
+            BlockList("single_transformer_blocks", "num_single_layers"),
+        ),
     ),
 )
