@@ -181,8 +181,6 @@ def _storable(layer: Layer, spec: ComponentSpec, wanted: _Wanted, convolutions: 
     t5 = spec.class_name.startswith(("T5", "UMT5"))
     if fmt.library == "bitsandbytes" and layer.name.endswith(".wo") and t5:
         return Choice(layer, None, "stock transformers keeps T5's wo in float")
-    if layer.name == "shared" and t5:
-        return Choice(layer, None, "embedding shared between two modules")
     rounding = wanted.rounding
     # A table's rows are looked up: nothing goes in that could be calibrated on. Convolutions in groups have inputs of
     # which no statistics are gathered.

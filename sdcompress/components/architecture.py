@@ -35,6 +35,19 @@ class FoldRule:
 
 
 @dataclass(frozen=True)
+class BlockList:
+    """A list of alike blocks, each of which adds to what it gets: any can go, and the config says how many are left.
+
+    indexed: config entries that list places of blocks. last_stays: whether the last one is built otherwise.
+    """
+
+    name: str  # of the module that holds them
+    count: str  # the config entry with their number
+    indexed: tuple[str, ...] = ()
+    last_stays: bool = False
+
+
+@dataclass(frozen=True)
 class Architecture:
     """What is known about components of one class.
 
@@ -42,7 +55,7 @@ class Architecture:
     convolutions in several groups, of whose input no statistics are gathered. folds: where the inputs of its
     layers can be scaled at no cost. onnx_parts: its graphs, given its spec and the class of the pipeline it is in.
     calibrated: whether its layers can be watched while pictures are drawn; reads_text: of which layers the first token
-    of the input, the start of text, is an outlier (a regular expression).
+    of the input, the start of text, is an outlier (a regular expression). blocks: what `prune` can take out of it.
     """
 
     class_name: str
@@ -53,6 +66,7 @@ class Architecture:
     onnx_parts: Callable[[ComponentSpec, str], tuple[OnnxPart, ...]] | None = None
     calibrated: bool = False
     reads_text: str | None = None
+    blocks: tuple[BlockList, ...] = ()
 
 
 @dataclass(frozen=True)

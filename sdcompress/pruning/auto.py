@@ -1,4 +1,4 @@
-"""Which parts of a UNet to leave out for a share of its parameters: those whose absence was measured to matter least.
+"""Which parts of a denoiser to leave out for a share of its parameters: those whose absence matters least, as measured.
 
 `sensitivity/KEY.json` in the cache folder keeps the measurement, KEY being a digest of all that it depends on.
 """
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from sdcompress.cache import cache_folder, replacing
 from sdcompress.errors import UserError
+from sdcompress.pruning.blocks import block_lists, is_transformer, must_stay
 from sdcompress.pruning.stock import is_unet
 from sdcompress.pruning.units import Unit, outermost, removable_units
 from sdcompress.quant.statistics import Limits
@@ -21,25 +22,36 @@ if TYPE_CHECKING:
 
 
 def least_important(origin: Origin, share: float) -> tuple[str, ...]:
-    """Names of the units to remove for at least that share of the component's parameters, in the UNet's order.
+    """Names of the units to remove for at least that share of the component's parameters, in its order.
 
     UserError where so much cannot be removed; SourceError where nothing can be measured.
     """
     spec = origin.source.components[origin.component]
-    if not is_unet(spec):
-        raise UserError(f"auto: {spec.name} is a {spec.class_name}; parts are measured in a UNet2DConditionModel only")
+    if not is_unet(spec) and not is_transformer(spec):
+        raise UserError(f"auto: {spec.name} is a {spec.class_name}; parts are measured in denoisers only")
     units = measured_units(spec)
-    most = sum(unit.parameters for unit in units)
+    most = sum(unit.parameters for unit in units) - sum(unit.parameters for unit in spared(spec, units, {}))
     if most < share * spec.parameters:
         raise UserError(
             f"auto: {share:.0%} of {spec.name} asked for, and its removable parts are {most / spec.parameters:.0%}"
         )
-    return choose_units(units, sensitivities(origin, units), share * spec.parameters)
+    errors = sensitivities(origin, units)
+    kept = spared(spec, units, errors)
+    return choose_units(tuple(unit for unit in units if unit not in kept), errors, share * spec.parameters)
+
+
+def spared(spec: ComponentSpec, units: tuple[Unit, ...], errors: Mapping[str, float]) -> frozenset[Unit]:
+    """The unit with the largest error of each of a transformer's lists of blocks that all could go otherwise."""
+    most: set[Unit] = set()
+    for blocks, tensors in block_lists(spec).items():
+        if not blocks.last_stays:
+            most.add(max((unit for unit in units if unit.name in tensors), key=lambda unit: errors.get(unit.name, 0.0)))
+    return frozenset(most)
 
 
 def measured_units(spec: ComponentSpec) -> tuple[Unit, ...]:
     """The units whose absence is measured: resnets, and transformers, or their blocks where they have several."""
-    units = removable_units(spec)
+    units = tuple(unit for unit in removable_units(spec) if unit.name not in must_stay(spec))
     blocks: dict[str, list[Unit]] = {}
     for unit in units:
         if ".transformer_blocks." in unit.name:
@@ -64,7 +76,7 @@ def choose_units(units: tuple[Unit, ...], errors: Mapping[str, float], parameter
 
 
 def sensitivities(origin: Origin, units: tuple[Unit, ...]) -> dict[str, float]:
-    """Unit -> mean relative squared error of the UNet's output without it, from the cache or measured and put there."""
+    """Unit -> mean relative squared error of the output without it, from the cache or measured and put there."""
     from sdcompress.backends.torch.loading import choose_device
     from sdcompress.backends.torch.unit_sensitivity import SAMPLES, measure_units
     from sdcompress.statistics import content_key

@@ -1,7 +1,8 @@
-"""The parts of a UNet that can be left out one by one: what they add to is passed on without them.
+"""The parts of a denoiser that can be left out one by one: what they add to is passed on without them.
 
 A resnet gives its shortcut alone, which is nothing but its input where it keeps the number of channels; a transformer
 (an `attentions.N`) and one of its `transformer_blocks` give their input. Shapes stay, so all else stays as it was.
+Denoisers that are transformers lose whole blocks.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from sdcompress.patterns import first_match, unmatched
+from sdcompress.pruning.blocks import block_lists, is_transformer
 from sdcompress.pruning.smaller import Smaller, keep
 from sdcompress.pruning.stock import is_unet
 from sdcompress.spec import ComponentSpec
@@ -30,7 +32,11 @@ class Unit:
 
 
 def removable_units(spec: ComponentSpec) -> tuple[Unit, ...]:
-    """The UNet's removable units by name, in the order of its tensors; transformers and their blocks both."""
+    """The component's removable units by name, in the order of its tensors; a UNet's transformers and their blocks
+    both."""
+    if is_transformer(spec):
+        blocks = [item for tensors in block_lists(spec).values() for item in tensors.items()]
+        return tuple(_unit(spec, name, names) for name, names in blocks)
     if not is_unet(spec):
         return ()
     tensors: dict[str, list[str]] = {}
@@ -41,10 +47,14 @@ def removable_units(spec: ComponentSpec) -> tuple[Unit, ...]:
                 tensors.setdefault(match[1], []).append(name)
     transformers = {match[0].split(".transformer_blocks")[0] for name in tensors if (match := _BLOCK.match(f"{name}."))}
     return tuple(
-        Unit(name, tuple(names), sum(spec.tensors[each].parameters for each in names))
+        _unit(spec, name, names)
         for name, names in tensors.items()
         if ".attentions." not in name or name.split(".transformer_blocks")[0] in transformers
     )
+
+
+def _unit(spec: ComponentSpec, name: str, tensors: Sequence[str]) -> Unit:
+    return Unit(name, tuple(tensors), sum(spec.tensors[each].parameters for each in tensors))
 
 
 def matching_units(spec: ComponentSpec, patterns: Sequence[str], problems: list[str]) -> tuple[Unit, ...]:
@@ -52,11 +62,16 @@ def matching_units(spec: ComponentSpec, patterns: Sequence[str], problems: list[
     units = removable_units(spec)
     names = [unit.name for unit in units]
     problems += [
-        f"remove: {pattern!r} matches no removable part of {spec.name}; there are resnets, attentions and "
-        f"transformer_blocks, such as {names[0] if names else 'none here'}"
+        f"remove: {pattern!r} matches no removable part of {spec.name}; there are {_parts(spec, names)}"
         for pattern in unmatched(tuple(patterns), names)
     ]
     return outermost([unit for unit in units if first_match(patterns, unit.name)])
+
+
+def _parts(spec: ComponentSpec, names: Sequence[str]) -> str:
+    if is_transformer(spec):
+        return " and ".join(f"{len(blocks)} {each.name}" for each, blocks in block_lists(spec).items())
+    return f"resnets, attentions and transformer_blocks, such as {names[0] if names else 'none here'}"
 
 
 def outermost(units: Sequence[Unit]) -> tuple[Unit, ...]:

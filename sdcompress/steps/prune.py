@@ -1,4 +1,4 @@
-"""prune: leave out whole parts of a UNet or text encoder, or make what is inside its modules narrower."""
+"""prune: leave out whole parts of a denoiser or text encoder, or make what is inside its modules narrower."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, field_validator
 
 from sdcompress.errors import UserError
+from sdcompress.pruning.blocks import is_transformer, without_blocks
 from sdcompress.pruning.importance import choose, cut_tensor, score
 from sdcompress.pruning.marking import Pruning, marked, pruning_of
 from sdcompress.pruning.smaller import Smaller, unchanged
@@ -46,14 +47,16 @@ _WORDS = {
     "resnet_channels": ("resnet", "inner channels"),
 }
 _OF_UNETS = ("drop_mid_block", "layers_per_block", "drop_innermost_stage", "transformer_depth", "remove", "auto")
+_OF_TRANSFORMERS = frozenset({"remove", "auto", "importance"})
 
 
 class Prune(Step):
     """`prune: {pattern: bk-sdm-small}`: fewer parameters, in shapes that run as fast as their size says.
 
     pattern, drop_mid_block, layers_per_block, drop_innermost_stage, transformer_depth and text_layers are what a stock
-    config can say. remove: patterns of single resnets, attentions and transformer_blocks; auto: the share of the
-    UNet's parameters to take out in such parts, those whose absence was measured to matter least. heads, feed_forward
+    config can say. remove: patterns of single resnets, attentions and transformer_blocks of a UNet, of whole blocks of
+    a transformer, which a stock config can say as well; auto: the share of the component's parameters to take out in
+    such parts, those whose absence was measured to matter least. heads, feed_forward
     and resnet_channels: the share that is kept of each module's, the most important ones by `importance`: magnitude of
     weights, or activation (calibrated). Nothing is retrained.
     """
@@ -89,7 +92,9 @@ class Prune(Step):
         from sdcompress.pruning.auto import least_important
 
         if others := sorted(self._given() - {"auto"}):
-            raise UserError(f"auto: what it measures is the whole UNet; put {', '.join(others)} into a step after it")
+            raise UserError(
+                f"auto: what it measures is the whole denoiser; put {', '.join(others)} into a step after it"
+            )
         return Prune(remove=least_important(origin, self.auto))
 
     def plan(self, spec: ComponentSpec, target: str) -> Planned:
@@ -130,19 +135,23 @@ class Prune(Step):
 
     def _work(self, spec: ComponentSpec) -> _Work:
         """What there is to do. UserError with all that is wrong."""
-        if not is_unet(spec) and not is_text_encoder(spec):
+        if not is_unet(spec) and not is_text_encoder(spec) and not is_transformer(spec):
             raise UserError(
-                f"{spec.name} is a {spec.class_name}; only a UNet2DConditionModel and CLIP text encoders can be pruned"
+                f"{spec.name} is a {spec.class_name}; only a UNet2DConditionModel, CLIP text encoders and the "
+                f"transformers of SD3, FLUX, PixArt and Sana can be pruned"
             )
         if not self._given() - {"importance"}:
             raise UserError("nothing to prune; set pattern, remove, auto, heads, feed_forward or another field")
         if pruning_of(spec.config):
             raise UserError(f"{spec.name} is pruned already, in ways no stock config can say; start from the original")
         problems: list[str] = []
-        smaller = self._without_blocks(spec, problems)
+        smaller = self._without_parts(spec, problems)
         units = matching_units(smaller.spec, self.remove, problems)
         if problems:
             raise UserError(problems)
+        if is_transformer(spec):
+            smaller = without_blocks(spec, {unit.name for unit in units})
+            return _Work(smaller.spec, smaller, ())
         pruning = Pruning()
         if units and is_whole_mid_block(smaller.spec, units):
             smaller = smaller.then(without_mid_block(smaller.spec))
@@ -156,7 +165,7 @@ class Prune(Step):
             pruning = Pruning(pruning.removed, {group.module: group.kept for group in groups})
         return _Work(marked(after, pruning), smaller, groups)
 
-    def _without_blocks(self, spec: ComponentSpec, problems: list[str]) -> Smaller:
+    def _without_parts(self, spec: ComponentSpec, problems: list[str]) -> Smaller:
         """What a stock config can say, done; what is wrong goes into `problems`."""
         chosen = {name: getattr(self, name) for name in (*_OF_UNETS, "text_layers")}
         if self.pattern is not None:
@@ -172,6 +181,12 @@ class Prune(Step):
                 "auto: is measured on the original's weights, so it must be the first step, and the model must be a "
                 "folder that has them; else use pattern or remove"
             )
+        if is_transformer(spec):
+            others = sorted(self._given() - _OF_TRANSFORMERS)
+            problems += [
+                f"{name}: does not go with {spec.name}, which is a {spec.class_name}; use remove" for name in others
+            ]
+            return unchanged(spec)
         set_fields = [name for name, value in chosen.items() if value]
         wrong = [name for name in set_fields if (name == "text_layers") == is_unet(spec)]
         if wrong:

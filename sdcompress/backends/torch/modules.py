@@ -156,6 +156,25 @@ class QuantizedEmbedding(QuantizedLayer, nn.Embedding):  # type: ignore[override
         return self.rotated(values, -1).view(*ids.shape, self.embedding_dim)
 
 
+class SameEmbedding(nn.Module):
+    """Another place of a quantized embedding, whose codes stay that one's alone, under its name in files.
+
+    Loaders look for each place of a module they find, and would put empty codes where a file has them only once.
+    """
+
+    def __init__(self, embedding: QuantizedEmbedding):
+        super().__init__()
+        self._embedding = (embedding,)  # in a tuple, in which it is no submodule
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The embedding's."""
+        return self._embedding[0].weight
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self._embedding[0](ids)  # type: ignore[no-any-return]
+
+
 def replace_layers(model: nn.Module, formats: Mapping[str, QuantFormat], dynamic: Collection[str] = ()) -> None:
     """Puts a quantized module in the place of every layer named; ArtifactError when the model has no such layer.
 
@@ -165,12 +184,41 @@ def replace_layers(model: nn.Module, formats: Mapping[str, QuantFormat], dynamic
         living = living_name(model, name)
         if living is None:
             raise ArtifactError(f"{type(model).__name__} has no layer {name}, which its config lists")
-        layer = _quantized(model.get_submodule(living), fmt, name)
+        original = model.get_submodule(living)
+        layer = _quantized(original, fmt, name)
         if name in dynamic:
             if not isinstance(layer, QuantizedLinear) or not rounds_inputs(fmt):
                 raise ArtifactError(f"{name} is in {fmt.label}, whose inputs cannot be rounded as its config says")
             layer.rounds_input = True
+        others = _tied_places(model, living, original)
         set_layer(model, living, layer)
+        for other in others:
+            _set_same(model, other, layer, name)
+
+
+def _tied_places(model: nn.Module, name: str, original: nn.Module) -> list[str]:
+    """Where the module called `name` stands as well: T5's `shared` is `encoder.embed_tokens` too.
+
+    In transformers 5 they are two modules, which its class says to tie once weights are loaded.
+    """
+    said = getattr(model, "_tied_weights_keys", None)
+    tied = {target for target, source in said.items() if source == f"{name}.weight"} if isinstance(said, dict) else ()
+    return [
+        place
+        for place, module in model.named_modules(remove_duplicate=False)
+        if place != name and (module is original or f"{place}.weight" in tied)
+    ]
+
+
+def _set_same(model: nn.Module, place: str, layer: nn.Module, name: str) -> None:
+    """Puts the quantized embedding `layer`, called `name`, in another place too, for good: nothing is left to tie."""
+    if not isinstance(layer, QuantizedEmbedding):
+        raise ArtifactError(f"{place} is the same module as {name}, which only embeddings can be")
+    set_layer(model, place, SameEmbedding(layer))
+    model._tie_weights = lambda: None  # type: ignore[assignment]  # transformers 4; it would write the weight
+    model._tied_weights_keys = None  # type: ignore[assignment]
+    if hasattr(model, "all_tied_weights_keys"):  # transformers 5: tensor -> the one whose values it shares
+        model.all_tied_weights_keys = {}  # type: ignore[assignment]
 
 
 def set_layer(model: nn.Module, name: str, layer: nn.Module) -> None:

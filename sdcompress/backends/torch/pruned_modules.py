@@ -39,6 +39,15 @@ class BypassedBlock(nn.Module):
         return hidden_states
 
 
+class BypassedJointBlock(nn.Module):
+    """A block over text and latents that passes on both."""
+
+    def forward(
+        self, hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor, *_: Any, **__: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return encoder_hidden_states, hidden_states
+
+
 def rebuild(model: nn.Module, pruning: Pruning) -> None:
     """Bypasses and narrows modules of the model in place; narrowed ones hold no values. ArtifactError for others."""
     for name in pruning.removed:
@@ -60,8 +69,10 @@ def bypass(model: nn.Module, name: str) -> nn.Module:
         replacement = BypassedResnet(module)
     elif type(module).__name__ == "Transformer2DModel":
         replacement = BypassedTransformer()
-    elif type(module).__name__ == "BasicTransformerBlock":
+    elif type(module).__name__ in ("BasicTransformerBlock", "SanaTransformerBlock"):
         replacement = BypassedBlock()
+    elif type(module).__name__ in ("JointTransformerBlock", "FluxTransformerBlock", "FluxSingleTransformerBlock"):
+        replacement = BypassedJointBlock()
     else:
         raise ArtifactError(f"{name}: a {type(module).__name__} cannot be bypassed; it is no removable part")
     model.get_submodule(owner).register_module(leaf, replacement)

@@ -1,4 +1,4 @@
-"""How much of a UNet's output is lost without each of its parts, measured on steps of calibration trajectories."""
+"""How much of a denoiser's output is lost without each of its parts, measured on steps of calibration trajectories."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _GOLDEN = (math.sqrt(5) - 1) / 2  # multiples of which, modulo 1, spread evenly 
 def measure_units(
     source: Source, component: str, units: Sequence[str], calibration: Calibration, advance: Advance
 ) -> dict[str, float]:
-    """Unit -> mean over sampled steps of |e' - e|^2 / |e|^2, e and e' being the UNet's outputs with and without it.
+    """Unit -> mean over sampled steps of |e' - e|^2 / |e|^2, e and e' being the denoiser's outputs with and without it.
 
     The trajectories are the original's. `advance` hears of their runs, as in a Walk. Raises SourceError for pipelines
     that this cannot be done with, and for outputs that are not finite.
     """
     wanted = {component: tuple(units)}
     check_walk(source, wanted, "sensitivities of parts")
-    observer = _Bypasser(units, len(choose_prompts(calibration, source).prompts))
+    observer = _Bypasser(component, units, len(choose_prompts(calibration, source).prompts))
     Walk(source, wanted, calibration, advance, "auto", observer).run()
     broken = [unit for unit, errors in observer.errors.items() if not all(map(math.isfinite, errors))]
     if broken:
@@ -41,13 +41,14 @@ def measure_units(
 class _Bypasser(Observer):
     """Runs sampled steps again, without one unit at a time."""
 
-    def __init__(self, units: Sequence[str], prompts: int):
+    def __init__(self, component: str, units: Sequence[str], prompts: int):
+        self._component = component
         self.errors: dict[str, list[float]] = {unit: [] for unit in units}
         self._prompts = prompts
 
     @contextmanager
     def watch(self, component: str, model: nn.Module, runs: int) -> Iterator[None]:
-        if component != "unet":
+        if component != self._component:
             yield
             return
         sampled = sampled_calls(self._prompts, runs // self._prompts)
@@ -81,7 +82,7 @@ class _Bypasser(Observer):
 
 
 def sampled_calls(prompts: int, steps: int) -> frozenset[int]:
-    """Which of a UNet's calls, `steps` for each prompt, are looked at: SAMPLES, or all if there are no more."""
+    """Which of a denoiser's calls, `steps` for each prompt, are looked at: SAMPLES, or all if there are no more."""
     if prompts * steps <= SAMPLES:
         return frozenset(range(prompts * steps))
     calls: set[int] = set()

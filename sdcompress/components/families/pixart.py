@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sdcompress.components.architecture import Architecture, Family
+from sdcompress.components.architecture import Architecture, BlockList, Family
 from sdcompress.components.families.unet import VALUES
 from sdcompress.components.onnx_parts import OnnxInput, OnnxPart
 from sdcompress.spec import ComponentSpec
@@ -51,5 +51,6 @@ ARCHITECTURES = (
         onnx_parts=_parts,
         calibrated=True,
         reads_text=r"\.attn2\.(to_k|to_v)$",
+        blocks=(BlockList("transformer_blocks", "num_layers"),),
     ),
 )

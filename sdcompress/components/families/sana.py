@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sdcompress.components.architecture import Architecture, Family
+from sdcompress.components.architecture import Architecture, BlockList, Family
 from sdcompress.components.families.autoencoders import autoencoder_parts
 from sdcompress.components.families.unet import VALUES
 from sdcompress.components.onnx_parts import OnnxInput, OnnxPart
@@ -57,6 +57,7 @@ ARCHITECTURES = (
         onnx_parts=_transformer,
         calibrated=True,
         reads_text=r"\.attn2\.(to_k|to_v)$",
+        blocks=(BlockList("transformer_blocks", "num_layers"),),
     ),
     Architecture("Gemma2Model", "text encoder", onnx_parts=_text_encoder, calibrated=True),
     Architecture(

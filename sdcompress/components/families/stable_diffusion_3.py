@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sdcompress.components.architecture import Architecture, Family
+from sdcompress.components.architecture import Architecture, BlockList, Family
 from sdcompress.components.families.unet import VALUES
 from sdcompress.components.onnx_parts import OnnxInput, OnnxPart
 from sdcompress.spec import ComponentSpec
@@ -44,5 +44,7 @@ ARCHITECTURES = (
         folds=(VALUES,),  # its norms are scaled by the timestep, through layers of their own
         onnx_parts=_parts,
         calibrated=True,
+        # Its last block has no part for the text that nothing reads any more (`context_pre_only`).
+        blocks=(BlockList("transformer_blocks", "num_layers", indexed=("dual_attention_layers",), last_stays=True),),
     ),
 )
