@@ -25,7 +25,7 @@ from sdcompress.steps.export import Export, observed_layers
 RUNTIME_BYTES = 265 * 2**20
 # Beside the component itself in float32: activations and histograms at 512x512, and by the size of the component what
 # the allocator keeps (VmHWM of SD 1.5 and SDXL).
-CALIBRATION_BYTES, CALIBRATION_SHARE = 600 * 2**20, 0.13
+CALIBRATION_BYTES, CALIBRATION_SHARE = 600 * 2**20, 0.25
 TRAINING_BYTES = 400 * 2**20  # diffusers, transformers, accelerate and what the allocator keeps
 RUNTIME_BYTES_OF = {"bitsandbytes": 140 * 2**20, "onnxscript": 700 * 2**20}
 EXTRA_OF = {"bitsandbytes": "bnb", "onnx": "onnx", "onnxscript": "onnx", "onnxruntime": "onnx"}
