@@ -168,11 +168,15 @@ def content_key(source: Source, wanted: Wanted, calibration: Calibration, limits
     """SHA-256 of all that the statistics depend on: weights that run, configs, tokenizers, settings, versions."""
     import torch
 
-    from sdcompress.backends.torch.trajectories import COMPONENTS
+    from sdcompress.backends.torch.trajectories import BESIDE_THE_DENOISER, COMPONENTS
+    from sdcompress.input_pictures import wanted_pictures
 
     assert source.path is not None
-    present = [component for component in COMPONENTS if component in source.components]
-    last = max(COMPONENTS.index(component) for component in wanted)
+    order = (*COMPONENTS, *BESIDE_THE_DENOISER)
+    present = [component for component in order if component in source.components]
+    last = max(order.index(component) for component in wanted)
+    if wanted_pictures(source.pipeline_class):  # whose VAE, and what is beside the denoiser, come before it
+        last = len(order) - 1
     prompts = choose_prompts(calibration, source)
     versions = installed_versions()
     facts: dict[str, Any] = {
@@ -193,12 +197,12 @@ def content_key(source: Source, wanted: Wanted, calibration: Calibration, limits
             content = source.read_file(file)
             digest.update(f"{file.as_posix()} {len(content)}\n".encode() + content)
     for component in present:
-        if COMPONENTS.index(component) <= last and component in source.readers:
+        if order.index(component) <= last and component in source.readers:
             for name in sorted(source.components[component].tensors):
                 tensor = source.readers[component](name).contiguous()
                 digest.update(f"{component} {name} {tensor.dtype} {list(tensor.shape)}\n".encode())
                 digest.update(tensor.flatten().view(torch.uint8).numpy().data)
-        elif COMPONENTS.index(component) <= last:
+        elif order.index(component) <= last:
             for name, where in sorted(source.tensors[component].items()):
                 digest.update(f"{component} {name} {where.dtype} {list(where.shape)}\n".encode())
                 for chunk in read_chunks(where):

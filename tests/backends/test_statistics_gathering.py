@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -261,5 +262,7 @@ def test_nothing_wanted_draws_nothing(nano: Source) -> None:
 
 
 def test_pipelines_that_cannot_be_calibrated() -> None:
-    with pytest.raises(SourceError, match="is a StableDiffusionXLImg2ImgPipeline; input statistics can be"):
-        gather(open_source("sdxl-refiner"), {"unet": ["conv_in"]})
+    unknown = open_source("tiny-sd")
+    unknown = replace(unknown, model_index=unknown.model_index | {"_class_name": "UniDiffuserPipeline"})
+    with pytest.raises(SourceError, match="is a UniDiffuserPipeline; input statistics can be calibrated for"):
+        gather(unknown, {"unet": ["conv_in"]})

@@ -45,9 +45,9 @@ CALIBRATED = {
     "    - smooth: {format: uint4, group_size: 16}\n"
     "    - quantize: {format: uint4, group_size: 16}\n",
 }
-CALIBRATION = f"\ncalibration: {{prompts: [a red cat], num_inference_steps: 2, height: {SIZE}, width: {SIZE}}}\n"
+CALIBRATION = f"\ncalibration: {{prompts: [a red cat], num_inference_steps: 4, height: {SIZE}, width: {SIZE}}}\n"
 # Families whose denoisers are of classes of their own run every recipe; with `make test-full` all others do as well.
-OF_THEIR_OWN = ("sdxl", "controlnet", "tiny-autoencoder", "sd3", "flux", "pixart", "sana")
+OF_THEIR_OWN = ("sdxl", "sdxl-refiner", "inpaint", "controlnet", "tiny-autoencoder", "sd3", "flux", "pixart", "sana")
 EVERYWHERE = ("int8", "uint4")
 
 
@@ -126,8 +126,6 @@ def test_the_same_bytes_again(family: str, family_folder: Folder, tmp_path: Path
 @pytest.mark.parametrize(("family", "recipe"), cases(CALIBRATED))
 def test_calibrated_recipes(family: str, recipe: str, family_folder: Folder, tmp_path: Path) -> None:
     source = open_source(str(family_folder(family)))
-    if source.pipeline_class in registry.families()[source.pipeline_class].pictures:
-        pytest.skip("pipelines that draw from pictures are not calibrated")
     _, after = compressed(family_folder(family), CALIBRATED[recipe] + CALIBRATION, tmp_path / "out")
     assert after.weights_bytes < source.weights_bytes
     assert np.isfinite(draw(open_pipeline(tmp_path / "out", device="cpu"))).all()
@@ -188,11 +186,9 @@ def stock_onnx_pipeline(folder: Path, pipeline_class: str) -> Any:
 def test_in_onnx_with_eight_bits(family: str, family_folder: Folder, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     source = open_source(str(family_folder(family)))
-    drawn_from_a_prompt = source.pipeline_class not in registry.families()[source.pipeline_class].pictures
-    activations = ", activations: int8" if drawn_from_a_prompt else ""
     recipe = (
-        f"target: onnx\ncomponents: {{unet|transformer: [{{quantize: {{format: int8{activations}}}}}], "
-        f'"*": [{{quantize: {{format: int8}}}}]}}'
+        "target: onnx\ncomponents: {unet|transformer: [{quantize: {format: int8, activations: int8}}], "
+        '"*": [{quantize: {format: int8}}]}'
     )
     _, after = compressed(family_folder(family), recipe + CALIBRATION, tmp_path / "out")
     # A quarter of float32, plus norms, biases and scales, of which so small a pipeline has many.

@@ -11,10 +11,15 @@ from torch import nn
 class LatentsCatcher(nn.Module):
     """Keeps the latents that it is given, scaled as the pipeline at hand does, and gives a black picture for them."""
 
-    def __init__(self, config: Any, device: torch.device):
+    def __init__(self, config: Any, device: torch.device, encoder: Any = None):
+        """encoder: the real VAE, for pipelines that draw over pictures."""
         super().__init__()
         self.config, self.device, self.dtype = config, device, torch.float32
+        self._encoder = encoder
         self.caught = torch.empty(0)
+
+    def encode(self, x: torch.Tensor, return_dict: bool = True) -> Any:
+        return self._encoder.encode(x, return_dict=return_dict)
 
     def decode(self, z: torch.Tensor, return_dict: bool = True, **_: Any) -> tuple[torch.Tensor]:
         self.caught = z

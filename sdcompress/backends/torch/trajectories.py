@@ -27,6 +27,7 @@ from sdcompress.backends.torch.source_parts import (
 )
 from sdcompress.calibration import FIRST_SEED, Calibration, choose_prompts
 from sdcompress.errors import SourceError
+from sdcompress.input_pictures import PictureFiles, make_pictures, request_pictures, wanted_pictures
 from sdcompress.source import DENOISERS, Source
 
 if TYPE_CHECKING:
@@ -37,9 +38,8 @@ Advance = Callable[[str, int, int], None]
 _Item = TypeVar("_Item")
 
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
+BESIDE_THE_DENOISER = ("controlnet",)  # runs with it
 COMPONENTS = (*TEXT_ENCODERS, *DENOISERS, "vae")  # in the order they run; a pipeline has one of the denoisers
-# Text encoders that a pipeline cannot do without, where it is another than the first.
-_NEEDED_OF = {"StableDiffusionXLPipeline": ("text_encoder_2",)}
 _XL = "StableDiffusionXL"  # whose text encoders are run one after the other here
 
 
@@ -83,11 +83,12 @@ class Walk:
         self._device = choose_device(device)
         self._first_seed = calibration.seed + FIRST_SEED
         self._prompts: PromptSet = choose_prompts(calibration, source)
-        self._settings: dict[str, Any] = {"height": calibration.height, "width": calibration.width}
+        self._size = {"height": calibration.height, "width": calibration.width}
         self._family = registry.families()[source.pipeline_class]
         self._denoiser = next(name for name in DENOISERS if name in source.components)
         self._bare = open_without_models(source)
         takes = inspect.signature(self._bare.__call__).parameters
+        self._settings: dict[str, Any] = {name: value for name, value in self._size.items() if name in takes}
         for name in ("num_inference_steps", "guidance_scale"):
             chosen = getattr(self._prompts, name)
             self._settings[name] = takes[name].default if chosen is None else chosen
@@ -100,6 +101,8 @@ class Walk:
         if not self._bare.scheduler.config.get("use_dynamic_shifting"):  # by which it needs to know the picture's size
             self._bare.scheduler.set_timesteps(self._steps)
             self._steps = len(self._bare.scheduler.timesteps)
+        if "strength" in takes:  # of which pipelines that draw over a picture take no more steps
+            self._steps = max(1, int(self._steps * takes["strength"].default))
         self._advance, self._done = advance, 0
         self._total = len(self._prompts.prompts) * sum(self._runs(part) for part in self._components())
 
@@ -180,14 +183,24 @@ class Walk:
         """What the VAE is given at the end of each prompt's trajectory."""
 
         def prepare(model: Any) -> Callable[[tuple[int, Outputs]], Outputs]:
-            vae = LatentsCatcher(empty_model(self._source, "vae").config, self._device)
-            pipeline = self._pipeline(**{self._denoiser: model}, vae=vae)
+            drawn_over = bool(wanted_pictures(self._source.pipeline_class))
+            encoder = open_component(self._source, "vae", self._device) if drawn_over else None
+            vae = LatentsCatcher(empty_model(self._source, "vae").config, self._device, encoder)
+            beside = {
+                name: open_component(self._source, name, self._device)
+                for name in BESIDE_THE_DENOISER
+                if name in self._source.components
+            }
+            pipeline = self._pipeline(**{self._denoiser: model}, **beside, vae=vae)
             self._count_steps(pipeline)
 
             def denoise(item: tuple[int, Outputs]) -> Outputs:
                 index, text = item
-                generator = torch.Generator("cpu").manual_seed(self._first_seed + index)
-                pipeline(**text, **self._settings, **self._unsaid, generator=generator, output_type="pt")
+                seed = self._first_seed + index
+                request = request_pictures(PictureFiles(), self._source.pipeline_class, index, seed)
+                pictures = make_pictures(pipeline, request, self._size)
+                generator = torch.Generator("cpu").manual_seed(seed)
+                pipeline(**text, **pictures, **self._settings, **self._unsaid, generator=generator, output_type="pt")
                 return {"latents": vae.caught}
 
             return denoise
@@ -261,7 +274,9 @@ class Walk:
 
     def _pipeline(self, **models: Any) -> Any:
         """The source's pipeline with its own tokenizers and scheduler, and no models but these."""
-        options = pipeline_options(type(self._bare))
+        takes = inspect.signature(type(self._bare)).parameters
+        plain = {name: value for name, value in self._source.model_index.items() if not isinstance(value, list)}
+        options = {name: value for name, value in plain.items() if name in takes} | pipeline_options(type(self._bare))
         pipeline = type(self._bare)(**self._bare.components | models, **options)
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
@@ -301,16 +316,17 @@ class Walk:
 def check_walk(source: Source, wanted: Mapping[str, Collection[str]], what: str) -> None:
     """Raises SourceError unless the pipeline can be drawn with here, and has every component `what` is wanted of."""
     families = registry.families()
-    family = families.get(source.pipeline_class)
-    if family is None or source.pipeline_class in family.pictures:
-        able = ", ".join(name for name, one in families.items() if name not in one.pictures)
+    if source.pipeline_class not in families:
+        able = ", ".join(families)
         raise SourceError(f"{source.name}: is a {source.pipeline_class}; {what} can be calibrated for {able} only")
     if source.path is None:
         raise SourceError(f"{source.name}: has no weights here, and calibrating draws pictures; give a folder")
     for component in wanted:
         if component not in COMPONENTS:
             raise SourceError(f"{component}: has no {what}; they are calibrated for {', '.join(COMPONENTS)}")
-    needed = {*_NEEDED_OF.get(source.pipeline_class, ("text_encoder",)), "vae", *wanted}
+    # SDXL's refiner has the second of its text encoders alone.
+    text = "text_encoder_2" if source.pipeline_class.startswith(_XL) else "text_encoder"
+    needed = {text, "vae", *wanted}
     if not any(name in source.components for name in DENOISERS):
         needed.add(DENOISERS[0])
     missing = sorted(needed - set(source.components))
