@@ -337,9 +337,7 @@ def test_a_layer_that_never_runs(nano_copy: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_pipelines_that_cannot_be_calibrated(tiny_sd: Source) -> None:
-    over_pictures = replace(
-        tiny_sd, model_index=tiny_sd.model_index | {"_class_name": "StableDiffusionInpaintPipeline"}
-    )
+    unknown = replace(tiny_sd, model_index=tiny_sd.model_index | {"_class_name": "UniDiffuserPipeline"})
     with pytest.raises(SourceError, match="is a UniDiffuserPipeline; activation ranges can be calibrated"):
         observe(unknown, {"unet": {"conv_in": Watch()}})
     with pytest.raises(SourceError, match="sd15: has no weights here"):
