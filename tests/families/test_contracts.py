@@ -46,15 +46,19 @@ CALIBRATED = {
     "    - quantize: {format: uint4, group_size: 16}\n",
 }
 CALIBRATION = f"\ncalibration: {{prompts: [a red cat], num_inference_steps: 4, height: {SIZE}, width: {SIZE}}}\n"
-# Families whose denoisers are of classes of their own run every recipe; with `make test-full` all others do as well.
-OF_THEIR_OWN = ("sdxl", "sdxl-refiner", "inpaint", "controlnet", "tiny-autoencoder", "sd3", "flux", "pixart", "sana")
-EVERYWHERE = ("int8", "uint4")
+# What every family runs with each test; the rest of all combinations runs with `make test-full`.
+TRANSFORMERS = ("sd3", "flux", "pixart", "sana")
+OF_THEIR_OWN = ("sdxl", "sdxl-refiner", "inpaint", "controlnet", "tiny-autoencoder", *TRANSFORMERS)
 
 
 def cases(recipes: Any) -> list[Any]:
     """Family and recipe."""
+
+    def is_quick(family: str, recipe: str) -> bool:
+        return family in TRANSFORMERS or recipe == "int8" or (family in OF_THEIR_OWN and recipe in ("uint4", "gptq"))
+
     return [
-        pytest.param(family, recipe, marks=() if family in OF_THEIR_OWN or recipe in EVERYWHERE else pytest.mark.full)
+        pytest.param(family, recipe, marks=() if is_quick(family, recipe) else pytest.mark.full)
         for family in FAMILIES
         for recipe in recipes
     ]
@@ -113,7 +117,7 @@ def test_plans_come_true_and_artifacts_draw(family: str, recipe: str, family_fol
         assert np.sqrt(((picture - original) ** 2).mean()) < 0.01
 
 
-@pytest.mark.parametrize("family", OF_THEIR_OWN)
+@pytest.mark.parametrize("family", TRANSFORMERS)
 def test_the_same_bytes_again(family: str, family_folder: Folder, tmp_path: Path) -> None:
     for out in ("one", "two"):
         compressed(family_folder(family), RECIPES["uint4"], tmp_path / out)
