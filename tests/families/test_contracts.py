@@ -209,3 +209,12 @@ def test_in_onnx_with_eight_bits(family: str, family_folder: Folder, tmp_path: P
     # layers' too, have no error that theory bounds (0.01 to 0.14 were seen).
     picture = draw(open_pipeline(tmp_path / "out", device="cpu"))
     assert np.isfinite(picture).all() and picture.std() > 0.01
+
+
+@pytest.mark.parametrize("model", catalog.names())
+def test_full_size_plans(model: str) -> None:
+    """Whatever the recipe, what is planned has the catalog's parameters, and so has the ONNX export."""
+    source = open_source(model)
+    for name in ("int8", "int4", "nf4", "onnx-int8-transformer", "onnx-fp16"):
+        plan = make_plan(load_recipe(name), source)
+        assert sum(spec.parameters for spec in plan.components_after.values()) == source.parameters, name
