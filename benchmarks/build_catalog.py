@@ -244,18 +244,19 @@ def build_components(folder: Path) -> dict[str, dict[str, Any]]:
         published = read_json(folder / pipeline / part / "config.json")
         config_class = getattr(find_class(library, class_name), "config_class", None)
         config = architecture_config(published, config_class)
-        tensors = compact(stored_shapes(build_on_meta(library, class_name, config)))
-        contents[file] = {"class_name": class_name, "config": config, "tensors": tensors}
+        contents[file] = component_content(library, class_name, config)
     for file, (start, changes, _) in CHANGED.items():
         config = {**contents[start]["config"], **changes}
-        class_name = contents[start]["class_name"]
-        tensors = compact(stored_shapes(build_on_meta("diffusers", class_name, config)))
-        contents[file] = {"class_name": class_name, "config": config, "tensors": tensors}
+        contents[file] = component_content("diffusers", contents[start]["class_name"], config)
     for file, (library, class_name, changes) in DEFAULTS.items():
-        config = default_config(library, class_name, changes)
-        tensors = compact(stored_shapes(build_on_meta(library, class_name, config)))
-        contents[file] = {"class_name": class_name, "config": config, "tensors": tensors}
+        contents[file] = component_content(library, class_name, default_config(library, class_name, changes))
     return contents
+
+
+def component_content(library: str, class_name: str, config: dict[str, Any]) -> dict[str, Any]:
+    """What a component file holds: class, config, and the shapes that the real class has with it."""
+    tensors = compact(stored_shapes(build_on_meta(library, class_name, config)))
+    return {"class_name": class_name, "config": config, "tensors": tensors}
 
 
 def default_config(library: str, class_name: str, changes: dict[str, Any]) -> dict[str, Any]:

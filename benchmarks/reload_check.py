@@ -43,7 +43,7 @@ def main() -> None:
 
 def dequantized(module: torch.nn.Module, artifact: Path, name: str, formats: dict[str, str]) -> torch.nn.Module:
     """A stock module of the same class with the artifact's weights dequantized to float32."""
-    from sdcompress.execute import to_tensor
+    from sdcompress.tensor_reading import to_tensor
 
     source = open_source(str(artifact))
     known = registry.formats()

@@ -62,7 +62,15 @@ def convert(
     source = open_source(model, variant)
     try:
         if to == "gguf":
-            facts = _gguf(source, out, type_ or "q8_0", keys, rest or "f16", keep_sensitive is not False, force)
+            facts = _gguf(
+                source,
+                out,
+                wanted=type_ or "q8_0",
+                keys=keys,
+                rest=rest or "f16",
+                keep_sensitive=keep_sensitive is not False,
+                force=force,
+            )
         else:
             facts = _openvino(source, out, force)
     except KeyboardInterrupt:
@@ -78,26 +86,16 @@ def convert(
     typer.echo(out)
 
 
-def _gguf(
-    source: Source,
-    out: Path,
-    wanted: str,
-    keys: str | None,
-    rest: str,
-    keep_sensitive: bool,
-    force: bool,
-) -> dict[str, Any]:
+def _gguf(source: Source, out: Path, **choice: Any) -> dict[str, Any]:
+    """What was written; `choice` is what `write_gguf` takes by name."""
     from sdcompress.backends.gguf.convert import check_plan, denoiser_of, write_gguf
     from sdcompress.hub import with_weights
     from sdcompress.progress import byte_progress
 
-    check_plan(source, out, wanted, keys, rest, keep_sensitive, force)  # before gigabytes are downloaded
+    check_plan(source, out, **choice)  # before gigabytes are downloaded
     source = with_weights(source)
     with byte_progress(denoiser_of(source).weights_bytes, Console(stderr=True)) as bars:
-        return write_gguf(
-            source, out, wanted=wanted, keys=keys, rest=rest, keep_sensitive=keep_sensitive, force=force,
-            advance=bars.advance,
-        )  # fmt: skip
+        return write_gguf(source, out, **choice, advance=bars.advance)
 
 
 def _openvino(source: Source, out: Path, force: bool) -> dict[str, Any]:

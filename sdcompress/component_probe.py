@@ -14,9 +14,10 @@ from sdcompress.metrics.components.decode_psnr import decode_psnr_db
 from sdcompress.metrics.components.noise_sqnr import noise_sqnr_db
 from sdcompress.metrics.components.safety_agreement import safety_agreement
 from sdcompress.metrics.components.text_cosine import text_cosine
+from sdcompress.source import DENOISERS
 
 MOST_TIMESTEPS = 10  # replayed of each picture, spread evenly
-DENOISERS = ("unet", "transformer", "controlnet")  # a ControlNet gives what the UNet adds to its own states
+PREDICTORS = (*DENOISERS, "controlnet")  # a ControlNet gives what the UNet adds to its own states
 
 
 class Recorder:
@@ -60,7 +61,7 @@ class Recorder:
             else:
                 output = inner(*args, **kwargs)
             seen = {"component": name, "picture": self._picture, "given": given, "output": _stored(_main(output))}
-            if name in DENOISERS:
+            if name in PREDICTORS:
                 seen["timestep"] = _timestep(inner, args, kwargs)
             self._calls.append(seen)
             return output
@@ -101,7 +102,7 @@ def probed(pipeline: Any) -> dict[str, tuple[Any, str]]:
     found = {}
     for name, component in pipeline.components.items():
         kind = "decode" if name == "vae" else "forward"
-        wanted = name.startswith("text_encoder") or name in (*DENOISERS, "vae", "safety_checker")
+        wanted = name.startswith("text_encoder") or name in (*PREDICTORS, "vae", "safety_checker")
         if wanted and callable(getattr(component, kind, None)):
             found[name] = (component, kind)
     return found
@@ -141,7 +142,7 @@ def _figures(answers: Mapping[str, list[dict[str, Any]]]) -> dict[str, Any]:
         outputs = [(pair["original"], pair["compressed"]) for pair in pairs]
         if name.startswith("text_encoder"):
             figures[name] = {"cosine": text_cosine(outputs)}
-        elif name in DENOISERS:
+        elif name in PREDICTORS:
             figures[name] = {"noise_sqnr_db": noise_sqnr_db(outputs, [pair["timestep"] for pair in pairs])}
         elif name == "vae":
             figures[name] = {"decode_psnr_db": decode_psnr_db(outputs)}
@@ -152,9 +153,9 @@ def _figures(answers: Mapping[str, list[dict[str, Any]]]) -> dict[str, Any]:
 
 def _thin(calls: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """All calls but the denoiser's, of which MOST_TIMESTEPS per picture, spread evenly, are kept."""
-    kept = [call for call in calls if call["component"] not in DENOISERS]
+    kept = [call for call in calls if call["component"] not in PREDICTORS]
     for picture in sorted({call["picture"] for call in calls}):
-        steps = [call for call in calls if call["component"] in DENOISERS and call["picture"] == picture]
+        steps = [call for call in calls if call["component"] in PREDICTORS and call["picture"] == picture]
         count = min(MOST_TIMESTEPS, len(steps))
         kept += [steps[place * len(steps) // count] for place in range(count)]
     return kept

@@ -24,11 +24,12 @@ from sdcompress.pruned_source import later_steps, pruned_source, pruning_steps
 from sdcompress.quantized_source import copy_component, quantized_as
 from sdcompress.ranges import Ranges, calibrate, dump_ranges, parse_ranges
 from sdcompress.run_state import STATE_NAME, RunState
-from sdcompress.safetensors_file import StreamWriter, TensorRange, read_bytes
+from sdcompress.safetensors_file import StreamWriter
 from sdcompress.source import MANIFEST_NAME, Source
 from sdcompress.spec import ComponentSpec, TensorSpec
 from sdcompress.steps import Component, LayerOutcome, Record, Workshop
 from sdcompress.steps.export import Export
+from sdcompress.tensor_reading import reader_of
 
 if TYPE_CHECKING:
     import torch
@@ -117,26 +118,6 @@ def execute(
 def weights_file(component: ComponentSpec) -> str:
     """The file name the component's library saves its weights under."""
     return _LIBRARY_WEIGHTS.get(component.library, "model.safetensors")
-
-
-def reader_of(source: Source, component: str) -> Callable[[str], torch.Tensor]:
-    """The reader of the component's tensors by name: as they are stored, or as the source has them computed."""
-    if component in source.readers:
-        return source.readers[component]
-    ranges = source.tensors[component]
-    return lambda tensor: to_tensor(read_bytes(ranges[tensor]), ranges[tensor])
-
-
-def to_tensor(data: bytearray, spec: TensorRange | TensorSpec) -> torch.Tensor:
-    """A safetensors tensor's bytes as a torch tensor that shares them."""
-    import torch
-
-    from sdcompress.backends.torch.dtypes import TORCH_DTYPE
-
-    dtype = TORCH_DTYPE[spec.dtype]
-    if not data:
-        return torch.empty(spec.shape, dtype=dtype)
-    return torch.frombuffer(data, dtype=dtype).view(spec.shape)
 
 
 @contextmanager
@@ -314,16 +295,10 @@ def _component_entry(plan: Plan, name: str, record: Record) -> dict[str, Any]:
 
 def _copy_files(plan: Plan, partial: Path) -> None:
     """Copies what no step touches; a component's config.json is written with its weights."""
-    assert plan.source.path is not None
     written = {Path(name) / "config.json" for name in plan.source.components}
     for relative in plan.prepared.other_files:
         if relative not in written:
-            target = partial / relative
-            target.parent.mkdir(parents=True, exist_ok=True)
-            if relative in plan.prepared.changed_files:
-                target.write_bytes(plan.prepared.changed_files[relative])
-            else:
-                shutil.copyfile(plan.source.path / relative, target)
+            plan.prepared.copy_file(relative, partial / relative)
 
 
 def _manifest(plan: Plan, components: dict[str, Any]) -> dict[str, Any]:

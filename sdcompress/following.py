@@ -8,10 +8,11 @@ from pathlib import Path
 
 from sdcompress.artifact import partial_folder
 from sdcompress.errors import UserError
-from sdcompress.execute import TRAINING_FOLDER, reader_of
+from sdcompress.execute import TRAINING_FOLDER
 from sdcompress.plan import Plan
 from sdcompress.run_state import STATE_NAME
 from sdcompress.steps import Component, Record, Workshop
+from sdcompress.tensor_reading import reader_of
 
 
 def is_follower() -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -74,6 +75,15 @@ class Source:
             return self.changed_files[relative]
         assert self.path is not None
         return (self.path / relative).read_bytes()
+
+    def copy_file(self, relative: Path, target: Path) -> None:
+        """Writes one of `other_files` to `target`, whose folder is made."""
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if relative in self.changed_files:
+            target.write_bytes(self.changed_files[relative])
+        else:
+            assert self.path is not None
+            shutil.copyfile(self.path / relative, target)
 
     def file_bytes(self, relative: Path) -> int:
         """The size of one of `other_files`."""

@@ -85,7 +85,7 @@ def make_rung(rung: Rung, folder: Path, calibrating: Calibrating) -> None:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         write_safetensors(_worked(rung.plan, rung.whole, rung.component, partial, calibrating), partial)
-        _copy_other_files(rung.plan.source, rung.component, partial)
+        _copy_other_files(rung.plan.prepared, rung.component, partial)
         partial.rename(folder)
     except OSError as error:
         raise EvaluationError(
@@ -190,9 +190,6 @@ def _worked(plan: Plan, whole: Plan, name: str, folder: Path, calibrating: Calib
 
 
 def _copy_other_files(source: Source, name: str, folder: Path) -> None:
-    assert source.path is not None
     for file in source.other_files:
         if file.parts[0] == name and file.name != "config.json":
-            target = folder.joinpath(*file.parts[1:])
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source.path / file, target)
+            source.copy_file(file, folder.joinpath(*file.parts[1:]))

@@ -17,11 +17,12 @@ from short_recipes import shortened
 from sdcompress.artifact import partial_folder
 from sdcompress.backends.torch.loading import open_pipeline
 from sdcompress.errors import ArtifactError, SourceError, UserError
-from sdcompress.execute import execute, to_tensor, weights_file
+from sdcompress.execute import execute, weights_file
 from sdcompress.plan import make_plan
 from sdcompress.recipe import load_recipe, parse_recipe, shipped_recipes
 from sdcompress.safetensors_file import StreamWriter, read_header
 from sdcompress.source import open_source
+from sdcompress.tensor_reading import to_tensor
 from sdcompress.verify import verify
 
 SMALL_BLOCKS = "schema_version: 1\ndescription: T\ncomponents:\n"

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from test_single_file import UNET, sd1_checkpoint
 
 from sdcompress.errors import RecipeError, SourceError
-from sdcompress.execute import execute, to_tensor
+from sdcompress.execute import execute
 from sdcompress.inspect_model import describe
 from sdcompress.opening import open_pipeline
 from sdcompress.plan import make_plan
@@ -21,6 +21,7 @@ from sdcompress.recipe import Recipe, load_recipe, parse_recipe
 from sdcompress.safetensors_file import read_bytes
 from sdcompress.source import open_folder, open_source
 from sdcompress.spec import ComponentSpec, parameter
+from sdcompress.tensor_reading import to_tensor
 from sdcompress.verify import verify
 
 REST = """

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from sdcompress import catalog
 from sdcompress.errors import SourceError
-from sdcompress.execute import execute, to_tensor
+from sdcompress.execute import execute
 from sdcompress.opening import open_pipeline
 from sdcompress.plan import make_plan
 from sdcompress.recipe import load_recipe
@@ -26,6 +26,7 @@ from sdcompress.safetensors_file import read_bytes
 from sdcompress.single_file import tokenizers
 from sdcompress.single_file.transformer_names import flux_piece, sd3_piece
 from sdcompress.source import Source, open_folder, open_source
+from sdcompress.tensor_reading import to_tensor
 
 ROOT = Path(__file__).resolve().parents[1]
 UNET, TEXT = "diffusion_pytorch_model.safetensors", "model.safetensors"

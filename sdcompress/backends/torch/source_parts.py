@@ -13,14 +13,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from sdcompress.backends.torch.dtypes import TORCH_DTYPE
 from sdcompress.backends.torch.names import living_name
 from sdcompress.backends.torch.pruned_modules import rebuild
 from sdcompress.errors import SourceError
 from sdcompress.pruning.marking import is_quantized, pruning_of
-from sdcompress.safetensors_file import read_bytes
 from sdcompress.source import Source, is_buffer
 from sdcompress.spec import ComponentSpec
+from sdcompress.tensor_reading import reader_of
 
 _OPTIONAL = ("safety_checker", "image_encoder", "feature_extractor")
 
@@ -54,9 +53,7 @@ def _small_files(source: Source) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="sdcompress-") as name:
         for relative in source.other_files:
-            file = Path(name) / relative
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_bytes(source.read_file(relative))
+            source.copy_file(relative, Path(name) / relative)
         yield Path(name)
 
 
@@ -108,10 +105,7 @@ def fill_model(
 
 def read_tensor(source: Source, component: str, name: str) -> torch.Tensor:
     """One of the component's tensors as it is stored, or as what the source was made of computes it."""
-    if component in source.readers:
-        return source.readers[component](name)
-    where = source.tensors[component][name]
-    return torch.frombuffer(read_bytes(where), dtype=TORCH_DTYPE[where.dtype]).view(where.shape)
+    return reader_of(source, component)(name)
 
 
 def empty_model(source: Source, component: str) -> Any:

@@ -7,21 +7,12 @@ from typing import Any
 
 from sdcompress.components.architecture import Architecture, BlockList, Family
 from sdcompress.components.families.autoencoders import autoencoder_parts
+from sdcompress.components.families.pixart import AS_ASKED, MASKED_TEXT, masked_text_inputs
 from sdcompress.components.families.unet import VALUES
 from sdcompress.components.onnx_parts import OnnxInput, OnnxPart
 from sdcompress.spec import ComponentSpec
 
-FAMILY = Family(
-    "Sana",
-    ("SanaPipeline",),
-    encoded=(
-        "prompt_embeds",
-        "prompt_attention_mask",
-        "negative_prompt_embeds",
-        "negative_prompt_attention_mask",
-    ),
-    call={"use_resolution_binning": False, "clean_caption": False},
-)
+FAMILY = Family("Sana", ("SanaPipeline",), encoded=MASKED_TEXT, call=AS_ASKED)
 
 
 def _text_encoder(spec: ComponentSpec, pipeline_class: str) -> tuple[OnnxPart, ...]:
@@ -36,12 +27,7 @@ _DEFAULTS = {"in_channels": 32, "caption_channels": 2304}
 
 def _transformer(spec: ComponentSpec, pipeline_class: str) -> tuple[OnnxPart, ...]:
     config: Mapping[str, Any] = {**_DEFAULTS, **spec.config}
-    inputs = [
-        OnnxInput("hidden_states", ("batch", config["in_channels"], "height", "width")),
-        OnnxInput("encoder_hidden_states", ("batch", "sequence", config["caption_channels"])),
-        OnnxInput("encoder_attention_mask", ("batch", "sequence"), "int64"),
-        OnnxInput("timestep", ("batch",)),
-    ]
+    inputs = masked_text_inputs(config)
     if config.get("guidance_embeds"):
         inputs.append(OnnxInput("guidance", ("batch",)))
     return (OnnxPart(spec.name, spec.name, "transformer", tuple(inputs), ("out_hidden_states",)),)
