@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections import Counter
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_parts import clip_text, clip_tokenizer, tiny_unet, tiny_vae
 
 # One thread is faster than two for models this small, and gives the same bytes on every machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -19,66 +19,19 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 ROOT = Path(__file__).parent.parent
 
 
-def _write_tokenizer(folder: Path) -> None:
-    letters = "abcdefghijklmnopqrstuvwxyz0123456789,."
-    tokens = ["<|startoftext|>", "<|endoftext|>", *letters, *(f"{letter}</w>" for letter in letters)]
-    folder.mkdir()
-    (folder / "vocab.json").write_text(json.dumps({token: index for index, token in enumerate(tokens)}))
-    (folder / "merges.txt").write_text("#version: 0.2\n")
-    config = {
-        "tokenizer_class": "CLIPTokenizer",
-        "model_max_length": 16,
-        "bos_token": "<|startoftext|>",
-        "eos_token": "<|endoftext|>",
-        "unk_token": "<|endoftext|>",
-        "pad_token": "<|endoftext|>",
-    }
-    (folder / "tokenizer_config.json").write_text(json.dumps(config))
-
-
 @pytest.fixture(scope="session")
 def nano_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A float32 Stable Diffusion pipeline with seeded random weights, about 1 M parameters; do not write into it."""
     import torch
-    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+    from diffusers import DDIMScheduler, StableDiffusionPipeline
 
     folder = tmp_path_factory.mktemp("models") / "nano"
     torch.manual_seed(0)
-    unet = UNet2DConditionModel(
-        sample_size=8,
-        block_out_channels=(32, 64),
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        layers_per_block=2,
-        norm_num_groups=8,
-        attention_head_dim=8,
-        cross_attention_dim=32,
-    )
-    vae = AutoencoderKL(
-        block_out_channels=(16, 32),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        norm_num_groups=8,
-        latent_channels=4,
-        sample_size=16,
-    )
-    text = CLIPTextConfig(
-        vocab_size=78,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        max_position_embeddings=16,
-        bos_token_id=0,
-        eos_token_id=1,
-        pad_token_id=1,
-    )
-    _write_tokenizer(folder.parent / "tokenizer")
+    unet, vae = tiny_unet(layers_per_block=2), tiny_vae()
     pipeline = StableDiffusionPipeline(
         vae=vae,
-        text_encoder=CLIPTextModel(text),
-        tokenizer=CLIPTokenizer.from_pretrained(folder.parent / "tokenizer"),
+        text_encoder=clip_text(projection=512),
+        tokenizer=clip_tokenizer(folder.parent / "tokenizer"),
         unet=unet,
         scheduler=DDIMScheduler(),
         safety_checker=None,

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789,."
-TOKENS = 16  # of CLIP's text encoders
+from tiny_parts import LETTERS, clip_text, clip_tokenizer, tiny_unet, tiny_vae
 
 
 def make(family: str, folder: Path) -> Path:
@@ -18,26 +16,6 @@ def make(family: str, folder: Path) -> Path:
     torch.manual_seed(0)
     FAMILIES[family](folder.parent / f"{folder.name}-tokenizers").save_pretrained(folder)
     return folder
-
-
-def _clip_tokenizer(folder: Path) -> Any:
-    from transformers import CLIPTokenizer
-
-    if not folder.exists():
-        tokens = ["<|startoftext|>", "<|endoftext|>", *LETTERS, *(f"{letter}</w>" for letter in LETTERS)]
-        folder.mkdir(parents=True)
-        (folder / "vocab.json").write_text(json.dumps({token: index for index, token in enumerate(tokens)}))
-        (folder / "merges.txt").write_text("#version: 0.2\n")
-        config = {
-            "tokenizer_class": "CLIPTokenizer",
-            "model_max_length": TOKENS,
-            "bos_token": "<|startoftext|>",
-            "eos_token": "<|endoftext|>",
-            "unk_token": "<|endoftext|>",
-            "pad_token": "<|endoftext|>",
-        }
-        (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    return CLIPTokenizer.from_pretrained(folder)
 
 
 def _fast_tokenizer(class_name: str, **special: str) -> Any:
@@ -60,24 +38,6 @@ def _t5_tokenizer() -> Any:
     return _fast_tokenizer("T5TokenizerFast", pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
 
 
-def _clip_text(projected: bool = False, hidden: int = 32, projection: int = 32) -> Any:
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
-
-    config = CLIPTextConfig(
-        vocab_size=78,
-        hidden_size=hidden,
-        intermediate_size=2 * hidden,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        max_position_embeddings=TOKENS,
-        projection_dim=projection,
-        bos_token_id=0,
-        eos_token_id=1,
-        pad_token_id=1,
-    )
-    return CLIPTextModelWithProjection(config) if projected else CLIPTextModel(config)
-
-
 def _t5_text(hidden: int = 32) -> Any:
     from transformers import T5Config, T5EncoderModel
 
@@ -96,38 +56,6 @@ def _t5_text(hidden: int = 32) -> Any:
     )
 
 
-def _vae(latent_channels: int = 4, **options: Any) -> Any:
-    from diffusers import AutoencoderKL
-
-    return AutoencoderKL(
-        block_out_channels=(16, 32),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        norm_num_groups=8,
-        latent_channels=latent_channels,
-        sample_size=16,
-        **options,
-    )
-
-
-def _unet(**options: Any) -> Any:
-    from diffusers import UNet2DConditionModel
-
-    return UNet2DConditionModel(
-        **{
-            "sample_size": 8,
-            "block_out_channels": (32, 64),
-            "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
-            "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
-            "layers_per_block": 1,
-            "norm_num_groups": 8,
-            "attention_head_dim": 8,
-            "cross_attention_dim": 32,
-        }
-        | options
-    )
-
-
 def _unchecked() -> dict[str, Any]:
     return {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
 
@@ -137,10 +65,10 @@ def _sd1(tokenizers: Path, pipeline: str = "StableDiffusionPipeline", unet: Any 
 
     return getattr(diffusers, pipeline)(
         **{
-            "vae": _vae(),
-            "text_encoder": _clip_text(),
-            "tokenizer": _clip_tokenizer(tokenizers / "clip"),
-            "unet": unet if unet is not None else _unet(),
+            "vae": tiny_vae(),
+            "text_encoder": clip_text(),
+            "tokenizer": clip_tokenizer(tokenizers / "clip"),
+            "unet": unet if unet is not None else tiny_unet(),
             "scheduler": diffusers.DDIMScheduler(),
             **_unchecked(),
             **others,
@@ -151,7 +79,7 @@ def _sd1(tokenizers: Path, pipeline: str = "StableDiffusionPipeline", unet: Any 
 def _sd2(tokenizers: Path) -> Any:
     from diffusers import DDIMScheduler
 
-    unet = _unet(use_linear_projection=True, attention_head_dim=(4, 8), upcast_attention=True)
+    unet = tiny_unet(use_linear_projection=True, attention_head_dim=(4, 8), upcast_attention=True)
     scheduler = DDIMScheduler(prediction_type="v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing")
     return _sd1(tokenizers, unet=unet, scheduler=scheduler)
 
@@ -160,7 +88,7 @@ def _sdxl(tokenizers: Path, pipeline: str = "StableDiffusionXLPipeline", **other
     import diffusers
 
     widths = 6 * 8 + 32  # six numbers in 8 channels each, and the pooled text
-    unet = _unet(
+    unet = tiny_unet(
         addition_embed_type="text_time",
         addition_time_embed_dim=8,
         projection_class_embeddings_input_dim=widths,
@@ -172,11 +100,11 @@ def _sdxl(tokenizers: Path, pipeline: str = "StableDiffusionXLPipeline", **other
     )
     return getattr(diffusers, pipeline)(
         **{
-            "vae": _vae(force_upcast=True),
-            "text_encoder": _clip_text(),
-            "text_encoder_2": _clip_text(projected=True),
-            "tokenizer": _clip_tokenizer(tokenizers / "clip"),
-            "tokenizer_2": _clip_tokenizer(tokenizers / "clip"),
+            "vae": tiny_vae(force_upcast=True),
+            "text_encoder": clip_text(),
+            "text_encoder_2": clip_text(projected=True),
+            "tokenizer": clip_tokenizer(tokenizers / "clip"),
+            "tokenizer_2": clip_tokenizer(tokenizers / "clip"),
             "unet": unet,
             "scheduler": diffusers.EulerDiscreteScheduler(),
             "add_watermarker": False,
@@ -187,7 +115,7 @@ def _sdxl(tokenizers: Path, pipeline: str = "StableDiffusionXLPipeline", **other
 
 def _sdxl_refiner(tokenizers: Path) -> Any:
     """SDXL's refiner draws over a picture, reads one text encoder, and has five added numbers in place of six."""
-    unet = _unet(
+    unet = tiny_unet(
         addition_embed_type="text_time",
         addition_time_embed_dim=256,
         projection_class_embeddings_input_dim=2560,  # by which it is known
@@ -198,7 +126,7 @@ def _sdxl_refiner(tokenizers: Path) -> Any:
         "StableDiffusionXLImg2ImgPipeline",
         unet=unet,
         text_encoder=None,
-        text_encoder_2=_clip_text(projected=True, projection=1280),
+        text_encoder_2=clip_text(projected=True, projection=1280),
         tokenizer=None,
         requires_aesthetics_score=True,
         force_zeros_for_empty_prompt=False,
@@ -215,12 +143,12 @@ def _lcm(tokenizers: Path) -> Any:
     from diffusers import LCMScheduler
 
     return _sd1(
-        tokenizers, "LatentConsistencyModelPipeline", unet=_unet(time_cond_proj_dim=16), scheduler=LCMScheduler()
+        tokenizers, "LatentConsistencyModelPipeline", unet=tiny_unet(time_cond_proj_dim=16), scheduler=LCMScheduler()
     )
 
 
 def _inpaint(tokenizers: Path) -> Any:
-    return _sd1(tokenizers, "StableDiffusionInpaintPipeline", unet=_unet(in_channels=9))
+    return _sd1(tokenizers, "StableDiffusionInpaintPipeline", unet=tiny_unet(in_channels=9))
 
 
 def _img2img(tokenizers: Path) -> Any:
@@ -231,7 +159,7 @@ def _controlnet(tokenizers: Path) -> Any:
     from diffusers import ControlNetModel
     from torch import nn
 
-    unet = _unet()
+    unet = tiny_unet()
     controlnet = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(16, 32))
     for block in (*controlnet.controlnet_down_blocks, controlnet.controlnet_mid_block):
         nn.init.normal_(block.weight, std=0.05)  # they begin at zero, where nothing of a ControlNet would be seen
@@ -270,11 +198,11 @@ def _sd3(tokenizers: Path) -> Any:
     return StableDiffusion3Pipeline(
         transformer=transformer,
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
-        vae=_vae(shift_factor=0.0609, use_quant_conv=False, use_post_quant_conv=False),
-        text_encoder=_clip_text(projected=True),
-        tokenizer=_clip_tokenizer(tokenizers / "clip"),
-        text_encoder_2=_clip_text(projected=True),
-        tokenizer_2=_clip_tokenizer(tokenizers / "clip"),
+        vae=tiny_vae(shift_factor=0.0609, use_quant_conv=False, use_post_quant_conv=False),
+        text_encoder=clip_text(projected=True),
+        tokenizer=clip_tokenizer(tokenizers / "clip"),
+        text_encoder_2=clip_text(projected=True),
+        tokenizer_2=clip_tokenizer(tokenizers / "clip"),
         text_encoder_3=_t5_text(64),
         tokenizer_3=_t5_tokenizer(),
     )
@@ -298,9 +226,9 @@ def _flux(tokenizers: Path, guidance_embeds: bool = False) -> Any:
     return FluxPipeline(
         transformer=transformer,
         scheduler=FlowMatchEulerDiscreteScheduler(),
-        vae=_vae(shift_factor=0.1, use_quant_conv=False, use_post_quant_conv=False),
-        text_encoder=_clip_text(),
-        tokenizer=_clip_tokenizer(tokenizers / "clip"),
+        vae=tiny_vae(shift_factor=0.1, use_quant_conv=False, use_post_quant_conv=False),
+        text_encoder=clip_text(),
+        tokenizer=clip_tokenizer(tokenizers / "clip"),
         text_encoder_2=_t5_text(32),
         tokenizer_2=_t5_tokenizer(),
     )
@@ -323,7 +251,7 @@ def _pixart(tokenizers: Path) -> Any:
     return PixArtSigmaPipeline(
         transformer=transformer,
         scheduler=DPMSolverMultistepScheduler(),
-        vae=_vae(),
+        vae=tiny_vae(),
         text_encoder=_t5_text(32),
         tokenizer=_t5_tokenizer(),
     )
