@@ -1,4 +1,4 @@
-"""Writes sdcompress/catalog/*.json from a folder of published configs: shapes of the real classes on the meta device.
+"""Writes sdcompress/sources/catalog/*.json from a folder of published configs: shapes of the real classes on the meta device.
 
     python benchmarks/build_catalog.py ../shared/reference/models
 
@@ -18,8 +18,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sdcompress import catalog
-from sdcompress.catalog.shape_tree import compact, difference, expand
+from sdcompress.sources import catalog
+from sdcompress.sources.catalog.shape_tree import compact, difference, expand
 
 SD15, SD21, SDXL = "stable-diffusion-v1-5", "stable-diffusion-2-1", "stable-diffusion-xl-base-1.0"
 SD3, FLUX = "stable-diffusion-3-medium-diffusers", "FLUX.1-schnell"

@@ -27,7 +27,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.random_pipeline import build_random_pipeline  # noqa: E402
 from sdcompress import load_recipe, make_plan, open_source  # noqa: E402
 from sdcompress.environment import describe_environment  # noqa: E402
-from sdcompress.recipe import Recipe, dump_recipe  # noqa: E402
+from sdcompress.planning.recipe import Recipe, dump_recipe  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
 CALIBRATION = {"prompt_count": 1, "num_inference_steps": 2, "height": 512, "width": 512}
@@ -107,7 +107,7 @@ def _is_small(model: str, recipe: Recipe) -> bool:
 def compress_in_fresh_process(source: Path, recipe: str, out: Path) -> dict[str, float]:
     script = (
         "import sys, time; from pathlib import Path\n"
-        "from sdcompress.cli import main\n"
+        "from sdcompress.cli.main import main\n"
         "sys.argv = ['sdcompress', 'compress', *sys.argv[1:]]\n"
         "start = time.perf_counter()\n"
         "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code, end.code\n"
@@ -131,7 +131,7 @@ def draw_in_fresh_process(artifact: Path) -> dict[str, Any]:
     script = (
         "import json, sys, time; from pathlib import Path\n"
         "import numpy as np, torch, sdcompress\n"
-        "from sdcompress.process_meters import peak_bytes\n"
+        "from sdcompress.evaluation.worker.process_meters import peak_bytes\n"
         "start = time.perf_counter()\n"
         "pipeline = sdcompress.open_pipeline(sys.argv[1], device='cpu')\n"
         "opened = time.perf_counter()\n"

@@ -20,11 +20,11 @@ from typing import Any
 
 import numpy as np
 
-from sdcompress import catalog
+from sdcompress.sources import catalog
 from sdcompress.errors import SourceError, UserError
-from sdcompress.safetensors_file import StreamWriter
-from sdcompress.source import Source
-from sdcompress.spec import ComponentSpec, layers_of
+from sdcompress.files.safetensors_file import StreamWriter
+from sdcompress.sources.source import Source
+from sdcompress.sources.spec import ComponentSpec, layers_of
 
 DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 CHUNK = 4 << 20  # weights drawn at a time

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.full_size import commit  # noqa: E402
-from sdcompress.recipe import shipped_recipes  # noqa: E402
+from sdcompress.planning.recipe import shipped_recipes  # noqa: E402
 
 RESULT = ROOT / "benchmarks" / "results" / "recipes.json"
 PICTURES = ROOT / "docs" / "int8.png"

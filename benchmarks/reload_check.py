@@ -21,8 +21,8 @@ from sdcompress.backends.torch.packaging import layer_formats, unpack_codes
 from sdcompress.quant.compose import restored
 from sdcompress.quant.format import QuantizedTensor, from_label
 from sdcompress.quant.grid_format import GridFormat
-from sdcompress.safetensors_file import read_bytes
-from sdcompress.source import open_source
+from sdcompress.files.safetensors_file import read_bytes
+from sdcompress.sources.source import open_source
 
 
 def main() -> None:
@@ -43,7 +43,7 @@ def main() -> None:
 
 def dequantized(module: torch.nn.Module, artifact: Path, name: str, formats: dict[str, str]) -> torch.nn.Module:
     """A stock module of the same class with the artifact's weights dequantized to float32."""
-    from sdcompress.tensor_reading import to_tensor
+    from sdcompress.sources.tensor_reading import to_tensor
 
     source = open_source(str(artifact))
     known = registry.formats()

@@ -7,7 +7,7 @@ to nearest (palettes are quantiles): they say nothing about quality but all abou
 channels_last, batch 2 for guidance, latents of 64x64. All contenders are in one process, on the same inputs, and take
 turns, A B C A B C, so that drift hits all alike; a ratio is to bfloat16's step of the same round. `relative_error`
 compares outputs with bfloat16's, so that a fast wrong answer shows. Let nothing else run meanwhile.
-Keeps raw samples in benchmarks/results/torch_step.json, and the ratios that plans show in sdcompress/step_cost.json.
+Keeps raw samples in benchmarks/results/torch_step.json, and the ratios that plans show in sdcompress/planning/step_cost.json.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ import torch  # noqa: E402
 from torch import nn  # noqa: E402
 
 from benchmarks.full_size import commit  # noqa: E402
-from sdcompress import catalog, registry, step_cost  # noqa: E402
+from sdcompress import registry, step_cost  # noqa: E402
+from sdcompress.sources import catalog
 from sdcompress.backends.torch.modules import cast_scales, replace_layers  # noqa: E402
 from sdcompress.backends.torch.packaging import package  # noqa: E402
 from sdcompress.environment import describe_cpu, describe_environment  # noqa: E402
@@ -37,8 +38,8 @@ from sdcompress.quant.codebook import Codebook  # noqa: E402
 from sdcompress.quant.corrections.hadamard import rotated_weight  # noqa: E402
 from sdcompress.quant.format import QuantFormat, QuantizedTensor, from_label  # noqa: E402
 from sdcompress.quant.grid import Grid  # noqa: E402
-from sdcompress.spec import parameter  # noqa: E402
-from sdcompress.step_cost import ROUNDED  # noqa: E402
+from sdcompress.sources.spec import parameter  # noqa: E402
+from sdcompress.planning.step_cost import ROUNDED  # noqa: E402
 
 RESULT = ROOT / "benchmarks" / "results" / "torch_step.json"
 BASELINE = "bf16"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sdcompress.import_hook import when_imported
+from sdcompress.backends.torch.import_hook import when_imported
 
 __version__ = "0.1.0"
 
@@ -22,19 +22,19 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from sdcompress.opening import open_pipeline
-    from sdcompress.plan import Plan, make_plan
-    from sdcompress.recipe import Recipe, load_recipe
-    from sdcompress.source import Source, open_source
+    from sdcompress.backends.opening import open_pipeline
+    from sdcompress.planning.plan import Plan, make_plan
+    from sdcompress.planning.recipe import Recipe, load_recipe
+    from sdcompress.sources.source import Source, open_source
 
 _HOMES = {
-    "open_pipeline": "sdcompress.opening",
-    "Plan": "sdcompress.plan",
-    "make_plan": "sdcompress.plan",
-    "Recipe": "sdcompress.recipe",
-    "load_recipe": "sdcompress.recipe",
-    "Source": "sdcompress.source",
-    "open_source": "sdcompress.source",
+    "open_pipeline": "sdcompress.backends.opening",
+    "Plan": "sdcompress.planning.plan",
+    "make_plan": "sdcompress.planning.plan",
+    "Recipe": "sdcompress.planning.recipe",
+    "load_recipe": "sdcompress.planning.recipe",
+    "Source": "sdcompress.sources.source",
+    "open_source": "sdcompress.sources.source",
 }
 
 

@@ -1,5 +1,5 @@
 """`python -m sdcompress`."""
 
-from sdcompress.cli import main
+from sdcompress.cli.main import main
 
 main()

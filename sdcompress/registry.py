@@ -14,18 +14,18 @@ from typing import TYPE_CHECKING, Any
 from sdcompress.errors import InternalError
 
 if TYPE_CHECKING:
-    from sdcompress.components.architecture import Architecture, Family
+    from sdcompress.families.architecture import Architecture, Family
     from sdcompress.quant.format import QuantFormat
     from sdcompress.quant.rounding import Rounding
-    from sdcompress.steps import Step
+    from sdcompress.planning.steps import Step
 
 
 @cache
 def steps() -> dict[str, type[Step]]:
-    """Step kind -> class, for every file of `sdcompress/steps/`."""
-    from sdcompress.steps import Step
+    """Step kind -> class, for every file of `sdcompress/planning/steps/`."""
+    from sdcompress.planning.steps import Step
 
-    return _find("sdcompress.steps", Step, "kind")
+    return _find("sdcompress.planning.steps", Step, "kind")
 
 
 @cache

@@ -56,7 +56,7 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     import torch
     from in_process import InProcess
 
-    from sdcompress import drawing
+    from sdcompress.evaluation import drawing
 
     monkeypatch.setattr(drawing, "WorkerProcess", InProcess)
     monkeypatch.setattr(InProcess, "left", 10_000)

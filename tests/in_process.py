@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from sdcompress.errors import EvaluationError
-from sdcompress.worker import list_actions
+from sdcompress.evaluation.worker.loop import list_actions
 
 
 class InProcess:

@@ -1,7 +1,7 @@
 """Shipped recipes that take seconds: all but how long they train and calibrate is as it was."""
 
-from sdcompress.calibration import Calibration
-from sdcompress.recipe import Recipe
+from sdcompress.calibration.settings import Calibration
+from sdcompress.planning.recipe import Recipe
 
 
 def shortened(recipe: Recipe) -> Recipe:

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from sdcompress.attribution import list_swaps
+from sdcompress.evaluation.attribution import list_swaps
 from sdcompress.errors import EvaluationError
-from sdcompress.source import open_source
+from sdcompress.sources.source import open_source
 
 
 def test_every_component_with_weights_is_a_swap() -> None:

@@ -27,7 +27,7 @@ from benchmarks.contenders.summary import (
     summarise,
 )
 from sdcompress.errors import UserError
-from sdcompress.recipe import load_recipe, shipped_recipes
+from sdcompress.planning.recipe import load_recipe, shipped_recipes
 
 ROOT = Path(__file__).resolve().parent.parent
 GB = 10**9

@@ -8,10 +8,10 @@ import pytest
 from pydantic import ValidationError
 
 from sdcompress import open_source
-from sdcompress.calibration import Calibration, choose_prompts
+from sdcompress.calibration.settings import Calibration, choose_prompts
 from sdcompress.errors import RecipeError
-from sdcompress.evaluation_settings import EvaluationSettings, list_drawings
-from sdcompress.prompts import default_prompts
+from sdcompress.evaluation.settings import EvaluationSettings, list_drawings
+from sdcompress.calibration.prompts import default_prompts
 
 
 def evaluated(model: str) -> set[str]:
@@ -77,7 +77,7 @@ def test_pictures_begin_with_other_noise_than_evaluations():
     """torch's generator for CPUs heeds the lowest 32 bits of a seed; evaluations count from 0."""
     import torch
 
-    from sdcompress.calibration import FIRST_SEED
+    from sdcompress.calibration.settings import FIRST_SEED
 
     def noise(seed):
         return float(torch.randn(1, generator=torch.Generator().manual_seed(seed)))

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from benchmarks import build_catalog
-from sdcompress import catalog
-from sdcompress.catalog.shape_tree import compact, difference, expand, overlay
-from sdcompress.source import is_buffer, open_source
-from sdcompress.spec import ComponentSpec, parameters_by_kind
+from sdcompress.sources import catalog
+from sdcompress.sources.catalog.shape_tree import compact, difference, expand, overlay
+from sdcompress.sources.source import is_buffer, open_source
+from sdcompress.sources.spec import ComponentSpec, parameters_by_kind
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from sdcompress.artifact import file_problems, read_manifest
-from sdcompress.recipe import shipped_recipes
+from sdcompress.files.artifact import file_problems, read_manifest
+from sdcompress.planning.recipe import shipped_recipes
 
 
 def sdcompress(*arguments, cwd=None, env=None):
@@ -41,7 +41,7 @@ def artifact(nano_folder, tmp_path_factory):
 
 def test_light_commands_import_no_torch():
     script = (
-        "import sys\nfrom sdcompress.cli import app\n"
+        "import sys\nfrom sdcompress.cli.main import app\n"
         "for words in (['recipes', 'list'], ['inspect', 'sdxl'], ['plan', 'sdxl', '--recipe', 'mixed']):\n"
         "    app(words, standalone_mode=False)\n"
         "heavy = {'torch', 'diffusers', 'transformers', 'bitsandbytes', 'torchmetrics'} & set(sys.modules)\n"

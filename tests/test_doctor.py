@@ -14,7 +14,9 @@ from typing import Any
 
 import pytest
 
-from sdcompress import advice, doctor, environment
+from sdcompress import environment
+from sdcompress.planning import advice
+from sdcompress.backends import doctor
 from sdcompress.environment import (
     cpu_name,
     describe_room,
@@ -22,7 +24,7 @@ from sdcompress.environment import (
     usable_cores,
     usable_memory_bytes,
 )
-from sdcompress.recipe import shipped_recipes
+from sdcompress.planning.recipe import shipped_recipes
 
 # Flags as these processors' kernels list them, shortened to the vector ones and their neighbours.
 X86_FLAGS = {

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from sdcompress.energy import EnergyMeter
+from sdcompress.evaluation.worker.energy import EnergyMeter
 
 
 def _domain(folder: Path, name: str, energy_uj: int) -> Path:

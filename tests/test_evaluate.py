@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sdcompress import drawing
+from sdcompress.evaluation import drawing
 from sdcompress.errors import EvaluationError
-from sdcompress.evaluate import evaluate
-from sdcompress.evaluation_settings import EvaluationSettings, list_drawings
-from sdcompress.metrics.scorer import TINY_SD_SCORER
-from sdcompress.prompt_files import read_prompts
-from sdcompress.prompts import GENERAL, PromptSet, default_prompts, is_tiny_sd
-from sdcompress.source import ASSETS, open_source
-from sdcompress.worker_process import WorkerProcess
+from sdcompress.evaluation.evaluate import evaluate
+from sdcompress.evaluation.settings import EvaluationSettings, list_drawings
+from sdcompress.evaluation.metrics.scorer import TINY_SD_SCORER
+from sdcompress.calibration.prompt_files import read_prompts
+from sdcompress.calibration.prompts import GENERAL, PromptSet, default_prompts, is_tiny_sd
+from sdcompress.sources.source import ASSETS, open_source
+from sdcompress.evaluation.worker.process import WorkerProcess
 
 # One thread: two processes with two threads each wait for one another on a busy machine.
 QUICK: dict[str, Any] = {
@@ -111,7 +111,7 @@ def test_a_pipeline_against_itself(pipeline: str, tmp_path: Path) -> None:
 
 
 def test_the_same_noise_in_another_precision(pipeline: str, tmp_path: Path) -> None:
-    from sdcompress.worker import Worker
+    from sdcompress.evaluation.worker.loop import Worker
 
     hashes = []
     for dtype in ("float32", "bfloat16"):
@@ -312,8 +312,8 @@ def test_tiny_sd_is_known_by_name_and_by_manifest(pipeline: str, tmp_path: Path)
 
 
 def test_a_lone_variant_is_named_to_the_child_that_opens_it(nano_copy):
-    from sdcompress.evaluate import _opening
-    from sdcompress.source import open_folder
+    from sdcompress.evaluation.evaluate import _opening
+    from sdcompress.sources.source import open_folder
 
     assert "variant" not in _opening(open_folder(nano_copy), EvaluationSettings())
     for file in sorted(nano_copy.rglob("*.safetensors")):

@@ -11,17 +11,17 @@ import pytest
 from in_process import InProcess
 from rich.console import Console
 
-from sdcompress.attribution import mixed_folder
+from sdcompress.evaluation.attribution import mixed_folder
 from sdcompress.errors import EvaluationError
-from sdcompress.evaluate import evaluate
-from sdcompress.evaluation_settings import EvaluationSettings
-from sdcompress.execute import execute
-from sdcompress.metrics.scorer import TINY_SD_SCORER
-from sdcompress.plan import make_plan
-from sdcompress.prompts import PromptSet
-from sdcompress.recipe import parse_recipe
+from sdcompress.evaluation.evaluate import evaluate
+from sdcompress.evaluation.settings import EvaluationSettings
+from sdcompress.execution.execute import execute
+from sdcompress.evaluation.metrics.scorer import TINY_SD_SCORER
+from sdcompress.planning.plan import make_plan
+from sdcompress.calibration.prompts import PromptSet
+from sdcompress.planning.recipe import parse_recipe
 from sdcompress.report import render
-from sdcompress.source import open_source
+from sdcompress.sources.source import open_source
 
 RECIPE = """
 schema_version: 1

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from sdcompress.evaluate import evaluate
-from sdcompress.evaluation_settings import EvaluationSettings
-from sdcompress.execute import execute
-from sdcompress.plan import make_plan
-from sdcompress.recipe import load_recipe, parse_recipe
-from sdcompress.source import open_source
+from sdcompress.evaluation.evaluate import evaluate
+from sdcompress.evaluation.settings import EvaluationSettings
+from sdcompress.execution.execute import execute
+from sdcompress.planning.plan import make_plan
+from sdcompress.planning.recipe import load_recipe, parse_recipe
+from sdcompress.sources.source import open_source
 
 INT3 = """
 schema_version: 1

@@ -7,8 +7,8 @@ import inspect
 import pytest
 
 from sdcompress.errors import UserError
-from sdcompress.evaluation_options import make_settings
-from sdcompress.evaluation_settings import EvaluationSettings, choose_some
+from sdcompress.cli.evaluation_options import make_settings
+from sdcompress.evaluation.settings import EvaluationSettings, choose_some
 
 
 def test_defaults_are_those_of_python() -> None:

@@ -14,16 +14,16 @@ from peak_memory import planned_and_taken_bytes
 from safetensors.torch import load_file, save_file
 from short_recipes import shortened
 
-from sdcompress.artifact import partial_folder
+from sdcompress.files.artifact import partial_folder
 from sdcompress.backends.torch.loading import open_pipeline
 from sdcompress.errors import ArtifactError, SourceError, UserError
-from sdcompress.execute import execute, weights_file
-from sdcompress.plan import make_plan
-from sdcompress.recipe import load_recipe, parse_recipe, shipped_recipes
-from sdcompress.safetensors_file import StreamWriter, read_header
-from sdcompress.source import open_source
-from sdcompress.tensor_reading import to_tensor
-from sdcompress.verify import verify
+from sdcompress.execution.execute import execute, weights_file
+from sdcompress.planning.plan import make_plan
+from sdcompress.planning.recipe import load_recipe, parse_recipe, shipped_recipes
+from sdcompress.files.safetensors_file import StreamWriter, read_header
+from sdcompress.sources.source import open_source
+from sdcompress.sources.tensor_reading import to_tensor
+from sdcompress.execution.verify import verify
 
 SMALL_BLOCKS = "schema_version: 1\ndescription: T\ncomponents:\n"
 EXTRA_RECIPES = {
@@ -246,7 +246,7 @@ def test_to_tensor_of_every_dtype(tmp_path):
         for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int8, torch.uint8, torch.int64)
     } | {"empty": torch.empty(0, 3), "scalar": torch.tensor(2.5)}
     save_file(tensors, tmp_path / "t.safetensors")
-    from sdcompress.safetensors_file import read_bytes
+    from sdcompress.files.safetensors_file import read_bytes
 
     for name, where in read_header(tmp_path / "t.safetensors").items():
         assert torch.equal(to_tensor(read_bytes(where), where), tensors[name]), name

@@ -7,8 +7,9 @@ import re
 import pytest
 
 from benchmarks.family_sizes import PAGES, with_sizes
-from sdcompress import catalog, registry
-from sdcompress.recipe import shipped_recipes
+from sdcompress import registry
+from sdcompress.sources import catalog
+from sdcompress.planning.recipe import shipped_recipes
 
 TEXTS = {page.name: page.read_text(encoding="utf-8") for page in sorted(PAGES.glob("*.md"))}
 

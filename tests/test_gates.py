@@ -10,8 +10,8 @@ from xml.etree import ElementTree
 import pytest
 
 from sdcompress.errors import RecipeError, UserError
-from sdcompress.gates import FIGURES, check_gates, failures, parse_gate
-from sdcompress.recipe import dump_recipe, parse_recipe
+from sdcompress.planning.gates import FIGURES, check_gates, failures, parse_gate
+from sdcompress.planning.recipe import dump_recipe, parse_recipe
 from sdcompress.report.junit import to_junit
 
 HEAD = "schema_version: 1\ndescription: d\ncomponents: {unet: [{cast: {dtype: float16}}]}\n"

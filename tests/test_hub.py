@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from sdcompress.safetensors_file import StreamWriter
+from sdcompress.files.safetensors_file import StreamWriter
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -29,8 +29,8 @@ HANG_S = 6.0
 # What a child process runs: HF_ENDPOINT is read once, when huggingface_hub is imported.
 CHILD = """
 import json, sys, time
-from sdcompress import hub
-from sdcompress.source import open_source
+from sdcompress.sources import hub
+from sdcompress.sources.source import open_source
 from sdcompress.errors import SourceError
 action, model, variant, settings = json.loads(sys.argv[1])
 options = settings.pop("options", {})

@@ -13,7 +13,7 @@ from test_hub import ROOT, Hub, hub, write_weights  # noqa: F401
 CHILD = """
 import json, sys
 from sdcompress.errors import SourceError
-from sdcompress.hub import fetch_component
+from sdcompress.sources.hub import fetch_component
 try:
     folder = fetch_component(*sys.argv[1:])
     files = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())

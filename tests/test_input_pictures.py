@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sdcompress.black_pictures import DecoderGuard, to_pixels, why_black
+from sdcompress.backends.black_pictures import DecoderGuard, to_pixels, why_black
 from sdcompress.errors import UserError
-from sdcompress.input_pictures import built_in, check_steps, describe_pictures, fewest_steps, find_files, make_pictures
-from sdcompress.plan import make_plan
-from sdcompress.recipe import load_recipe
-from sdcompress.source import open_source
+from sdcompress.calibration.input_pictures import built_in, check_steps, describe_pictures, fewest_steps, find_files, make_pictures
+from sdcompress.planning.plan import make_plan
+from sdcompress.planning.recipe import load_recipe
+from sdcompress.sources.source import open_source
 
 INPAINT, TEXT = "StableDiffusionInpaintPipeline", "StableDiffusionPipeline"
 

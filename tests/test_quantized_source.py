@@ -12,17 +12,17 @@ from safetensors.torch import load_file, save_file
 from test_single_file import UNET, sd1_checkpoint
 
 from sdcompress.errors import RecipeError, SourceError
-from sdcompress.execute import execute
-from sdcompress.inspect_model import describe
-from sdcompress.opening import open_pipeline
-from sdcompress.plan import make_plan
-from sdcompress.quantized_source import quantized_as
-from sdcompress.recipe import Recipe, load_recipe, parse_recipe
-from sdcompress.safetensors_file import read_bytes
-from sdcompress.source import open_folder, open_source
-from sdcompress.spec import ComponentSpec, parameter
-from sdcompress.tensor_reading import to_tensor
-from sdcompress.verify import verify
+from sdcompress.execution.execute import execute
+from sdcompress.sources.inspect_model import describe
+from sdcompress.backends.opening import open_pipeline
+from sdcompress.planning.plan import make_plan
+from sdcompress.sources.quantized_source import quantized_as
+from sdcompress.planning.recipe import Recipe, load_recipe, parse_recipe
+from sdcompress.files.safetensors_file import read_bytes
+from sdcompress.sources.source import open_folder, open_source
+from sdcompress.sources.spec import ComponentSpec, parameter
+from sdcompress.sources.tensor_reading import to_tensor
+from sdcompress.execution.verify import verify
 
 REST = """
 schema_version: 1

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from benchmarks import random_pipeline as builder
-from sdcompress import catalog
+from sdcompress.sources import catalog
 from sdcompress.errors import UserError
-from sdcompress.safetensors_file import read_bytes, read_header
-from sdcompress.source import open_folder
-from sdcompress.spec import ComponentSpec, parameter
+from sdcompress.files.safetensors_file import read_bytes, read_header
+from sdcompress.sources.source import open_folder
+from sdcompress.sources.spec import ComponentSpec, parameter
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -7,13 +7,13 @@ import json
 import pytest
 
 from sdcompress import load_recipe, make_plan, open_source
-from sdcompress.calibration import Calibration
+from sdcompress.calibration.settings import Calibration
 from sdcompress.errors import SourceError
-from sdcompress.plan import Plan, observed_of
+from sdcompress.planning.plan import Plan, observed_of
 from sdcompress.quant.activations import ActivationRange, LayerRanges
-from sdcompress.ranges import calibrate, dump_ranges, parse_ranges
-from sdcompress.recipe import parse_recipe
-from sdcompress.spec import CONVOLUTIONS, layers_of
+from sdcompress.execution.ranges import calibrate, dump_ranges, parse_ranges
+from sdcompress.planning.recipe import parse_recipe
+from sdcompress.sources.spec import CONVOLUTIONS, layers_of
 
 
 def plan_of(components: str, **calibration: object) -> Plan:

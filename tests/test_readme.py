@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks import readme
-from sdcompress.cli import app
-from sdcompress.recipe import shipped_recipes
+from sdcompress.cli.main import app
+from sdcompress.planning.recipe import shipped_recipes
 
 ROOT = Path(__file__).resolve().parent.parent
 

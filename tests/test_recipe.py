@@ -3,7 +3,7 @@
 import pytest
 
 from sdcompress.errors import RecipeError
-from sdcompress.recipe import dump_recipe, load_recipe, parse_recipe, shipped_recipes
+from sdcompress.planning.recipe import dump_recipe, load_recipe, parse_recipe, shipped_recipes
 
 GOOD = """
 schema_version: 1

@@ -5,7 +5,7 @@ import pytest
 
 from sdcompress import registry
 from sdcompress.errors import InternalError
-from sdcompress.steps import Step
+from sdcompress.planning.steps import Step
 
 
 def test_finds_what_is_there():
@@ -21,7 +21,7 @@ def test_finds_what_is_there():
 def test_refuses_a_second_of_the_same_name(tmp_path, monkeypatch):
     (tmp_path / "twice").mkdir()
     (tmp_path / "twice" / "__init__.py").write_text("")
-    body = "from sdcompress.steps import Step\nclass {0}(Step):\n    kind = 'same'\n"
+    body = "from sdcompress.planning.steps import Step\nclass {0}(Step):\n    kind = 'same'\n"
     (tmp_path / "twice" / "a.py").write_text(body.format("A"))
     (tmp_path / "twice" / "b.py").write_text(body.format("B"))
     monkeypatch.syspath_prepend(tmp_path)

@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from sdcompress.errors import InternalError, SourceError
-from sdcompress.safetensors_file import StreamWriter, TensorRange, ranges_of_header, read_bytes, read_header
+from sdcompress.files.safetensors_file import StreamWriter, TensorRange, ranges_of_header, read_bytes, read_header
 
 WHOLE = {
     "a": np.arange(6, dtype=np.float32).reshape(2, 3),

@@ -16,17 +16,17 @@ import torch
 from original_layout import State, clip_to_open_clip, prefixed, unet_to_original, vae_to_original
 from safetensors.torch import load_file, save_file
 
-from sdcompress import catalog
+from sdcompress.sources import catalog
 from sdcompress.errors import SourceError
-from sdcompress.execute import execute
-from sdcompress.opening import open_pipeline
-from sdcompress.plan import make_plan
-from sdcompress.recipe import load_recipe
-from sdcompress.safetensors_file import read_bytes
-from sdcompress.single_file import tokenizers
-from sdcompress.single_file.transformer_names import flux_piece, sd3_piece
-from sdcompress.source import Source, open_folder, open_source
-from sdcompress.tensor_reading import to_tensor
+from sdcompress.execution.execute import execute
+from sdcompress.backends.opening import open_pipeline
+from sdcompress.planning.plan import make_plan
+from sdcompress.planning.recipe import load_recipe
+from sdcompress.files.safetensors_file import read_bytes
+from sdcompress.sources.single_file import tokenizers
+from sdcompress.sources.single_file.transformer_names import flux_piece, sd3_piece
+from sdcompress.sources.source import Source, open_folder, open_source
+from sdcompress.sources.tensor_reading import to_tensor
 
 ROOT = Path(__file__).resolve().parents[1]
 UNET, TEXT = "diffusion_pytorch_model.safetensors", "model.safetensors"
@@ -139,7 +139,7 @@ def test_compressing_it_is_compressing_the_folder(
 
 
 def test_inspect_by_command(nano_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from sdcompress.cli import app
+    from sdcompress.cli.main import app
 
     torch.save({"state_dict": sd1_checkpoint(nano_folder)}, tmp_path / "nano.ckpt")
     arguments = ["inspect", str(tmp_path / "nano.ckpt"), "--json", "--like", str(nano_folder)]
@@ -155,7 +155,7 @@ def test_inspect_by_command(nano_folder: Path, tmp_path: Path, capsys: pytest.Ca
 @pytest.mark.full
 def test_evaluate_by_command(checkpoint: Path, nano_folder: Path, nano_copy: Path, tmp_path: Path) -> None:
     """A checkpoint against a folder that has a variant alone: each child opens what its parent found."""
-    from sdcompress.cli import app
+    from sdcompress.cli.main import app
 
     for file in sorted(nano_copy.rglob("*.safetensors")):
         file.rename(file.with_name(file.name.replace(".safetensors", ".fp16.safetensors")))
@@ -336,10 +336,10 @@ def test_transformers_are_what_diffusers_makes_of_them(
 ) -> None:
     from diffusers.loaders import single_file_utils
 
-    from sdcompress.safetensors_file import read_header
-    from sdcompress.single_file.conversion import find_component
-    from sdcompress.single_file.layouts import detect_layout
-    from sdcompress.spec import ComponentSpec, parameter
+    from sdcompress.files.safetensors_file import read_header
+    from sdcompress.sources.single_file.conversion import find_component
+    from sdcompress.sources.single_file.layouts import detect_layout
+    from sdcompress.sources.spec import ComponentSpec, parameter
 
     state = write()
     theirs = getattr(single_file_utils, convert)({name: tensor.clone() for name, tensor in state.items()})
@@ -630,7 +630,7 @@ def test_vocabularies_are_fetched_or_it_is_said_what_to_do(
     (tmp_path / "served").mkdir()
     (tmp_path / "served" / "vocab.json").write_text("a")
     (tmp_path / "served" / "merges.txt").write_text("b")
-    monkeypatch.setattr("sdcompress.hub.fetch_file", lambda hub_id, name: (tmp_path / "served" / name).read_bytes())
+    monkeypatch.setattr("sdcompress.sources.hub.fetch_file", lambda hub_id, name: (tmp_path / "served" / name).read_bytes())
     found = tokenizers.find_tokenizers(CLIP_FACTS, tmp_path / "beside", fetch=True)
     assert found is not None
     assert found["tokenizer/vocab.json"] == b"a"
@@ -641,7 +641,7 @@ def test_vocabularies_are_fetched_or_it_is_said_what_to_do(
     def refuse(hub_id: str, name: str) -> bytes:
         raise SourceError("no connection")
 
-    monkeypatch.setattr("sdcompress.hub.fetch_file", refuse)
+    monkeypatch.setattr("sdcompress.sources.hub.fetch_file", refuse)
     with pytest.raises(SourceError, match=r"could not be fetched \(no connection\); put vocab.json and merges.txt of"):
         tokenizers.find_tokenizers(CLIP_FACTS, tmp_path / "beside", fetch=True)
 

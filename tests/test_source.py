@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from sdcompress.errors import SourceError
-from sdcompress.safetensors_file import DTYPE_BYTES, StreamWriter
-from sdcompress.source import open_folder, open_source
-from sdcompress.weight_files import choose_weight_files, is_weight_file
+from sdcompress.files.safetensors_file import DTYPE_BYTES, StreamWriter
+from sdcompress.sources.source import open_folder, open_source
+from sdcompress.sources.weight_files import choose_weight_files, is_weight_file
 
 UNET, TEXT = "diffusion_pytorch_model", "model"
 

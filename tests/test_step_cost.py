@@ -5,7 +5,8 @@ import json
 import pytest
 
 from benchmarks import torch_step
-from sdcompress import registry, step_cost
+from sdcompress import registry
+from sdcompress.planning import step_cost
 
 RESULT = {
     "baseline": "bf16",

@@ -10,11 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sdcompress.execute import execute
-from sdcompress.opening import open_pipeline
-from sdcompress.plan import make_plan
-from sdcompress.recipe import load_recipe
-from sdcompress.source import open_folder, open_source
+from sdcompress.execution.execute import execute
+from sdcompress.backends.opening import open_pipeline
+from sdcompress.planning.plan import make_plan
+from sdcompress.planning.recipe import load_recipe
+from sdcompress.sources.source import open_folder, open_source
 
 
 def save_parts(nano_folder: Path, out: Path, parts: dict[str, dict[str, Any]]) -> Path:

@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 from benchmarks.random_pipeline import build_random_pipeline
-from sdcompress import catalog, open_source
+from sdcompress import open_source
+from sdcompress.sources import catalog
 from sdcompress.errors import SourceError
 
 WHOLE = ".whole"

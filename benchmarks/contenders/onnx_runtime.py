@@ -35,7 +35,7 @@ def make(
 
         main_export(job.model, output=job.folder(), task="text-to-image", do_validation=False)
         return {"call": "optimum.exporters.onnx.main_export(task='text-to-image', do_validation=False)"}
-    from sdcompress.cli import main
+    from sdcompress.cli.main import main
 
     settings = read_settings(job.work) if calibrated else None
     used = recipe
@@ -56,7 +56,7 @@ def write_recipe(
     """A copy of the shipped recipe that calibrates as `settings` says, with other steps around the UNet's."""
     import yaml
 
-    from sdcompress.recipe import shipped_recipes
+    from sdcompress.planning.recipe import shipped_recipes
 
     content = yaml.safe_load(shipped_recipes()[recipe].read_text(encoding="utf-8"))
     if settings is not None:

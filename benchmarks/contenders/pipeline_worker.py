@@ -14,7 +14,7 @@ from benchmarks.contenders.inputs import without_checker
 from benchmarks.contenders.job import Job
 from benchmarks.contenders.onnx_runtime import onnx_bytes
 from benchmarks.contenders.serving import serve
-from sdcompress.worker import WARM_UP_STEPS, ComponentClock, peak_bytes
+from sdcompress.evaluation.worker.loop import WARM_UP_STEPS, ComponentClock, peak_bytes
 
 
 class Worker:
@@ -88,7 +88,7 @@ def import_libraries(family: str) -> None:
         importlib.import_module("optimum.onnxruntime")
     if family == "sdcompress":
         importlib.import_module("onnxruntime")
-        importlib.import_module("sdcompress.opening")
+        importlib.import_module("sdcompress.backends.opening")
 
 
 def open_torch(job: Job, dtype: str) -> tuple[Any, int]:

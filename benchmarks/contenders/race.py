@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 
 from sdcompress.errors import SdcompressError
-from sdcompress.worker_process import WorkerProcess
+from sdcompress.evaluation.worker.process import WorkerProcess
 
 POLL_S = 0.001
 

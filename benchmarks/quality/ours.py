@@ -36,7 +36,7 @@ def list_ours() -> tuple[Contender, ...]:
 def recipe_of(contender: Contender) -> str:
     """The contender's recipe as YAML; of a shipped one its text as it is now."""
     if "recipe" in contender.options:
-        from sdcompress.recipe import find_recipe
+        from sdcompress.planning.recipe import find_recipe
 
         return find_recipe(str(contender.options["recipe"])).read_text(encoding="utf-8")
     cast = {"cast": {"dtype": "float16"}}
@@ -56,9 +56,9 @@ def recipe_of(contender: Contender) -> str:
 def why_not_here(contender: Contender, model: str) -> str | None:
     """The first of what this version of sdcompress has against the contender's recipe, or None."""
     from sdcompress.errors import UserError
-    from sdcompress.plan import make_plan
-    from sdcompress.recipe import parse_recipe
-    from sdcompress.source import open_source
+    from sdcompress.planning.plan import make_plan
+    from sdcompress.planning.recipe import parse_recipe
+    from sdcompress.sources.source import open_source
 
     try:
         make_plan(parse_recipe(recipe_of(contender), contender.key), open_source(model))

@@ -54,7 +54,7 @@ def measure(contender: Contender, job: dict[str, Any], folder: Path) -> dict[str
 def _compress(recipe: str, model: str, artifact: Path) -> dict[str, Any]:
     """Bytes and layers left alone of the artifact that the recipe gives."""
     from sdcompress import make_plan, open_source
-    from sdcompress.recipe import parse_recipe
+    from sdcompress.planning.recipe import parse_recipe
 
     file = artifact.parent / "recipe.yaml"
     file.write_text(recipe, encoding="utf-8")

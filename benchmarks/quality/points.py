@@ -24,7 +24,7 @@ class Pictures:
     """The original's pictures with their CLIP scores, to compare others with."""
 
     def __init__(self, folder: Path, drawings: Sequence[Mapping[str, Any]], scorer: Path):
-        from sdcompress.metrics.clip_score import ClipScorer
+        from sdcompress.evaluation.metrics.clip_score import ClipScorer
 
         self._clip = ClipScorer(scorer)
         self._drawings = drawings
@@ -33,7 +33,7 @@ class Pictures:
 
     def compare(self, folder: Path) -> dict[str, list[float | None]]:
         """PSNR in decibels (None: identical) and change of CLIP score of each picture in the folder."""
-        from sdcompress.metrics.psnr import psnr_db
+        from sdcompress.evaluation.metrics.psnr import psnr_db
 
         pictures = self._open(folder)
         psnr = [psnr_db(*pair) for pair in zip(self._original, pictures, strict=True)]

@@ -14,9 +14,9 @@ from typing import Any
 
 from sdcompress.errors import SdcompressError, UserError
 from sdcompress.lora.keys import Key, module_names, other_kind, parse_key
-from sdcompress.safetensors_file import TensorRange, read_bytes, read_header, read_metadata
-from sdcompress.single_file.unet_names import unet_piece
-from sdcompress.spec import CONVOLUTIONS, ComponentSpec, layers_of
+from sdcompress.files.safetensors_file import TensorRange, read_bytes, read_header, read_metadata
+from sdcompress.sources.single_file.unet_names import unet_piece
+from sdcompress.sources.spec import CONVOLUTIONS, ComponentSpec, layers_of
 
 FILE_NAMES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")  # in folders of diffusers and PEFT
 ADAPTER_CONFIG = "adapter_config.json"  # beside PEFT's own files

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from sdcompress.source import DENOISERS
+from sdcompress.sources.source import DENOISERS
 
 Role = Literal["down", "up", "mid", "alpha"]
 

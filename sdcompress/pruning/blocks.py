@@ -10,10 +10,10 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from sdcompress import registry
-from sdcompress.components.architecture import BlockList
+from sdcompress.families.architecture import BlockList
 from sdcompress.errors import UserError
 from sdcompress.pruning.smaller import Smaller, keep
-from sdcompress.spec import ComponentSpec
+from sdcompress.sources.spec import ComponentSpec
 
 
 def is_transformer(spec: ComponentSpec) -> bool:

@@ -10,10 +10,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from sdcompress.components.families.clip import TEXT_ENCODERS
+from sdcompress.families.clip import TEXT_ENCODERS
 from sdcompress.errors import UserError
 from sdcompress.pruning.smaller import Smaller, keep
-from sdcompress.spec import ComponentSpec
+from sdcompress.sources.spec import ComponentSpec
 
 _LAYER = re.compile(r"^((down|up)_blocks)\.(\d+)\.((resnets|attentions)\.(\d+))\.(.+)$")
 _TRANSFORMER_BLOCK = re.compile(r"^(.+\.transformer_blocks)\.(\d+)\..+$")

@@ -14,7 +14,7 @@ from typing import Any
 
 from sdcompress.errors import UserError
 from sdcompress.pruning.stock import is_text_encoder, is_unet, text_config_with
-from sdcompress.spec import ComponentSpec, TensorSpec
+from sdcompress.sources.spec import ComponentSpec, TensorSpec
 
 _RESNET = re.compile(r"^((?:(?:down|up)_blocks\.\d+|mid_block)\.resnets\.\d+)\.conv1\.weight$")
 _ATTENTION = re.compile(r"^((?:(down|up)_blocks\.(\d+)|mid_block)\.attentions\..+\.attn[12])\.to_q\.weight$")

@@ -14,7 +14,7 @@ from sdcompress.quant import scales
 from sdcompress.quant.fitting import best_range
 from sdcompress.quant.grid import Grid
 from sdcompress.quant.grid_format import GridFormat
-from sdcompress.spec import TensorSpec
+from sdcompress.sources.spec import TensorSpec
 
 if TYPE_CHECKING:
     import torch

@@ -13,7 +13,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from sdcompress.quant.format import QuantFormat, QuantizedTensor, check_finite
-from sdcompress.spec import CONVOLUTIONS, Layer, TensorSpec
+from sdcompress.sources.spec import CONVOLUTIONS, Layer, TensorSpec
 
 if TYPE_CHECKING:
     import torch

@@ -14,7 +14,7 @@ from sdcompress.quant.grid import Grid
 from sdcompress.quant.grid_format import GridFormat
 from sdcompress.quant.k_means import k_means
 from sdcompress.quant.layout import Layout
-from sdcompress.spec import Layer, TensorSpec
+from sdcompress.sources.spec import Layer, TensorSpec
 
 if TYPE_CHECKING:
     import torch

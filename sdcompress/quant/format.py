@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from sdcompress.spec import Layer, TensorSpec
+from sdcompress.sources.spec import Layer, TensorSpec
 
 if TYPE_CHECKING:
     import torch

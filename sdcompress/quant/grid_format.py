@@ -11,7 +11,7 @@ from sdcompress.quant import scales
 from sdcompress.quant.format import PIECE, QuantFormat, QuantizedTensor, check_finite, divisors_near
 from sdcompress.quant.grid import nearest, value_of
 from sdcompress.quant.layout import Layout
-from sdcompress.spec import CONVOLUTIONS, Layer, TensorSpec
+from sdcompress.sources.spec import CONVOLUTIONS, Layer, TensorSpec
 
 if TYPE_CHECKING:
     import torch

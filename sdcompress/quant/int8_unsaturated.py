@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sdcompress.quant.int8 import Int8
-from sdcompress.spec import CONVOLUTIONS, Layer
+from sdcompress.sources.spec import CONVOLUTIONS, Layer
 
 if TYPE_CHECKING:
     import torch

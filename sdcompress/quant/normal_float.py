@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import torch
 
     from sdcompress.quant.format import QuantizedTensor
-    from sdcompress.spec import TensorSpec
+    from sdcompress.sources.spec import TensorSpec
 
 # fmt: off
 LEVELS = (

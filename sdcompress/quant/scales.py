@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from sdcompress.spec import TensorSpec
+from sdcompress.sources.spec import TensorSpec
 
 if TYPE_CHECKING:
     import torch

@@ -20,7 +20,7 @@ from sdcompress.quant.grid_format import GridFormat
 if TYPE_CHECKING:
     import torch
 
-    from sdcompress.spec import TensorSpec
+    from sdcompress.sources.spec import TensorSpec
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 from xml.etree import ElementTree
 
-from sdcompress.gates import gate_value_text
+from sdcompress.planning.gates import gate_value_text
 
 
 def to_junit(report: Mapping[str, Any]) -> str:

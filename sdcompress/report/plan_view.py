@@ -10,10 +10,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from sdcompress.openers import opener_of
-from sdcompress.plan import Plan
+from sdcompress.planning.openers import opener_of
+from sdcompress.planning.plan import Plan
 from sdcompress.report.layers import described, is_pruned
-from sdcompress.spec import ComponentSpec
+from sdcompress.sources.spec import ComponentSpec
 
 
 def describe_plan(plan: Plan) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sdcompress.gates import gate_value_text
+from sdcompress.planning.gates import gate_value_text
 from sdcompress.report.pairing import all_identical
 from sdcompress.report.sample_metrics import METRICS
 from sdcompress.report.wording import MISSING

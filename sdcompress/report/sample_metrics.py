@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sdcompress.metrics.fid import ENOUGH as FID_ENOUGH
+from sdcompress.evaluation.metrics.fid import ENOUGH as FID_ENOUGH
 from sdcompress.report import statistics
 from sdcompress.report.pairing import by_prompt, shown_pairs
 

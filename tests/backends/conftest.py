@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from sdcompress import load_recipe, make_plan, open_source
-from sdcompress.execute import execute
+from sdcompress.execution.execute import execute
 
 # In sizes that are fixed: a test of that, and traced in a third of the time.
 STATIC = """
@@ -26,7 +26,7 @@ EXPORT = """
 import sys
 from pathlib import Path
 from sdcompress import load_recipe, make_plan, open_source
-from sdcompress.execute import execute
+from sdcompress.execution.execute import execute
 for model, recipe, out in zip(*[iter(sys.argv[1:])] * 3):
     execute(make_plan(load_recipe(recipe), open_source(model)), Path(out))
 """

@@ -14,7 +14,7 @@ from sdcompress.backends.torch.modules import replace_layers
 from sdcompress.backends.torch.packaging import package
 from sdcompress.quant.compose import restored
 from sdcompress.quant.format import from_label
-from sdcompress.spec import parameter
+from sdcompress.sources.spec import parameter
 
 OWN = sorted(name for name, fmt in registry.formats().items() if fmt.library == "sdcompress")
 

@@ -15,9 +15,9 @@ from typer.testing import CliRunner
 from sdcompress.backends.gguf import convert
 from sdcompress.backends.gguf.layouts import layout_of
 from sdcompress.backends.gguf.types import BLOCK, CONVOLUTION, ONE_DIMENSION, SENSITIVE, TYPES, choose_types
-from sdcompress.cli import app
+from sdcompress.cli.main import app
 from sdcompress.errors import ArtifactError, UserError
-from sdcompress.source import open_source
+from sdcompress.sources.source import open_source
 
 gguf = pytest.importorskip("gguf")
 

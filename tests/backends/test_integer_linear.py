@@ -10,12 +10,12 @@ from sdcompress.backends.torch import integer_linear as module
 from sdcompress.backends.torch.integer_linear import integer_linear
 from sdcompress.backends.torch.modules import QuantizedLinear, replace_layers
 from sdcompress.errors import ArtifactError, RecipeError
-from sdcompress.execute import execute
-from sdcompress.opening import open_pipeline
-from sdcompress.plan import make_plan
+from sdcompress.execution.execute import execute
+from sdcompress.backends.opening import open_pipeline
+from sdcompress.planning.plan import make_plan
 from sdcompress.quant.int8 import Int8
-from sdcompress.recipe import parse_recipe
-from sdcompress.source import open_source
+from sdcompress.planning.recipe import parse_recipe
+from sdcompress.sources.source import open_source
 
 RECIPE = """
 schema_version: 1

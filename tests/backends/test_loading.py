@@ -14,9 +14,9 @@ from sdcompress.backends.torch.modules import QuantizedLayer, replace_layers
 from sdcompress.backends.torch.packaging import layer_formats
 from sdcompress.backends.torch.quantizers import formats_of
 from sdcompress.errors import ArtifactError, UserError
-from sdcompress.execute import execute
+from sdcompress.execution.execute import execute
 from sdcompress.quant.int8 import Int8
-from sdcompress.recipe import parse_recipe
+from sdcompress.planning.recipe import parse_recipe
 
 PRUNED = """
 schema_version: 1

@@ -10,10 +10,10 @@ from benchmarks.reload_check import dequantized, output_of
 from sdcompress import open_pipeline
 from sdcompress.backends.torch.packaging import layer_formats
 from sdcompress.errors import ArtifactError
-from sdcompress.execute import execute
-from sdcompress.plan import make_plan
-from sdcompress.recipe import parse_recipe
-from sdcompress.source import open_source
+from sdcompress.execution.execute import execute
+from sdcompress.planning.plan import make_plan
+from sdcompress.planning.recipe import parse_recipe
+from sdcompress.sources.source import open_source
 
 peft = pytest.importorskip("peft", reason="peft is not installed (pip install 'sdcompress[dev]')")
 

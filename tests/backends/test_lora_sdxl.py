@@ -6,11 +6,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from sdcompress.execute import execute
+from sdcompress.execution.execute import execute
 from sdcompress.lora.file import open_lora
-from sdcompress.plan import make_plan
-from sdcompress.recipe import parse_recipe
-from sdcompress.source import open_source
+from sdcompress.planning.plan import make_plan
+from sdcompress.planning.recipe import parse_recipe
+from sdcompress.sources.source import open_source
 
 RANK = 3
 DOWN, UP = "down_blocks.1", "up_blocks.0"

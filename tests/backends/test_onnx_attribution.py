@@ -8,14 +8,14 @@ import pytest
 from in_process import InProcess
 
 from sdcompress.errors import EvaluationError
-from sdcompress.evaluate import evaluate
-from sdcompress.evaluation_settings import EvaluationSettings
-from sdcompress.execute import execute
-from sdcompress.plan import make_plan
-from sdcompress.prompts import PromptSet
-from sdcompress.recipe import parse_recipe
-from sdcompress.source import open_source
-from sdcompress.step_ladder import ACTIVATIONS
+from sdcompress.evaluation.evaluate import evaluate
+from sdcompress.evaluation.settings import EvaluationSettings
+from sdcompress.execution.execute import execute
+from sdcompress.planning.plan import make_plan
+from sdcompress.calibration.prompts import PromptSet
+from sdcompress.planning.recipe import parse_recipe
+from sdcompress.sources.source import open_source
+from sdcompress.evaluation.step_ladder import ACTIVATIONS
 
 pytest.importorskip("onnxscript", reason="onnxscript is not installed (pip install 'sdcompress[onnx]')")
 

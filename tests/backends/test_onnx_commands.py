@@ -11,11 +11,11 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from sdcompress.cli import app
+from sdcompress.cli.main import app
 from sdcompress.errors import EvaluationError, UserError
-from sdcompress.evaluate import evaluate
-from sdcompress.evaluation_settings import EvaluationSettings
-from sdcompress.source import ASSETS, MANIFEST_NAME, open_source
+from sdcompress.evaluation.evaluate import evaluate
+from sdcompress.evaluation.settings import EvaluationSettings
+from sdcompress.sources.source import ASSETS, MANIFEST_NAME, open_source
 
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (pip install 'sdcompress[onnx]')")
 
@@ -109,7 +109,7 @@ def test_low_memory_needs_an_onnx_folder(tmp_path: Path) -> None:
 
 
 def test_unlike_devices_are_not_compared() -> None:
-    from sdcompress.drawing import check_device
+    from sdcompress.evaluation.drawing import check_device
 
     check_device({"original": {"device": "cpu"}, "compressed": {"device": "cpu"}})
     with pytest.raises(EvaluationError, match="the original runs on cuda, the compressed pipeline on cpu"):
@@ -117,7 +117,7 @@ def test_unlike_devices_are_not_compared() -> None:
 
 
 def test_an_onnx_component_can_be_swapped_into_the_torch_pipeline(onnx_tiny_sd: Path, tmp_path: Path) -> None:
-    from sdcompress.worker import Worker
+    from sdcompress.evaluation.worker.loop import Worker
 
     pictures = []
     for swap in ({}, {"swap": "unet", "swap_from": str(onnx_tiny_sd)}, {"swap": "vae", "swap_from": str(onnx_tiny_sd)}):

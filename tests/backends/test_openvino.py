@@ -12,12 +12,12 @@ import torch
 from typer.testing import CliRunner
 
 from sdcompress import load_recipe, make_plan, open_pipeline, open_source
-from sdcompress.artifact import partial_folder, read_manifest
-from sdcompress.cli import app
+from sdcompress.files.artifact import partial_folder, read_manifest
+from sdcompress.cli.main import app
 from sdcompress.errors import ArtifactError, SourceError, UserError
-from sdcompress.execute import execute
-from sdcompress.openvino_file import DATA_FILE, MODEL_FILE, read_ir
-from sdcompress.verify import verify
+from sdcompress.execution.execute import execute
+from sdcompress.sources.openvino_file import DATA_FILE, MODEL_FILE, read_ir
+from sdcompress.execution.verify import verify
 
 openvino = pytest.importorskip("openvino", reason="openvino is not installed (pip install 'sdcompress[openvino]')")
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (pip install 'sdcompress[onnx]')")
@@ -217,8 +217,8 @@ def test_devices_and_precisions_that_are_not_there(folder: Path) -> None:
 
 @pytest.mark.full
 def test_evaluate_takes_both_sides(folder: Path, tmp_path: Path) -> None:
-    from sdcompress.evaluate import evaluate
-    from sdcompress.evaluation_settings import EvaluationSettings
+    from sdcompress.evaluation.evaluate import evaluate
+    from sdcompress.evaluation.settings import EvaluationSettings
 
     few = EvaluationSettings(prompt_count=2, num_inference_steps=3, threads=1, device="cpu", noise_floor=())
     report = evaluate("tiny-sd", str(folder), tmp_path, settings=few)

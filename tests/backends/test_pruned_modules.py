@@ -9,11 +9,11 @@ import torch
 from sdcompress.backends.torch.loading import open_pipeline
 from sdcompress.backends.torch.pruned_modules import rebuild
 from sdcompress.errors import ArtifactError
-from sdcompress.execute import execute
-from sdcompress.plan import make_plan
-from sdcompress.pruning.marking import Pruning
-from sdcompress.recipe import parse_recipe
-from sdcompress.source import open_source
+from sdcompress.execution.execute import execute
+from sdcompress.planning.plan import make_plan
+from sdcompress.sources.pruned_config import Pruning
+from sdcompress.planning.recipe import parse_recipe
+from sdcompress.sources.source import open_source
 
 HEAD = "schema_version: 1\ndescription: T\n{target}components:\n  unet:\n"
 PRUNE = (

@@ -19,10 +19,10 @@ from sdcompress.backends.torch.layer_rows import choose_rows, count_rows, take_r
 from sdcompress.backends.torch.observers import find_layer
 from sdcompress.backends.torch.source_parts import open_component
 from sdcompress.backends.torch.trajectories import Observer, Walk
-from sdcompress.calibration import Calibration
+from sdcompress.calibration.settings import Calibration
 from sdcompress.errors import SourceError
 from sdcompress.quant.statistics import LayerStatistics, Limits
-from sdcompress.source import Source, open_folder
+from sdcompress.sources.source import Source, open_folder
 
 CALIBRATION = Calibration(prompts=("a red apple", "two cats"), num_inference_steps=4)
 ALL_ROWS = Limits(rows=2**30)

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from sdcompress.execute import execute
-from sdcompress.plan import make_plan
-from sdcompress.recipe import parse_recipe
-from sdcompress.source import open_source
+from sdcompress.execution.execute import execute
+from sdcompress.planning.plan import make_plan
+from sdcompress.planning.recipe import parse_recipe
+from sdcompress.sources.source import open_source
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "families"))
 from tiny import make

@@ -14,12 +14,12 @@ from sdcompress.backends.torch.training.average import decay_at, update
 from sdcompress.backends.torch.training.batches import draw_batch
 from sdcompress.backends.torch.training.losses import feature_loss, output_loss, stages_of, watching
 from sdcompress.backends.torch.training.pool import Pool, load_or_draw
-from sdcompress.calibration import Calibration
-from sdcompress.components.training_memory import adapter_parameters
-from sdcompress.prompts import GENERAL, default_prompts
-from sdcompress.source import open_source
-from sdcompress.spec import ComponentSpec, parameter
-from sdcompress.training_prompts import training_prompts
+from sdcompress.calibration.settings import Calibration
+from sdcompress.planning.training_memory import adapter_parameters
+from sdcompress.calibration.prompts import GENERAL, default_prompts
+from sdcompress.sources.source import open_source
+from sdcompress.sources.spec import ComponentSpec, parameter
+from sdcompress.calibration.training_prompts import training_prompts
 
 CPU = torch.device("cpu")
 
@@ -115,7 +115,7 @@ def test_the_pool_is_what_the_denoiser_is_given(nano_folder: Path, tmp_path: Pat
     """Against the stock pipeline, and the second time from the cache."""
     from diffusers import StableDiffusionPipeline
 
-    from sdcompress.calibration import FIRST_SEED
+    from sdcompress.calibration.settings import FIRST_SEED
 
     source = open_source(str(nano_folder))
     calibration = Calibration(prompts=("ab", "c"), prompt_count=2, num_inference_steps=3, guidance_scale=2.0)

@@ -17,11 +17,11 @@ from sdcompress.backends.torch import trajectories
 from sdcompress.backends.torch.observers import HistogramObserver, Observations, observe_activations
 from sdcompress.backends.torch.source_parts import open_component
 from sdcompress.backends.torch.trajectories import Walk
-from sdcompress.calibration import FIRST_SEED, Calibration, Watch, choose_prompts
-from sdcompress.components.skips import skip_splits
+from sdcompress.calibration.settings import FIRST_SEED, Calibration, Watch, choose_prompts
+from sdcompress.families.skips import skip_splits
 from sdcompress.errors import SourceError
-from sdcompress.source import Source, open_folder
-from sdcompress.spec import CONVOLUTIONS, layers_of
+from sdcompress.sources.source import Source, open_folder
+from sdcompress.sources.spec import CONVOLUTIONS, layers_of
 
 CALIBRATION = Calibration(prompt_count=2, num_inference_steps=3)
 CPU = torch.device("cpu")

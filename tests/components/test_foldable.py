@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from sdcompress import catalog, open_source
-from sdcompress.components.foldable import Fold, folds
+from sdcompress import open_source
+from sdcompress.sources import catalog
+from sdcompress.families.foldable import Fold, folds
 from sdcompress.quant.corrections.smoothing import scaled
-from sdcompress.spec import ComponentSpec, parameter
+from sdcompress.sources.spec import ComponentSpec, parameter
 
 Model = tuple[torch.nn.Module, Callable[[torch.nn.Module], torch.Tensor], dict[str, Any]]
 

@@ -10,8 +10,9 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
-from sdcompress import catalog, open_source
-from sdcompress.components.skips import skip_splits
+from sdcompress import open_source
+from sdcompress.sources import catalog
+from sdcompress.families.skips import skip_splits
 
 REFERENCE = Path(__file__).resolve().parents[3] / "shared" / "reference" / "models"
 

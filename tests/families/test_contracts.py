@@ -15,12 +15,13 @@ import torch
 from PIL import Image
 from tiny import FAMILIES
 
-from sdcompress import catalog, open_pipeline, registry
-from sdcompress.execute import execute
-from sdcompress.inspect_model import describe
-from sdcompress.plan import make_plan
-from sdcompress.recipe import load_recipe, parse_recipe
-from sdcompress.source import Source, open_source
+from sdcompress import open_pipeline, registry
+from sdcompress.sources import catalog
+from sdcompress.execution.execute import execute
+from sdcompress.sources.inspect_model import describe
+from sdcompress.planning.plan import make_plan
+from sdcompress.planning.recipe import load_recipe, parse_recipe
+from sdcompress.sources.source import Source, open_source
 
 Folder = Callable[[str], Path]
 SIZE = 32  # pixels; a multiple of what Sana's latents stand for

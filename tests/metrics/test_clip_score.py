@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from sdcompress.errors import EvaluationError
-from sdcompress.metrics.clip_score import ClipScorer
-from sdcompress.metrics.scorer import TINY_SD_SCORER
+from sdcompress.evaluation.metrics.clip_score import ClipScorer
+from sdcompress.evaluation.metrics.scorer import TINY_SD_SCORER
 
 PROMPTS = ("a fluent 3d emoji of red apple", "two rockets, pink background", "x", "")
 

@@ -7,10 +7,10 @@ import math
 import numpy as np
 import pytest
 
-from sdcompress.metrics.components.decode_psnr import decode_psnr_db
-from sdcompress.metrics.components.noise_sqnr import noise_sqnr_db
-from sdcompress.metrics.components.safety_agreement import safety_agreement
-from sdcompress.metrics.components.text_cosine import text_cosine
+from sdcompress.evaluation.metrics.components.decode_psnr import decode_psnr_db
+from sdcompress.evaluation.metrics.components.noise_sqnr import noise_sqnr_db
+from sdcompress.evaluation.metrics.components.safety_agreement import safety_agreement
+from sdcompress.evaluation.metrics.components.text_cosine import text_cosine
 
 
 def test_text_cosine_is_over_tokens() -> None:

@@ -10,14 +10,14 @@ from in_process import InProcess
 from PIL import Image
 from test_similarity import _blurred, _slow_ms_ssim
 
-from sdcompress.evaluate import evaluate
-from sdcompress.evaluation_settings import EvaluationSettings
-from sdcompress.execute import execute
-from sdcompress.metrics.ms_ssim import SMALLEST_SIDE
-from sdcompress.plan import make_plan
-from sdcompress.prompts import PromptSet
-from sdcompress.recipe import parse_recipe
-from sdcompress.source import open_source
+from sdcompress.evaluation.evaluate import evaluate
+from sdcompress.evaluation.settings import EvaluationSettings
+from sdcompress.execution.execute import execute
+from sdcompress.evaluation.metrics.ms_ssim import SMALLEST_SIDE
+from sdcompress.planning.plan import make_plan
+from sdcompress.calibration.prompts import PromptSet
+from sdcompress.planning.recipe import parse_recipe
+from sdcompress.sources.source import open_source
 
 RECIPE = "schema_version: 1\ndescription: d\ncomponents: {unet: [{quantize: {format: int3}}]}\n"
 SETTINGS = EvaluationSettings(

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from sdcompress.metrics import psnr, ssim
+from sdcompress.evaluation.metrics import psnr, ssim
 
 
 def _pair(size: int = 24) -> tuple[np.ndarray, np.ndarray]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sdcompress.errors import EvaluationError
-from sdcompress.metrics.scorer import DEFAULT_CLIP, TINY_SD_SCORER, find_scorer
+from sdcompress.evaluation.metrics.scorer import DEFAULT_CLIP, TINY_SD_SCORER, find_scorer
 
 
 @pytest.fixture(autouse=True)

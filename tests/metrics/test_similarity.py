@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from sdcompress.metrics import lpips
-from sdcompress.metrics.clip_image import clip_image
-from sdcompress.metrics.clip_score import ClipScorer
-from sdcompress.metrics.cmmd import cmmd
-from sdcompress.metrics.ms_ssim import SMALLEST_SIDE, ms_ssim
-from sdcompress.metrics.scorer import TINY_SD_SCORER
+from sdcompress.evaluation.metrics import lpips
+from sdcompress.evaluation.metrics.clip_image import clip_image
+from sdcompress.evaluation.metrics.clip_score import ClipScorer
+from sdcompress.evaluation.metrics.cmmd import cmmd
+from sdcompress.evaluation.metrics.ms_ssim import SMALLEST_SIDE, ms_ssim
+from sdcompress.evaluation.metrics.scorer import TINY_SD_SCORER
 
 
 def _pair(side: int) -> tuple[np.ndarray, np.ndarray]:
@@ -105,7 +105,7 @@ def test_cmmd_is_its_definition(monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = generator.normal(0, 1, (9, 5)), generator.normal(0.5, 1, (7, 5))
     first, second = (each / np.linalg.norm(each, axis=1, keepdims=True) for each in (first, second))
     assert cmmd(first, second) == pytest.approx(_slow_cmmd(first, second), abs=1e-9)
-    monkeypatch.setattr("sdcompress.metrics.cmmd.BLOCK", 4)
+    monkeypatch.setattr("sdcompress.evaluation.metrics.cmmd.BLOCK", 4)
     assert cmmd(first, second) == pytest.approx(_slow_cmmd(first, second), abs=1e-9)
     assert cmmd(first, first) == pytest.approx(0, abs=1e-9)
     assert cmmd(first, second) > 1  # 0.5 apart, where chance leaves about 1

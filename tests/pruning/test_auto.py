@@ -6,13 +6,13 @@ import torch
 from sdcompress.backends.torch import unit_sensitivity
 from sdcompress.backends.torch.loading import open_pipeline
 from sdcompress.backends.torch.unit_sensitivity import SAMPLES, measure_units, sampled_calls
-from sdcompress.calibration import FIRST_SEED, Calibration
+from sdcompress.calibration.settings import FIRST_SEED, Calibration
 from sdcompress.errors import RecipeError
-from sdcompress.plan import make_plan
-from sdcompress.pruning.auto import choose_units, measured_units
+from sdcompress.planning.plan import make_plan
+from sdcompress.planning.automatic_pruning import choose_units, measured_units
 from sdcompress.pruning.units import Unit
-from sdcompress.recipe import dump_recipe, parse_recipe
-from sdcompress.source import open_source
+from sdcompress.planning.recipe import dump_recipe, parse_recipe
+from sdcompress.sources.source import open_source
 
 CALIBRATION = Calibration(prompts=("ab",), num_inference_steps=2)
 RECIPE = (

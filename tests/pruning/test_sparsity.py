@@ -7,13 +7,13 @@ import torch
 from safetensors.torch import load_file
 
 from sdcompress.errors import RecipeError, UserError
-from sdcompress.execute import execute
-from sdcompress.plan import make_plan
+from sdcompress.execution.execute import execute
+from sdcompress.planning.plan import make_plan
 from sdcompress.pruning.sparsity import kept_2_4, kept_share, scores
 from sdcompress.quant.statistics import LayerStatistics
-from sdcompress.recipe import parse_recipe
-from sdcompress.source import open_source
-from sdcompress.steps.sparsify import Sparsify
+from sdcompress.planning.recipe import parse_recipe
+from sdcompress.sources.source import open_source
+from sdcompress.planning.steps.sparsify import Sparsify
 
 HEAD = "schema_version: 1\ndescription: T\ncalibration: {prompts: [ab], num_inference_steps: 1}\ncomponents:\n  unet:\n"
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sdcompress import registry
-from sdcompress.spec import parameter
+from sdcompress.sources.spec import parameter
 
 SHAPES = [(4, 64), (3, 40), (2, 35, 3, 3)]
 

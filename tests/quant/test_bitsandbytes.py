@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sdcompress.quant.bitsandbytes import FP4, NF4, LLMInt8
-from sdcompress.spec import Layer, parameter
+from sdcompress.sources.spec import Layer, parameter
 
 bnb = pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed (pip install 'sdcompress[bnb]')")
 

@@ -10,7 +10,7 @@ import torch
 
 from sdcompress import registry
 from sdcompress.quant.k_means import k_means
-from sdcompress.spec import parameter
+from sdcompress.sources.spec import parameter
 
 
 def slow_best(values: list[float], weights: list[float], count: int) -> float:

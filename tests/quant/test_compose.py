@@ -21,7 +21,7 @@ from sdcompress.quant.rounding.gptq import GPTQ
 from sdcompress.quant.rounding.nearest import Nearest
 from sdcompress.quant.rounding.search import Search, WeightedSearch
 from sdcompress.quant.statistics import LayerStatistics
-from sdcompress.spec import parameter
+from sdcompress.sources.spec import parameter
 
 OURS = sorted(name for name, kind in registry.formats().items() if issubclass(kind, GridFormat))
 

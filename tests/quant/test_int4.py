@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sdcompress.quant.symmetric import Int4
-from sdcompress.spec import Layer, parameter
+from sdcompress.sources.spec import Layer, parameter
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 KERNELS: list[tuple[int, ...]] = [(), (1, 1), (3, 3), (1, 2)]

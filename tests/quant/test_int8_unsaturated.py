@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from sdcompress.quant.int8 import Int8
 from sdcompress.quant.int8_unsaturated import Int8Unsaturated, largest_pair
-from sdcompress.spec import Layer, parameter
+from sdcompress.sources.spec import Layer, parameter
 
 
 def random_weight(shape: tuple[int, ...], seed: int = 0, skew: float = 0.0) -> torch.Tensor:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sdcompress.quant.int8 import Int8
-from sdcompress.spec import parameter
+from sdcompress.sources.spec import parameter
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 

@@ -9,7 +9,7 @@ import torch
 
 from sdcompress.quant.error import sqnr_db
 from sdcompress.quant.normal_float import LEVELS, NormalFloat4
-from sdcompress.spec import parameter
+from sdcompress.sources.spec import parameter
 
 
 def random_weight(shape: tuple[int, ...]) -> torch.Tensor:

@@ -11,14 +11,14 @@ import pytest
 from huggingface_hub import ModelCard
 from PIL import Image
 
-from sdcompress import artifact as artifact_module
-from sdcompress.artifact import file_problems, read_manifest
+from sdcompress.files import artifact as artifact_module
+from sdcompress.files.artifact import file_problems, read_manifest
 from sdcompress.errors import ArtifactError
-from sdcompress.execute import execute
-from sdcompress.measured_card import PICTURE, add_measurements
-from sdcompress.plan import make_plan
-from sdcompress.recipe import load_recipe
-from sdcompress.source import open_source
+from sdcompress.execution.execute import execute
+from sdcompress.report.measured_card import PICTURE, add_measurements
+from sdcompress.planning.plan import make_plan
+from sdcompress.planning.recipe import load_recipe
+from sdcompress.sources.source import open_source
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from unittest.mock import MagicMock
 
 import pytest
 
-from sdcompress.cli_reports import logged
+from sdcompress.cli.reports import logged
 from sdcompress.errors import UserError
 from sdcompress.report.tracking import check_tracker, log_report
 

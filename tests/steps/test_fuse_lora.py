@@ -10,16 +10,16 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
-from sdcompress.artifact import sha256_of
+from sdcompress.files.artifact import sha256_of
 from sdcompress.backends.torch.source_parts import open_component
 from sdcompress.errors import RecipeError, UserError
-from sdcompress.execute import execute
+from sdcompress.execution.execute import execute
 from sdcompress.lora.file import layer_names, open_lora
 from sdcompress.lora.fusing import difference
 from sdcompress.lora.keys import parse_key
-from sdcompress.plan import make_plan
-from sdcompress.recipe import dump_recipe, load_recipe, parse_recipe
-from sdcompress.source import open_source
+from sdcompress.planning.plan import make_plan
+from sdcompress.planning.recipe import dump_recipe, load_recipe, parse_recipe
+from sdcompress.sources.source import open_source
 
 REAL = Path("/work/shared/reference/lora/pytorch_lora_weights.safetensors")  # of SD 1.5, by its authors
 UNET_MODULES = ("to_q", "to_out.0", "ff.net.2", "proj_in", "conv1", "conv_shortcut", "time_emb_proj")
@@ -365,7 +365,7 @@ def test_real_lora_on_full_size_shapes():
 @pytest.mark.skipif(not REAL.is_file(), reason=f"{REAL} is not here (a LoRA of Stable Diffusion 1.5)")
 def test_planning_needs_no_torch():
     code = (
-        "import sys, json\nfrom sdcompress import make_plan, open_source\nfrom sdcompress.recipe import parse_recipe\n"
+        "import sys, json\nfrom sdcompress import make_plan, open_source\nfrom sdcompress.planning.recipe import parse_recipe\n"
         "make_plan(parse_recipe(sys.argv[1], 'r'), open_source('sd15'))\nassert 'torch' not in sys.modules\n"
     )
     recipe = json.dumps({"schema_version": 1, "description": "T", "components": {"unet": fuse((REAL, 1))}})

@@ -9,15 +9,15 @@ from sdcompress.backends.torch.loading import open_pipeline
 from sdcompress.backends.torch.pruned_modules import rebuild
 from sdcompress.backends.torch.source_parts import empty_model
 from sdcompress.errors import UserError
-from sdcompress.execute import execute
-from sdcompress.plan import make_plan
-from sdcompress.pruning.marking import pruning_of
+from sdcompress.execution.execute import execute
+from sdcompress.planning.plan import make_plan
+from sdcompress.sources.pruned_config import pruning_of
 from sdcompress.quant.statistics import LayerStatistics
-from sdcompress.recipe import parse_recipe
-from sdcompress.source import open_source
-from sdcompress.spec import ComponentSpec, parameter
-from sdcompress.steps import Component, Record
-from sdcompress.steps.prune import Prune
+from sdcompress.planning.recipe import parse_recipe
+from sdcompress.sources.source import open_source
+from sdcompress.sources.spec import ComponentSpec, parameter
+from sdcompress.planning.steps import Component, Record
+from sdcompress.planning.steps.prune import Prune
 
 PATTERNS = ["bk-sdm-base", "bk-sdm-small", "bk-sdm-tiny"]
 STOCK = [

@@ -9,9 +9,9 @@ import torch
 
 from sdcompress.errors import UserError
 from sdcompress.quant.statistics import LayerStatistics
-from sdcompress.spec import ComponentSpec, parameter
-from sdcompress.steps import Component, Planned, Record
-from sdcompress.steps.quantize import Quantize
+from sdcompress.sources.spec import ComponentSpec, parameter
+from sdcompress.planning.steps import Component, Planned, Record
+from sdcompress.planning.steps.quantize import Quantize
 
 SHAPES = {
     "conv_in.weight": (16, 4, 3, 3),

@@ -15,15 +15,15 @@ import pytest
 from peak_memory import planned_and_taken_bytes
 from safetensors.torch import load_file
 
-from sdcompress.artifact import partial_folder
+from sdcompress.files.artifact import partial_folder
 from sdcompress.errors import ArtifactError, RecipeError, TrainingError
-from sdcompress.execute import execute
-from sdcompress.plan import Plan, make_plan
-from sdcompress.recipe import parse_recipe
+from sdcompress.execution.execute import execute
+from sdcompress.planning.plan import Plan, make_plan
+from sdcompress.planning.recipe import parse_recipe
 from sdcompress.report.plan_view import describe_plan
-from sdcompress.source import open_source
-from sdcompress.steps.recover import Recover
-from sdcompress.verify import verify
+from sdcompress.sources.source import open_source
+from sdcompress.planning.steps.recover import Recover
+from sdcompress.execution.verify import verify
 
 PRUNE = "    - prune: {drop_mid_block: true, layers_per_block: 1}\n"
 SHORT = "prompts: [ab, c], batch_size: 2"
@@ -293,7 +293,7 @@ def test_trajectories_begin_with_other_noise_than_evaluations() -> None:
     """torch's generator for CPUs heeds the lowest 32 bits of a seed; evaluations count from 0."""
     import torch
 
-    from sdcompress.calibration import FIRST_SEED
+    from sdcompress.calibration.settings import FIRST_SEED
 
     first = Recover(steps=1)._calibration(open_source("tiny-sd")).seed + FIRST_SEED
     evaluated = {float(torch.randn(1, generator=torch.Generator().manual_seed(seed))) for seed in range(64)}

@@ -8,17 +8,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sdcompress.artifact import partial_folder
-from sdcompress.component_probe import Recorder, replay
+from sdcompress.files.artifact import partial_folder
+from sdcompress.evaluation.worker.component_probe import Recorder, replay
 from sdcompress.errors import RecipeError, UserError
-from sdcompress.evaluate import evaluate
-from sdcompress.evaluation_settings import EvaluationSettings
-from sdcompress.execute import execute
-from sdcompress.plan import make_plan
-from sdcompress.prompts import PromptSet
-from sdcompress.recipe import dump_recipe, parse_recipe
-from sdcompress.source import open_source
-from sdcompress.verify import verify
+from sdcompress.evaluation.evaluate import evaluate
+from sdcompress.evaluation.settings import EvaluationSettings
+from sdcompress.execution.execute import execute
+from sdcompress.planning.plan import make_plan
+from sdcompress.calibration.prompts import PromptSet
+from sdcompress.planning.recipe import dump_recipe, parse_recipe
+from sdcompress.sources.source import open_source
+from sdcompress.execution.verify import verify
 
 CALIBRATION = {"prompts": ["ab"], "num_inference_steps": 1}
 
@@ -146,7 +146,7 @@ def test_from_the_hub(parts, nano_folder, tmp_path, monkeypatch):
         shutil.copy(parts / "pipeline" / "model_index.json", tmp_path / "fetched")
         return tmp_path / "fetched"
 
-    monkeypatch.setattr("sdcompress.hub.fetch_component", fetch)
+    monkeypatch.setattr("sdcompress.sources.hub.fetch_component", fetch)
     execute(plan_of(nano_folder, {"text_encoder": replaced(model="someone/pipeline")}), tmp_path / "out")
     execute(plan_of(nano_folder, {"text_encoder": replaced(model="pipeline")}, parts), tmp_path / "local")
     for file in ("text_encoder/model.safetensors", "text_encoder/config.json", "tokenizer/vocab.json"):

@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sdcompress.backends.gguf.layouts import Layout, Rows
-from sdcompress.components.sensitive import sensitive_patterns
-from sdcompress.patterns import first_match
-from sdcompress.spec import CONVOLUTIONS, ComponentSpec, Layer, TensorSpec, layers_of
+from sdcompress.families.sensitive import sensitive_patterns
+from sdcompress.sources.layer_patterns import first_match
+from sdcompress.sources.spec import CONVOLUTIONS, ComponentSpec, Layer, TensorSpec, layers_of
 
 # --type -> bits that a weight takes: what the package `gguf` can quantize to and diffusers reads.
 TYPES = {"f16": 16.0, "bf16": 16.0, "q8_0": 8.5, "q5_1": 6.0, "q5_0": 5.5, "q4_1": 5.0, "q4_0": 4.5}

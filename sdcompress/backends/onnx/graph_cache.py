@@ -1,7 +1,7 @@
 """Traced graphs kept on disk, so that exporting a model again, in another format, need not trace it again.
 
 A graph without weights is a few MB, and tracing a full-size UNet takes half a minute to a minute. The folder is
-`graphs` in sdcompress's cache folder (sdcompress/cache.py).
+`graphs` in sdcompress's cache folder (sdcompress/files/cache.py).
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 
 import sdcompress
 from sdcompress.backends.onnx.cleanup import parameters_as_inputs
-from sdcompress.cache import cache_folder, replacing
-from sdcompress.components.onnx_parts import OnnxInput, OnnxPart
+from sdcompress.files.cache import cache_folder, replacing
+from sdcompress.families.onnx_parts import OnnxInput, OnnxPart
 from sdcompress.environment import installed_versions
-from sdcompress.spec import ComponentSpec
+from sdcompress.sources.spec import ComponentSpec
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -11,7 +11,7 @@ from typing import Any
 from sdcompress import registry
 from sdcompress.backends.onnx.runtime import Part, Runtime, choose_runtime
 from sdcompress.errors import ArtifactError, UserError
-from sdcompress.source import component_entries
+from sdcompress.sources.source import component_entries
 
 # Names that transformers 5 no longer has.
 _RENAMED = {"CLIPFeatureExtractor": "CLIPImageProcessor"}

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from sdcompress.backends.torch.pruned_modules import rebuild
-from sdcompress.components.onnx_parts import ADDED, DOWN_RESIDUAL, MID_RESIDUAL, OnnxPart
-from sdcompress.pruning.marking import pruning_of
-from sdcompress.spec import ComponentSpec
+from sdcompress.families.onnx_parts import ADDED, DOWN_RESIDUAL, MID_RESIDUAL, OnnxPart
+from sdcompress.sources.pruned_config import pruning_of
+from sdcompress.sources.spec import ComponentSpec
 
 # PixArt without sizes wants to be told so.
 NOTHING_ADDED = {"resolution": None, "aspect_ratio": None}

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from sdcompress.quant.activations import LayerRanges
     from sdcompress.quant.format import QuantFormat
-    from sdcompress.spec import ComponentSpec
+    from sdcompress.sources.spec import ComponentSpec
 
 IR_DTYPE = {"F32": ir.DataType.FLOAT, "F16": ir.DataType.FLOAT16, "I8": ir.DataType.INT8}
 # How MatMulNBits multiplies: 4 is int8 activations, rounded block by block as it runs, with int32 sums.

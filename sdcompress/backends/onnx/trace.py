@@ -17,9 +17,9 @@ from torch import nn
 
 from sdcompress.backends.onnx.modules import empty_component, wrap
 from sdcompress.backends.torch.names import living_name
-from sdcompress.components.onnx_parts import OnnxInput, OnnxPart, traced_shape
+from sdcompress.families.onnx_parts import OnnxInput, OnnxPart, traced_shape
 from sdcompress.errors import InternalError
-from sdcompress.spec import ComponentSpec
+from sdcompress.sources.spec import ComponentSpec
 
 if TYPE_CHECKING:
     import onnx_ir as ir

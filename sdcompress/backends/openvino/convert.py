@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import sdcompress
-from sdcompress import onnx_file
-from sdcompress.artifact import MANIFEST_SCHEMA, check_output, partial_folder, publish, sha256_of, write_json
-from sdcompress.artifact import read_manifest as read_artifact
+from sdcompress.sources import onnx_file
+from sdcompress.files.artifact import MANIFEST_SCHEMA, check_output, partial_folder, publish, sha256_of, write_json
+from sdcompress.files.artifact import read_manifest as read_artifact
 from sdcompress.backends.openvino.runtime import import_openvino
 from sdcompress.environment import installed_versions
 from sdcompress.errors import ArtifactError, InternalError, UserError
-from sdcompress.openvino_file import MODEL_FILE, open_openvino_folder
-from sdcompress.source import MANIFEST_NAME, Source
+from sdcompress.sources.openvino_file import MODEL_FILE, open_openvino_folder
+from sdcompress.sources.source import MANIFEST_NAME, Source
 
 _SPARE_BYTES = 2**24  # the XML, which says more about each node than ONNX does
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from sdcompress.backends.onnx.runtime import Part
 from sdcompress.errors import ArtifactError, UserError
-from sdcompress.openvino_file import MODEL_FILE
+from sdcompress.sources.openvino_file import MODEL_FILE
 
 if TYPE_CHECKING:
     import torch

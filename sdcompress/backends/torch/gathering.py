@@ -15,10 +15,10 @@ from torch import nn
 from sdcompress.backends.torch.layer_rows import choose_rows, count_rows, take_rows
 from sdcompress.backends.torch.observers import find_layer
 from sdcompress.backends.torch.trajectories import Advance, Observer, Outputs, Walk, check_walk
-from sdcompress.calibration import Calibration
+from sdcompress.calibration.settings import Calibration
 from sdcompress.errors import SourceError
 from sdcompress.quant.statistics import LayerStatistics, Limits, MomentAccumulator, block_sizes, fitting_limit
-from sdcompress.source import Source
+from sdcompress.sources.source import Source
 
 CHECKPOINT_S = 30.0  # at least, from one time that progress is saved to the next
 _CHECKPOINT_SHARE = 20  # of the time since the last one, one part may go into saving

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdcompress.errors import ArtifactError, UserError
-from sdcompress.single_file.opening import open_linked
-from sdcompress.source import ASSETS, BUILT_IN, Source, component_entries
+from sdcompress.sources.single_file.opening import open_linked
+from sdcompress.sources.source import ASSETS, BUILT_IN, Source, component_entries
 
 if TYPE_CHECKING:
     import torch

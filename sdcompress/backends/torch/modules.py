@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from sdcompress.backends.torch.computed_weight import ComputedWeight
-from sdcompress.backends.torch.dtypes import TORCH_DTYPE
+from sdcompress.files.torch_dtypes import TORCH_DTYPE
 from sdcompress.backends.torch.integer_linear import integer_linear
 from sdcompress.backends.torch.names import living_name
 from sdcompress.backends.torch.packaging import packed_specs, rounds_inputs
@@ -24,7 +24,7 @@ from sdcompress.errors import ArtifactError
 from sdcompress.quant import scales
 from sdcompress.quant.format import QuantFormat
 from sdcompress.quant.grid_format import GridFormat
-from sdcompress.spec import TensorSpec, parameter
+from sdcompress.sources.spec import TensorSpec, parameter
 
 PIECE = 2**22  # weights dequantized before they are used: few enough to stay in a CPU's last-level cache until then
 PIECE_ROWS = 64  # that a piece has a multiple of, as the kernels' blocks do

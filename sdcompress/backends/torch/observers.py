@@ -11,10 +11,10 @@ from torch import nn
 
 from sdcompress.backends.torch.names import living_name
 from sdcompress.backends.torch.trajectories import Advance, Observer, Walk, check_walk
-from sdcompress.calibration import Calibration, Observed, Watch
+from sdcompress.calibration.settings import Calibration, Observed, Watch
 from sdcompress.errors import SourceError
 from sdcompress.quant.activations import Histogram
-from sdcompress.source import Source
+from sdcompress.sources.source import Source
 
 Wanted = Mapping[str, Mapping[str, Watch]]
 Observations = dict[str, dict[str, Observed]]

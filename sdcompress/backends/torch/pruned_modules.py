@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from sdcompress.errors import ArtifactError
-from sdcompress.pruning.marking import Pruning
+from sdcompress.sources.pruned_config import Pruning
 
 
 class BypassedResnet(nn.Module):

@@ -9,8 +9,8 @@ from typing import Any
 
 from sdcompress.backends.torch.packaging import CONFIG_SCHEMA, DYNAMIC, QUANT_METHOD
 from sdcompress.errors import ArtifactError
-from sdcompress.pruning.marking import SCHEMA as PRUNING_SCHEMA
-from sdcompress.pruning.marking import parse_pruning
+from sdcompress.sources.pruned_config import SCHEMA as PRUNING_SCHEMA
+from sdcompress.sources.pruned_config import parse_pruning
 from sdcompress.quant.format import QuantFormat
 
 

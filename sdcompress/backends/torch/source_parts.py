@@ -16,10 +16,10 @@ from torch import nn
 from sdcompress.backends.torch.names import living_name
 from sdcompress.backends.torch.pruned_modules import rebuild
 from sdcompress.errors import SourceError
-from sdcompress.pruning.marking import is_quantized, pruning_of
-from sdcompress.source import Source, is_buffer
-from sdcompress.spec import ComponentSpec
-from sdcompress.tensor_reading import reader_of
+from sdcompress.sources.pruned_config import is_quantized, pruning_of
+from sdcompress.sources.source import Source, is_buffer
+from sdcompress.sources.spec import ComponentSpec
+from sdcompress.sources.tensor_reading import reader_of
 
 _OPTIONAL = ("safety_checker", "image_encoder", "feature_extractor")
 

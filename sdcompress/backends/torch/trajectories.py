@@ -25,13 +25,13 @@ from sdcompress.backends.torch.source_parts import (
     open_without_models,
     pipeline_options,
 )
-from sdcompress.calibration import FIRST_SEED, Calibration, choose_prompts
+from sdcompress.calibration.settings import FIRST_SEED, Calibration, choose_prompts
 from sdcompress.errors import SourceError
-from sdcompress.input_pictures import PictureFiles, make_pictures, request_pictures, wanted_pictures
-from sdcompress.source import DENOISERS, Source
+from sdcompress.calibration.input_pictures import PictureFiles, make_pictures, request_pictures, wanted_pictures
+from sdcompress.sources.source import DENOISERS, Source
 
 if TYPE_CHECKING:
-    from sdcompress.prompts import PromptSet
+    from sdcompress.calibration.prompts import PromptSet
 
 Outputs = dict[str, torch.Tensor]  # what a component makes of one prompt, for those that come after it
 Advance = Callable[[str, int, int], None]

@@ -12,9 +12,9 @@ from torch import nn
 
 from sdcompress.backends.torch.pruned_modules import bypass
 from sdcompress.backends.torch.trajectories import Advance, Observer, Walk, check_walk
-from sdcompress.calibration import Calibration, choose_prompts
+from sdcompress.calibration.settings import Calibration, choose_prompts
 from sdcompress.errors import SourceError
-from sdcompress.source import Source
+from sdcompress.sources.source import Source
 
 SAMPLES = 8  # steps on which every part is left out in turn, each of another prompt as far as there are so many
 _GOLDEN = (math.sqrt(5) - 1) / 2  # multiples of which, modulo 1, spread evenly however many there are

@@ -20,7 +20,7 @@ from sdcompress.quant.grid_format import GridFormat
 if TYPE_CHECKING:
     import torch
 
-    from sdcompress.components.foldable import Fold
+    from sdcompress.families.foldable import Fold
     from sdcompress.quant.format import QuantFormat
     from sdcompress.quant.statistics import LayerStatistics
 

@@ -19,13 +19,13 @@ import onnx
 from short_recipes import quick
 
 from sdcompress import load_recipe, make_plan, open_pipeline, open_source
-from sdcompress.artifact import partial_folder
+from sdcompress.files.artifact import partial_folder
 from sdcompress.errors import UserError
-from sdcompress.execute import execute
-from sdcompress.plan import Plan
-from sdcompress.recipe import parse_recipe
-from sdcompress.source import MANIFEST_NAME, open_folder
-from sdcompress.verify import verify
+from sdcompress.execution.execute import execute
+from sdcompress.planning.plan import Plan
+from sdcompress.planning.recipe import parse_recipe
+from sdcompress.sources.source import MANIFEST_NAME, open_folder
+from sdcompress.execution.verify import verify
 
 RECIPES = ("onnx-fp32", "onnx-int8", "onnx-int4", "onnx-mixed")
 PARTS = ("safety_checker", "text_encoder", "unet", "vae_decoder", "vae_encoder")
@@ -243,7 +243,7 @@ def test_broken_weights_are_named(exported: Exported, tmp_path: Path) -> None:
 
     from safetensors.torch import load_file, save_file
 
-    from sdcompress.source import ASSETS
+    from sdcompress.sources.source import ASSETS
 
     folder = Path(shutil.copytree(ASSETS / "tiny-sd", tmp_path / "model"))
     file = folder / "vae" / "diffusion_pytorch_model.safetensors"

@@ -23,7 +23,7 @@ from sdcompress.quant.activations import ActivationRange, LayerRanges  # noqa: E
 from sdcompress.quant.format import QuantFormat, QuantizedTensor  # noqa: E402
 from sdcompress.quant.int8 import Int8  # noqa: E402
 from sdcompress.quant.symmetric import Int4  # noqa: E402
-from sdcompress.spec import ComponentSpec, parameter  # noqa: E402
+from sdcompress.sources.spec import ComponentSpec, parameter  # noqa: E402
 
 INT8, GROUPED, INT4 = Int8(), Int8(16), Int4()
 CONV = """g (float[n, 64, h, v] x, float[12, 64, 3, 3] conv.weight, float[12] conv.bias) => (float[n, 12, p, q] y) {

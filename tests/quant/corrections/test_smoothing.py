@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from sdcompress.components.foldable import Fold
+from sdcompress.families.foldable import Fold
 from sdcompress.quant.affine import UInt3, UInt4
 from sdcompress.quant.compose import quantize_weight, restored
 from sdcompress.quant.corrections.smoothing import LARGEST_SCALE, scaled, scaled_statistics, scales_for

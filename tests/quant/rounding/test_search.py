@@ -74,7 +74,7 @@ def test_searches_gain_at_low_bits() -> None:
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_stored_parts_are_as_planned(name: str) -> None:
-    from sdcompress.spec import parameter
+    from sdcompress.sources.spec import parameter
 
     weight = random_weight((12, 40, 3, 3))
     for scale_bits in (8, 16):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sdcompress.backends.gguf.layouts import Rows, rename_layers
-from sdcompress.spec import ComponentSpec
+from sdcompress.sources.spec import ComponentSpec
 
 _OUTSIDE = {
     "time_in.in_layer": ("time_text_embed.timestep_embedder.linear_1",),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sdcompress.backends.gguf.layouts import Rows, rename_layers, whole
-from sdcompress.spec import ComponentSpec
+from sdcompress.sources.spec import ComponentSpec
 
 _POSITIONS = "pos_embed.pos_embed"
 _OUTSIDE = {

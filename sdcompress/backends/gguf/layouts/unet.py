@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from sdcompress.backends.gguf.layouts import Rows, whole
 from sdcompress.errors import UserError
-from sdcompress.single_file.unet_names import unet_piece
-from sdcompress.spec import ComponentSpec
+from sdcompress.sources.single_file.unet_names import unet_piece
+from sdcompress.sources.spec import ComponentSpec
 
 PREFIX = "model.diffusion_model."  # by which diffusers knows a UNet's tensors in a checkpoint; the others allow it
 

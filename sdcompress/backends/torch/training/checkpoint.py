@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from sdcompress.sealed_file import read_sealed, read_tensor, spec_of, write_sealed
+from sdcompress.files.sealed_file import read_sealed, read_tensor, spec_of, write_sealed
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 _STATE = "state"

@@ -22,15 +22,15 @@ from sdcompress.backends.torch.training.batches import Batch, draw_batch
 from sdcompress.backends.torch.training.losses import feature_loss, output_loss, stages_of, watching
 from sdcompress.backends.torch.training.pool import Pool, load_or_draw
 from sdcompress.errors import TrainingError
-from sdcompress.source import is_buffer
-from sdcompress.spec import ComponentSpec
-from sdcompress.steps import Workshop
+from sdcompress.sources.source import is_buffer
+from sdcompress.sources.spec import ComponentSpec
+from sdcompress.planning.steps import Workshop
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from sdcompress.calibration import Calibration
-    from sdcompress.steps.recover import Recover
+    from sdcompress.calibration.settings import Calibration
+    from sdcompress.planning.steps.recover import Recover
 
 CHECKPOINT_NAME = "checkpoint.safetensors"
 _SHOWN_LOSSES = 200  # points of the loss curve that the manifest keeps

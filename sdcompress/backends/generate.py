@@ -1,0 +1,100 @@
+"""Drawing one picture with a pipeline, and saying what is wrong if it is black."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sdcompress.backends.black_pictures import DecoderGuard, to_pixels, why_black
+from sdcompress.errors import SourceError, UserError
+from sdcompress.sources.hub import with_weights
+from sdcompress.calibration.input_pictures import (
+    always_given,
+    check_steps,
+    describe_pictures,
+    find_files,
+    make_pictures,
+    request_pictures,
+)
+from sdcompress.backends.opening import open_pipeline
+from sdcompress.calibration.prompts import default_prompts, is_tiny_sd
+from sdcompress.sources.source import open_source
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
+
+
+def generate(
+    model: str,
+    prompt: str,
+    *,
+    seed: int = 0,
+    steps: int | None = None,
+    guidance: float | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    threads: int | None = None,
+    low_memory: bool = False,
+    source_options: Mapping[str, Any] | None = None,
+    strength: float | None = None,
+    image: Path | None = None,
+    mask: Path | None = None,
+    tell: Callable[[str], None] = lambda line: print(line, file=sys.stderr),
+) -> Picture:
+    """The picture `model` draws for the prompt; the same seed gives the same initial latents on every device.
+
+    steps, guidance: None for the pipeline's own defaults (tiny-sd: those it was made for). device, dtype, threads,
+    low_memory: as `open_pipeline` takes them; source_options: as `open_source` does. strength, image, mask: for
+    pipelines that draw from pictures; where none is given, built-in ones are made from the seed. `tell` hears which,
+    and what is wrong with a black picture. Raises SourceError when the model has no weights here, UserError for a
+    picture that the pipeline does not take.
+    """
+    import inspect
+
+    import torch
+    from PIL import Image
+
+    source = open_source(model, **(source_options or {}))
+    if source.kind == "single-file":
+        source = with_weights(source)
+    if source.path is None:
+        raise SourceError(f"{model}: has no weights here; compress it first, or give a folder")
+    prompt_set = default_prompts(is_tiny_sd(source))
+    files = find_files(image, mask, source.pipeline_class)
+    settings: dict[str, Any] = always_given(source.pipeline_class)
+    if prompt_set.num_inference_steps is not None:
+        settings["num_inference_steps"] = prompt_set.num_inference_steps
+    if prompt_set.guidance_scale is not None:
+        settings["guidance_scale"] = prompt_set.guidance_scale
+    if steps is not None:
+        settings["num_inference_steps"] = steps
+    if guidance is not None:
+        settings["guidance_scale"] = guidance
+    if strength is not None:
+        settings["strength"] = strength
+    pipeline = open_pipeline(
+        source.path, device=device, dtype=dtype, threads=threads, low_memory=low_memory,
+        variant=source.options.get("variant"),
+    )  # fmt: skip
+    takes = inspect.signature(pipeline.__call__).parameters
+    if strength is not None and "strength" not in takes:
+        raise UserError(f"--strength {strength:g}: a {source.pipeline_class} draws over no picture; leave it out")
+    used = {name: each.default for name, each in takes.items()} | settings
+    check_steps(source.pipeline_class, used["num_inference_steps"], used.get("strength"))
+    for name, given in describe_pictures(files, source.pipeline_class).items():
+        if isinstance(given, str):
+            tell(f"{name}: none was given, so it is the {given}")
+    pictures = make_pictures(pipeline, request_pictures(files, source.pipeline_class, 0, seed), {})
+    guard = DecoderGuard(pipeline)
+    generator = torch.Generator("cpu").manual_seed(seed)
+    drawn = pipeline(prompt=prompt, generator=generator, output_type="np", **pictures, **settings)
+    pixels, seen = to_pixels(drawn.images[0])
+    if guard.upcast is not None:
+        tell(f"warning: the VAE overflowed float16; the picture was decoded in {guard.upcast} instead")
+    blocked = bool((getattr(drawn, "nsfw_content_detected", None) or [False])[0])
+    wrong = why_black(seen, blocked, guard)
+    if wrong is not None:
+        tell(f"warning: {wrong}")
+    return Image.fromarray(pixels)

@@ -1,0 +1,1 @@
+"""What the original pipeline is run on: settings, prompts, pictures."""

@@ -1,1 +1,0 @@
-"""What sdcompress knows about the families of components."""

@@ -1,0 +1,1 @@
+"""Comparing two pipelines: what is drawn, measured and logged."""

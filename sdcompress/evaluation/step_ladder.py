@@ -1,0 +1,195 @@
+"""The ladder of steps: each component after the first, the second, ... step of its recipe, made of the original again.
+
+Where the artifact is an ONNX folder, the rungs below its last are torch components: the same codes, not yet exported.
+Nothing is ever trained again: a rung that stands on training is measured as part of the next one that does not need it.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sdcompress.files.artifact import read_manifest
+from sdcompress.errors import EvaluationError, UserError
+from sdcompress.execution.execute import begin_component, gather_input_statistics, write_safetensors
+from sdcompress.planning.plan import Plan, PlannedStep, calibrated_of, make_plan
+from sdcompress.execution.pruned_source import later_steps, pruned_source, pruning_steps
+from sdcompress.planning.recipe import parse_recipe
+from sdcompress.sources.source import MANIFEST_NAME, Source
+from sdcompress.planning.steps import Component, Record, Stage, Workshop
+
+TRAINING = "would have to be trained again, which an evaluation does not do; the next measured rung holds it too"
+ACTIVATIONS = "weights alone: the exported graph rounds the activations"
+
+Calibrating = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Rung:
+    """A component after one more step of its recipe: what the step saves, and how the rung is made."""
+
+    component: str
+    step: str  # the kind of the step it ends with
+    place: int  # of that step in the component's list, counted from 1
+    variant: str  # the label of its pictures in the log and in `images/`
+    weights_bytes: int
+    saved_bytes: int  # by this step alone
+    not_measured: str | None = None
+    note: str | None = None
+    plan: Plan | None = field(default=None, repr=False)  # of the steps so far; None where there is nothing to make
+    whole: Plan | None = field(default=None, repr=False)  # of the artifact, whose statistics the cache has
+
+    def described(self) -> dict[str, Any]:
+        """What a report keeps of it."""
+        names = ("step", "place", "variant", "weights_bytes", "saved_bytes", "not_measured", "note")
+        return {name: getattr(self, name) for name in names}
+
+
+def list_ladder(original: Source, compressed: Source, components: Mapping[str, str]) -> dict[str, tuple[Rung, ...]]:
+    """Component -> its rungs, the last being the component as the artifact has it.
+
+    components: component -> the label of its own pictures. Raises EvaluationError when there is no ladder to climb.
+    """
+    if original.format == "onnx":
+        raise EvaluationError("the original is an ONNX folder, and steps are carried out on torch weights")
+    if compressed.path is None or not (compressed.path / MANIFEST_NAME).is_file():
+        raise EvaluationError("the compressed pipeline is no artifact of sdcompress, so its steps are not known")
+    manifest = read_manifest(compressed.path)
+    _check_origin(manifest, original)
+    made = {name: entry["steps"] for name, entry in manifest["components"].items() if entry["steps"]}
+    if not made:
+        return {}
+    try:
+        whole = _plan(manifest, made, manifest["recipe"]["target"], original)
+    except UserError as error:
+        raise EvaluationError(f"the recipe cannot be planned on this original: {'; '.join(error.problems)}") from None
+    return {
+        name: _rungs(name, label, whole, manifest, compressed)
+        for name, label in components.items()
+        if name in made and name in compressed.components
+    }
+
+
+def make_rung(rung: Rung, folder: Path, calibrating: Calibrating) -> None:
+    """Writes the rung's component into `folder`, which is whole or not there; one that is there stays as it is."""
+    if folder.is_dir():
+        return
+    assert rung.plan is not None and rung.whole is not None
+    partial = folder.with_name(folder.name + ".partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        write_safetensors(_worked(rung.plan, rung.whole, rung.component, partial, calibrating), partial)
+        _copy_other_files(rung.plan.prepared, rung.component, partial)
+        partial.rename(folder)
+    except OSError as error:
+        raise EvaluationError(
+            f"{error.filename or partial}: {rung.component} after {rung.step} cannot be written ({error.strerror}); "
+            f"make room and run the same command again"
+        ) from None
+
+
+def model_index_entry(rung: Rung) -> list[str]:
+    """Library and class of the rung's component, as model_index.json has them."""
+    assert rung.plan is not None
+    spec = rung.plan.after(rung.component)
+    return [spec.library, spec.class_name]
+
+
+def _rungs(name: str, label: str, whole: Plan, manifest: Mapping[str, Any], compressed: Source) -> tuple[Rung, ...]:
+    steps = [(place, step) for place, step in enumerate(whole.steps_of(name), 1) if _changes(step)]
+    listed = manifest["components"][name]["steps"]
+    before = whole.source.components[name].weights_bytes
+    rungs: list[Rung] = []
+    for place, step in steps:
+        last = place == steps[-1][0]
+        after = compressed.components[name].weights_bytes if last else step.planned.spec.weights_bytes
+        variant = label if last else f"step-{name}-{place}"
+        rung = Rung(name, step.step.kind, place, variant, after, before - after)
+        rungs.append(rung if last else _planned(rung, listed[:place], whole, manifest))
+        before = after
+    return tuple(rungs)
+
+
+def _planned(rung: Rung, steps: Sequence[Mapping[str, Any]], whole: Plan, manifest: Mapping[str, Any]) -> Rung:
+    """The rung with the plan that makes it, or the reason why it is not made."""
+    note = None
+    if whole.recipe.target != "torch":
+        weights_alone = [_without_activations(step) for step in steps]
+        note = ACTIVATIONS if weights_alone != list(steps) else None
+        steps = weights_alone
+    try:
+        plan = _plan(manifest, {rung.component: steps}, "torch", whole.source)
+    except UserError as error:
+        return replace(rung, note=note, not_measured=f"cannot be made for torch: {'; '.join(error.problems)}")
+    calibrated = any(step.planned.calibrated for step in later_steps(plan.steps))
+    # What later steps are calibrated on is the pipeline as all its pruning and training left it.
+    if any(step.planned.trains for step in (whole.steps if calibrated else plan.steps)):
+        return replace(rung, note=note, not_measured=TRAINING)
+    return replace(rung, note=note, plan=plan, whole=whole)
+
+
+def _plan(manifest: Mapping[str, Any], components: Mapping[str, Any], target: str, original: Source) -> Plan:
+    recipe = {**manifest["recipe"], "components": dict(components), "target": target, "gates": []}
+    return make_plan(parse_recipe(yaml.safe_dump(recipe), MANIFEST_NAME), original)
+
+
+def _changes(step: PlannedStep) -> bool:
+    """Whether the step leaves weights other than it finds them; a cast to the precision they have does not."""
+    return step.step.stage != Stage.CAST or step.planned.spec.tensors != step.before.tensors
+
+
+def _without_activations(step: Mapping[str, Any]) -> dict[str, Any]:
+    """The step of a recipe, its layers' inputs left as they are."""
+    spared: dict[str, Any] = {"activations": None, "activations_exclude": []}
+    return {
+        kind: {**values, **spared} if isinstance(values, Mapping) and values.get("activations") else values
+        for kind, values in step.items()
+    }
+
+
+def _check_origin(manifest: Mapping[str, Any], original: Source) -> None:
+    """EvaluationError where the artifact was made of another model than `original`, as far as sizes tell."""
+    for name, entry in manifest["components"].items():
+        spec = original.components.get(name)
+        found = None if spec is None else (spec.parameters, spec.weights_bytes)
+        if found != (entry["parameters"]["original"], entry["weights_bytes"]["original"]):
+            raise EvaluationError(
+                f"the artifact was made of {manifest['source']['name']}, whose {name} is not this original's"
+            )
+
+
+def _worked(plan: Plan, whole: Plan, name: str, folder: Path, calibrating: Calibrating) -> Component:
+    """The component with all of the plan's steps behind it, its tensors computed when they are read.
+
+    Statistics are those that the whole recipe gathers, which the cache has from when the artifact was made.
+    """
+
+    def begun(of: Plan, each: str, statistics: Mapping[str, Any]) -> Component:
+        workshop = Workshop(of.prepared, folder, calibrating, lambda *_: None)
+        return begin_component(of, each, statistics.get(each, {}), workshop, lambda _: None).part
+
+    originals: Mapping[str, Any] = {}
+    if calibrated_of(pruning_steps(whole.steps)):
+        originals = gather_input_statistics(whole, whole.prepared, pruning_steps(whole.steps), calibrating)
+    part = begun(plan, name, originals)
+    later = later_steps(plan.steps)
+    if any(step.planned.calibrated for step in later):
+        parts = {each: begun(whole, each, originals) for each in whole.source.components}
+        source = pruned_source(whole, parts)
+        statistics = gather_input_statistics(whole, source, later_steps(whole.steps), calibrating)
+        part = replace(part, statistics=statistics.get(name, {}))
+    for step in later:
+        part = step.step.apply(part, step.planned, Record())
+    return part
+
+
+def _copy_other_files(source: Source, name: str, folder: Path) -> None:
+    for file in source.other_files:
+        if file.parts[0] == name and file.name != "config.json":
+            source.copy_file(file, folder.joinpath(*file.parts[1:]))

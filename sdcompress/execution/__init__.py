@@ -1,0 +1,1 @@
+"""Carrying out a plan: writing, publishing and checking an artifact."""

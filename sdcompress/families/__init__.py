@@ -1,0 +1,1 @@
+"""What is known about families of pipelines and classes of components, one file each."""

@@ -1,0 +1,27 @@
+"""T5's encoder, which Stable Diffusion 3, FLUX and PixArt read the prompt with."""
+
+from __future__ import annotations
+
+from sdcompress.families.architecture import Architecture, FoldRule
+from sdcompress.families.onnx_parts import OnnxInput, OnnxPart
+from sdcompress.sources.spec import ComponentSpec
+
+_ATTENTION, _FEED_FORWARD = "layer.0.SelfAttention", "layer.1.DenseReluDense"
+_FOLDS = (
+    FoldRule("layer.0.layer_norm", (f"{_ATTENTION}.q", f"{_ATTENTION}.k", f"{_ATTENTION}.v")),
+    FoldRule(f"{_ATTENTION}.v", (f"{_ATTENTION}.o",)),
+    FoldRule("layer.1.layer_norm", (f"{_FEED_FORWARD}.wi_0", f"{_FEED_FORWARD}.wi_1")),
+    FoldRule("layer.1.layer_norm", (f"{_FEED_FORWARD}.wi",)),
+    FoldRule(f"{_FEED_FORWARD}.wi_1", (f"{_FEED_FORWARD}.wo",)),  # wi_0 goes through the nonlinearity
+)
+_UNMASKED = ("StableDiffusion3", "Flux")  # pipelines that let it read the padding behind the prompt
+
+
+def _parts(spec: ComponentSpec, pipeline_class: str) -> tuple[OnnxPart, ...]:
+    inputs = [OnnxInput("input_ids", ("batch", "sequence"), "int64")]
+    if not pipeline_class.startswith(_UNMASKED):
+        inputs.append(OnnxInput("attention_mask", ("batch", "sequence"), "int64"))
+    return (OnnxPart(spec.name, spec.name, "text_encoder", tuple(inputs), ("last_hidden_state",)),)
+
+
+ARCHITECTURES = (Architecture("T5EncoderModel", "text encoder", folds=_FOLDS, onnx_parts=_parts, calibrated=True),)

@@ -1,0 +1,1 @@
+"""Recipes, the steps they name, and the plan that a recipe and a source give."""

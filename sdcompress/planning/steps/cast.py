@@ -1,0 +1,61 @@
+"""cast: store a component's floating-point tensors in another precision."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from sdcompress.errors import UserError
+from sdcompress.families.fragile_vae import WHY_FRAGILE, overflows_float16
+from sdcompress.quant.format import overflows
+from sdcompress.files.safetensors_file import FLOAT_DTYPES
+from sdcompress.sources.spec import ComponentSpec, TensorSpec
+from sdcompress.planning.steps import Component, Planned, Record, Stage, Step
+
+if TYPE_CHECKING:
+    import torch
+
+SAFETENSORS_NAME = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+
+
+class Cast(Step):
+    """`cast: {dtype: float16}`; integers stay. A value that float16 cannot hold is an error when it is applied."""
+
+    kind = "cast"
+    stage = Stage.CAST
+    dtype: Literal["float32", "float16", "bfloat16"]
+
+    def plan(self, spec: ComponentSpec, target: str) -> Planned:
+        dtype, notes = SAFETENSORS_NAME[self.dtype], []
+        # A torch pipeline moves such a VAE to float32 while it decodes; a graph stays in what it was exported in.
+        if target == "onnx" and self.dtype == "float16" and overflows_float16(spec):
+            dtype = SAFETENSORS_NAME["float32"]
+            notes.append(f"in float32, not float16: {WHY_FRAGILE}")
+        changed = [name for name, tensor in spec.tensors.items() if _casts(tensor, dtype)]
+        tensors = {
+            name: TensorSpec(tensor.shape, dtype, tensor.parameters) if name in changed else tensor
+            for name, tensor in spec.tensors.items()
+        }
+        largest = max((spec.tensors[name].size_bytes + tensors[name].size_bytes for name in changed), default=0)
+        return Planned(spec.replace(tensors=tensors), notes=tuple(notes), working_bytes=largest)
+
+    def apply(self, part: Component, planned: Planned, record: Record) -> Component:
+        from sdcompress.files.torch_dtypes import TORCH_DTYPE
+
+        def read(name: str) -> torch.Tensor:
+            tensor = part.read(name)
+            planned_as = planned.spec.tensors[name].dtype
+            if not _casts(part.spec.tensors[name], planned_as):
+                return tensor
+            result = tensor.to(TORCH_DTYPE[planned_as])
+            if overflows(result, tensor):
+                raise UserError(
+                    f"{part.spec.name}.{name}: holds {float(tensor.abs().max()):.3g}, too large for {self.dtype}; "
+                    f"cast this component to bfloat16 or leave it as it is"
+                )
+            return result
+
+        return part.becomes(planned.spec, read)
+
+
+def _casts(tensor: TensorSpec, dtype: str) -> bool:
+    return tensor.dtype in FLOAT_DTYPES and tensor.dtype != dtype

@@ -1,0 +1,145 @@
+"""export: how a component becomes an ONNX graph. With `target: onnx` every component is exported; this says otherwise
+than the defaults."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from sdcompress.families.clip import TEXT_ENCODERS
+from sdcompress.families.onnx_parts import OnnxPart, onnx_parts, text_config
+from sdcompress.errors import UserError
+from sdcompress.families.fragile_vae import WHY_FRAGILE, overflows_float16
+from sdcompress.files.safetensors_file import FLOAT_DTYPES
+from sdcompress.sources.spec import ComponentSpec, TensorSpec
+from sdcompress.planning.steps import Component, Planned, Record, Stage, Step
+
+COMPUTE_DTYPES = {"F32": "float32", "F16": "float16"}
+
+
+class StaticShapes(BaseModel):
+    """The only sizes a graph will take, for runtimes that need to know them (NPUs): pictures, pixels and tokens."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    batch: int = Field(default=1, ge=1)  # pictures drawn at a time
+    height: int = Field(ge=8)
+    width: int = Field(ge=8)
+    sequence: int = Field(default=77, ge=1)
+    guidance: bool = True  # both branches of classifier-free guidance in one batch
+
+
+class Export(Step):
+    """`export: {attention: standard}`: attention as standard operators, for runtimes without ONNX Runtime's own."""
+
+    kind = "export"
+    stage = Stage.EXPORT
+    attention: Literal["fused", "standard"] = "fused"
+    static_shapes: StaticShapes | None = None
+
+    def plan(self, spec: ComponentSpec, target: str) -> Planned:
+        if target != "onnx":
+            raise UserError("an artifact for target: torch is not exported; leave this step out, or use target: onnx")
+        parts = onnx_parts(spec)
+        self._check_shapes(spec)
+        dtypes = {tensor.dtype for name, tensor in spec.tensors.items() if _computes(name, tensor)}
+        if len(dtypes) != 1 or not dtypes <= set(COMPUTE_DTYPES):
+            raise UserError(
+                f"dtype: {spec.name} has tensors in {', '.join(sorted(dtypes))}; put `cast: {{dtype: float32}}` or "
+                f"float16 first"
+            )
+        if dtypes == {"F16"} and overflows_float16(spec):
+            raise UserError(
+                f"dtype: {spec.name} would compute in float16; put `cast: {{dtype: float32}}` first: {WHY_FRAGILE}"
+            )
+        tensors = {name: _stored(name, tensor, spec) for name, tensor in spec.tensors.items() if _kept(tensor)}
+        for layer in observed_layers(spec.config):
+            # Integer convolutions add their bias as int32, in steps of its own per channel.
+            bias = tensors.get(f"{layer}.bias")
+            if bias is not None and len(spec.tensors[f"{layer}.codes"].shape) == 4 and not _becomes_linear(layer, spec):
+                tensors[f"{layer}.bias"] = TensorSpec(bias.shape, "I32", bias.parameters)
+                tensors[f"{layer}.bias_scale"] = TensorSpec(bias.shape, "F32", 0)
+        config = {name: value for name, value in spec.config.items() if name != "quantization_config"}
+        largest = max((tensor.size_bytes for tensor in tensors.values()), default=0)
+        notes = tuple(f"{part.folder}/model.onnx" for part in parts)
+        return Planned(
+            spec.replace(tensors=tensors, config=config), notes=notes, working_bytes=2 * largest,
+            requires=frozenset({"onnx", "onnxscript", "onnxruntime"}),
+        )  # fmt: skip
+
+    def _check_shapes(self, spec: ComponentSpec) -> None:
+        """UserError for sizes that the component cannot take, though a graph of them could be written."""
+        shapes = self.static_shapes
+        if shapes is None:
+            return
+        blocks = len(spec.config.get("block_out_channels", ()))
+        if spec.class_name.startswith(("UNet", "Autoencoder")) and blocks:
+            # A UNet halves its latents between its blocks, and a latent is 8 pixels wide, or fewer in small VAEs.
+            unit = 2 ** (blocks - 1) * (8 if spec.class_name.startswith("UNet") else 1)
+            for edge in ("height", "width"):
+                size = getattr(shapes, edge)
+                if size % unit:
+                    raise UserError(
+                        f"static_shapes.{edge}: {size} is no multiple of {unit}, which {spec.name}'s halvings need; "
+                        f"use {max(unit, size // unit * unit)} or {(size // unit + 1) * unit}"
+                    )
+        longest = text_config(spec)["max_position_embeddings"] if spec.class_name in TEXT_ENCODERS else None
+        if longest is not None and shapes.sequence > longest:
+            raise UserError(
+                f"static_shapes.sequence: {shapes.sequence} tokens asked for, and {spec.name} reads at most {longest}"
+            )
+
+    def apply(self, part: Component, planned: Planned, record: Record) -> Component:
+        """The component as it is: its graphs are written by `backends.onnx.export`."""
+        return part
+
+
+def compute_dtype(spec: ComponentSpec) -> str:
+    """`float32` or `float16`: what the component's unquantized tensors are in, and its graph computes in."""
+    return COMPUTE_DTYPES[next(tensor.dtype for name, tensor in spec.tensors.items() if _computes(name, tensor))]
+
+
+def part_sizes(shapes: StaticShapes | None, part: OnnxPart, vae_scale: int) -> dict[str, int]:
+    """Axis -> size of the part's own tensors; empty when the graph is to take any size."""
+    if shapes is None:
+        return {}
+    in_pixels = part.kind in ("vae_encoder", "safety_checker")
+    scale = 1 if in_pixels else vae_scale
+    height, width = shapes.height // scale, shapes.width // scale
+    batch = shapes.batch * (2 if part.kind in ("unet", "controlnet", "transformer") and shapes.guidance else 1)
+    return {"batch": batch, "height": height, "width": width, "sequence": shapes.sequence,
+            "patches": (height // 2) * (width // 2)}  # fmt: skip
+
+
+def quantized_layers(config: Mapping[str, object]) -> dict[str, str]:
+    """Layer -> format label of the quantize step before this one."""
+    quantization = config.get("quantization_config")
+    return dict(quantization["layers"]) if isinstance(quantization, Mapping) else {}
+
+
+def observed_layers(config: Mapping[str, object]) -> tuple[str, ...]:
+    """The layers whose activations are quantized with calibrated ranges."""
+    quantization = config.get("quantization_config")
+    return tuple(quantization.get("activations", ())) if isinstance(quantization, Mapping) else ()
+
+
+def _becomes_linear(layer: str, spec: ComponentSpec) -> bool:
+    """Whether the graph pass `projection to tokens` makes a linear layer of this convolution."""
+    return spec.class_name.startswith("UNet") and layer.rpartition(".")[2] in ("proj_in", "proj_out")
+
+
+def _computes(name: str, tensor: TensorSpec) -> bool:
+    return tensor.dtype in FLOAT_DTYPES and not name.endswith(".scale")
+
+
+def _kept(tensor: TensorSpec) -> bool:
+    """Integer buffers (position ids) are constants of the graph and no weights of it."""
+    return tensor.dtype in FLOAT_DTYPES or tensor.dtype in ("I8", "U8", "I4", "U4")
+
+
+def _stored(name: str, tensor: TensorSpec, spec: ComponentSpec) -> TensorSpec:
+    """The tensor as the graph stores it: scales per channel in the precision of the computation, the rest as it is."""
+    if name.endswith(".scale") and len(tensor.shape) == 1 and f"{name.removesuffix('scale')}codes" in spec.tensors:
+        return TensorSpec(tensor.shape, next(k for k, v in COMPUTE_DTYPES.items() if v == compute_dtype(spec)), 0)
+    return tensor

@@ -1,0 +1,125 @@
+"""fuse_lora: add LoRAs to a component's weights before anything else is done with them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from sdcompress.files.artifact import sha256_of
+from sdcompress.errors import UserError
+from sdcompress.lora.file import LoraFile, LowRank, open_lora
+from sdcompress.quant.format import overflows
+from sdcompress.sources.spec import ComponentSpec
+from sdcompress.planning.steps import Component, LocatedStep, Planned, Record, Stage
+
+if TYPE_CHECKING:
+    import torch
+
+    from sdcompress.sources.source import Source
+
+
+class WeightedLora(BaseModel):
+    """A LoRA's file, or its folder, and how strongly it is added."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    path: str = Field(min_length=1)
+    weight: float = Field(default=1.0, allow_inf_nan=False)
+
+
+class FuseLora(LocatedStep):
+    """`fuse_lora: {path: style.safetensors, weight: 0.8}`, or `files`, a list of such: W + weight * alpha / rank * up @
+    down, added up in float32 and stored in the weight's own dtype.
+
+    Each file has something for the component, and all of its keys that are for it match a layer, or the plan fails.
+    What it has for other components is added where this step stands under those.
+    """
+
+    kind = "fuse_lora"
+    stage = Stage.FUSE
+    files: tuple[WeightedLora, ...]
+
+    @field_validator("files")
+    @classmethod
+    def _at_least_one(cls, files: tuple[WeightedLora, ...]) -> tuple[WeightedLora, ...]:
+        if not files:
+            raise ValueError("must name at least one LoRA")
+        return files
+
+    @model_validator(mode="before")
+    @classmethod
+    def _single_file(cls, value: Any) -> Any:
+        """`path` and `weight` of one LoRA, where there is no list."""
+        if isinstance(value, Mapping) and "path" in value and "files" not in value:
+            single = {name: value[name] for name in ("path", "weight") if name in value}
+            return {**{name: other for name, other in value.items() if name not in single}, "files": [single]}
+        return value
+
+    def plan(self, spec: ComponentSpec, target: str) -> Planned:
+        loras = self._open(spec)
+        notes = []
+        for one, lora in zip(self.files, loras, strict=True):
+            ranks = sorted({update.rank for update in lora.updates.values()})
+            rank = f"{ranks[0]}" if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}"
+            notes.append(f"{one.path} fused with weight {one.weight:g}: {len(lora.updates)} layers, rank {rank}")
+            notes += [f"{one.path} has {count} layers for {owner} too, which are not fused here"
+                      for owner, count in lora.others.items()]  # fmt: skip
+        touched = {f"{layer}.weight" for lora in loras for layer in lora.updates}
+        # As stored, in float32, what is added to it, and the result.
+        largest = max(
+            tensor.size_bytes + (12 * tensor.parameters if name in touched else 0)
+            for name, tensor in spec.tensors.items()
+        )
+        return Planned(spec, notes=tuple(notes), working_bytes=largest, reads=tuple(lora.file for lora in loras))
+
+    def prepared(self, source: Source, component: str) -> Source:
+        spec = source.components[component]
+        updates: dict[str, list[tuple[float, LowRank]]] = {}
+        for one, lora in zip(self.files, self._open(spec), strict=True):
+            for layer, update in lora.updates.items():
+                updates.setdefault(f"{layer}.weight", []).append((one.weight, update))
+        reader = partial(_read_fused, source, component, updates)
+        return replace(source, readers={**source.readers, component: reader})
+
+    def apply(self, part: Component, planned: Planned, record: Record) -> Component:
+        fused = [
+            {"path": one.path, "weight": one.weight, "sha256": sha256_of(file)}
+            for one, file in zip(self.files, planned.reads, strict=True)
+        ]
+        record.facts["fused_loras"] = [*record.facts.get("fused_loras", ()), *fused]
+        return part
+
+    def _open(self, spec: ComponentSpec) -> list[LoraFile]:
+        found, problems = [], []
+        for index, one in enumerate(self.files):
+            try:
+                found.append(open_lora(self._folder / Path(one.path).expanduser(), spec))
+            except UserError as error:
+                problems += [f"files.{index}.path: {problem}" for problem in error.problems]
+        if problems:
+            raise UserError(problems)
+        return found
+
+
+def _read_fused(
+    source: Source, component: str, updates: Mapping[str, list[tuple[float, LowRank]]], name: str
+) -> torch.Tensor:
+    """The component's tensor with what the LoRAs add to it."""
+    from sdcompress.lora.fusing import fused, read_stored
+
+    reader = source.readers.get(component)
+    tensor = reader(name) if reader else read_stored(source.tensors[component][name])
+    if name not in updates:
+        return tensor
+    total = fused(tensor, updates[name])
+    result = total.to(tensor.dtype)
+    if overflows(result, total):
+        raise UserError(
+            f"{component}.{name}: holds {float(total.abs().max()):.3g} with the LoRAs, too large for its dtype; lower "
+            f"their weights"
+        )
+    return result

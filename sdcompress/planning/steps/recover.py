@@ -1,0 +1,140 @@
+"""recover: train a pruned UNet to do what the original does, without any pictures."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from sdcompress.calibration.settings import Calibration, count_own_prompts
+from sdcompress.planning.training_memory import activation_bytes, checkpoint_bytes, latent_elements, state_bytes
+from sdcompress.errors import InternalError, UserError
+from sdcompress.quant.format import overflows
+from sdcompress.files.safetensors_file import FLOAT_DTYPES
+from sdcompress.sources.source import Source
+from sdcompress.sources.spec import ComponentSpec
+from sdcompress.planning.steps import Component, Planned, Record, Stage, Step
+from sdcompress.calibration.training_prompts import training_prompts
+
+if TYPE_CHECKING:
+    import torch
+
+    from sdcompress.backends.torch.training.distil import Recovered
+
+PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
+# Trajectories begin with other noise than evaluations' pictures: torch's generator heeds the lowest 32 bits of a seed.
+_FIRST_SEED = 2**30
+_TRAJECTORY_STEPS = 25  # of pipelines whose prompt set does not say how many
+
+
+class Recover(Step):
+    """`recover: {minutes: 10}` or `{steps: 2000}`: the pruned UNet learns the original's predictions and features.
+
+    The original draws pictures of prompts once; the pruned UNet is then trained on what the original's UNet saw at
+    their timesteps and on the pictures' latents with new noise (distillation of BK-SDM, arXiv:2305.15798, section 3.2,
+    without its loss on a data set). The result is the moving average of the weights.
+    """
+
+    kind = "recover"
+    stage = Stage.RECOVER
+    follows: ClassVar[str | None] = "prune"
+    changeable: ClassVar[frozenset[str]] = frozenset({"minutes", "steps", "learning_rate", "checkpoint_minutes"})
+    minutes: float | None = Field(default=None, gt=0)  # of training, after the trajectories are drawn
+    steps: int | None = Field(default=None, ge=1)
+    batch_size: int = Field(default=16, ge=1)
+    gradient_accumulation: int = Field(default=1, ge=1)  # batches a step
+    learning_rate: float = Field(default=5e-4, gt=0)
+    warmup_steps: int = Field(default=20, ge=0)
+    max_gradient_norm: float = Field(default=1.0, gt=0)
+    ema_decay: float = Field(default=0.99, ge=0, lt=1)
+    feature_loss_weight: float = Field(default=1.0, ge=0)  # 0: predictions alone
+    trajectory_share: float = Field(default=0.5, ge=0, le=1)  # of samples; the others are latents with new noise
+    prompts: tuple[str, ...] | None = Field(default=None, min_length=1)  # None: composed, none that evaluations draw
+    prompt_count: int = Field(default=64, ge=1)
+    seed: int = Field(default=0, ge=0)
+    dtype: Literal["float32", "bfloat16"] = "float32"  # bfloat16: weights stay in float32, arithmetic is mixed
+    lora_rank: int | None = Field(default=None, ge=1)  # None: all weights are trained
+    checkpoint_minutes: float = Field(default=1.0, ge=0)  # 0: after every step
+
+    @model_validator(mode="before")
+    @classmethod
+    def _count_own_prompts(cls, value: Any) -> Any:
+        return count_own_prompts(value)
+
+    def plan(self, spec: ComponentSpec, target: str) -> Planned:
+        problems = []
+        if (self.minutes is None) == (self.steps is None):
+            said = "both given" if self.steps is not None else "missing"
+            problems.append(f"minutes and steps: {said}; give one of them, such as minutes: 10")
+        if spec.class_name != "UNet2DConditionModel":
+            problems.append(f"{spec.name} is a {spec.class_name}; only a UNet2DConditionModel can be recovered")
+        if problems:
+            raise UserError(problems)
+        length = f"{self.minutes:g} minutes" if self.minutes is not None else f"{self.steps:,} steps"
+        what = "all weights" if self.lora_rank is None else f"low-rank updates of rank {self.lora_rank}"
+        notes = (
+            f"trained for {length} to do what the original does: {what}, batches of "
+            f"{self.batch_size * self.gradient_accumulation}",
+            f"the original draws {self.prompt_count} pictures for that first, unless the cache has them",
+        )
+        pool = 2 * self.prompt_count * latent_elements(spec) * (_TRAJECTORY_STEPS + 1)
+        working = state_bytes(spec, self.lora_rank) + activation_bytes(spec, self.batch_size) + pool
+        return Planned(
+            spec, notes=notes, working_bytes=working, target=target, trains=True,
+            scratch_bytes=2 * checkpoint_bytes(spec, self.lora_rank),  # the last one stays while the next is written
+        )  # fmt: skip
+
+    def problems_with(self, source: Source) -> list[str]:
+        if source.pipeline_class not in PIPELINES:
+            return [
+                f"prompts: are drawn with {' or '.join(PIPELINES)}, and {source.name} is a {source.pipeline_class}; "
+                f"leave this step out"
+            ]
+        try:
+            self._calibration(source)
+        except UserError as error:
+            return list(error.problems)
+        return []
+
+    def apply(self, part: Component, planned: Planned, record: Record) -> Component:
+        from sdcompress.files.torch_dtypes import TORCH_DTYPE
+
+        if part.workshop is None:
+            raise InternalError(f"{part.spec.name}: recover was given no workshop to train in")
+        workshop = part.workshop
+        trained: list[Recovered] = []
+
+        def read(name: str) -> torch.Tensor:
+            if not trained:
+                from sdcompress.backends.torch.training.distil import recover
+
+                trained.append(recover(part.spec, part.read, self, self._calibration(workshop.source), workshop))
+                record.facts["recovery"] = dict(trained[0].facts)
+            spec = planned.spec.tensors[name]
+            if name not in trained[0].tensors or spec.dtype not in FLOAT_DTYPES:
+                return part.read(name)
+            tensor = trained[0].tensors[name]
+            result = tensor.to(TORCH_DTYPE[spec.dtype])
+            if overflows(result, tensor):
+                raise UserError(
+                    f"{part.spec.name}.{name}: came out as {float(tensor.abs().max()):.3g}, too large for "
+                    f"{spec.dtype}; lower recover.learning_rate"
+                )
+            return result
+
+        return part.becomes(planned.spec, read)
+
+    def _calibration(self, source: Source) -> Calibration:
+        """Prompts, seed and sampler settings of the trajectories."""
+        if self.prompts is not None:
+            prompts: tuple[str, ...] = self.prompts
+            steps = training_prompts(source, 1).num_inference_steps
+        else:
+            chosen = training_prompts(source, self.prompt_count)
+            prompts, steps = chosen.prompts, chosen.num_inference_steps
+        return Calibration(
+            prompts=prompts,
+            prompt_count=len(prompts),
+            seed=self.seed + _FIRST_SEED,
+            num_inference_steps=steps or _TRAJECTORY_STEPS,
+        )

@@ -1,0 +1,143 @@
+"""replace_component: put another VAE, text encoder, denoiser or scheduler in the place of the pipeline's own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from sdcompress.files.artifact import sha256_of
+from sdcompress.errors import SdcompressError, UserError
+from sdcompress.planning.replacement import Replacement, misfits, open_replacement
+from sdcompress.planning.schedulers import SCHEDULER, SCHEDULER_FILE, make_scheduler
+from sdcompress.sources.source import is_weight_file, read_json
+from sdcompress.sources.spec import ComponentSpec
+from sdcompress.planning.steps import Component, LocatedStep, Planned, Record, Stage
+
+if TYPE_CHECKING:
+    from sdcompress.sources.source import Source
+
+
+class ReplaceComponent(LocatedStep):
+    """`replace_component: {model: ./taesd}`: everything after it takes the replacement for the original.
+
+    model: the folder of a component, a pipeline's folder (of which `component`, by default the one of the same name, is
+    taken), a name sdcompress knows or a hub id. A text encoder brings its tokenizer along if it has one. For the
+    scheduler, class_name and config make another of the current one, as diffusers' `from_config` does, or model is a
+    folder with a scheduler_config.json. Whether it fits the rest is checked by the plan.
+    """
+
+    kind = "replace_component"
+    stage = Stage.REPLACE
+    model: str | None = Field(default=None, min_length=1)
+    component: str | None = None
+    variant: str | None = None
+    class_name: str | None = None
+    config: dict[str, Any] = Field(default_factory=dict)
+
+    def plan(self, spec: ComponentSpec, target: str) -> Planned:
+        if spec.name == SCHEDULER:
+            return self._plan_scheduler(spec)
+        wrong = [name for name in ("class_name", "config") if getattr(self, name)]
+        if wrong:
+            raise UserError([f"{name}: is for the scheduler; for {spec.name} give model" for name in wrong])
+        found = self._open(spec.name)
+        if problems := misfits(spec, found):
+            raise UserError(problems)
+        old, new = (f"{each.class_name} ({each.parameters:,} parameters, {each.weights_bytes / 1e6:,.2f} MB)"
+                    for each in (spec, found.spec))  # fmt: skip
+        notes = [f"{old} replaced by {new} from {self.model}"]
+        notes += [f"its {part} comes with it" for part in found.parts]
+        return Planned(self._placed(found, spec), notes=tuple(notes), reads=found.weight_files)
+
+    def _placed(self, found: Replacement, original: ComponentSpec) -> ComponentSpec:
+        """The replacement's spec as a component of the original's pipeline."""
+        return found.spec.replace(pipeline_class=original.pipeline_class)
+
+    def prepared(self, source: Source, component: str) -> Source:
+        if component == SCHEDULER:
+            return self._with_scheduler(source)
+        found = self._open(component)
+        model_index = {**source.model_index, component: [found.spec.library, found.spec.class_name]}
+        model_index |= {part: list(entry) for part, entry in found.parts.items()}
+        replaced = {component, *found.parts}
+        return replace(
+            _with_files(source, model_index, found.files, replaced),
+            components={**source.components, component: self._placed(found, source.components[component])},
+            tensors={**source.tensors, component: found.tensors},
+            readers={name: read for name, read in source.readers.items() if name != component},
+        )
+
+    def apply(self, part: Component, planned: Planned, record: Record) -> Component:
+        record.facts["replaced_by"] = {
+            "model": self.model,
+            "files": [{"name": file.name, "sha256": sha256_of(file)} for file in planned.reads],
+        }
+        return part
+
+    def _open(self, component: str) -> Replacement:
+        from sdcompress.sources.hub import fetch_component
+
+        if self.model is None:
+            raise UserError(f"model: missing; give a folder or hub id that holds the {component} to put in its place")
+        part = self.component or component
+        try:
+            return open_replacement(self.model, part, component, self.variant, self._folder, fetch_component)
+        except SdcompressError as error:
+            raise UserError(f"model: {error}") from None
+
+    def _plan_scheduler(self, spec: ComponentSpec) -> Planned:
+        wrong = [name for name in ("component", "variant") if getattr(self, name)]
+        if wrong:
+            raise UserError([f"{name}: does not go with the scheduler; leave it out" for name in wrong])
+        base = self._scheduler_config()
+        if base is None and not self.class_name and not self.config:
+            raise UserError("class_name: missing; give class_name, config or model")
+        if base is not None and self.class_name:
+            raise UserError("class_name: is settled by model; leave one of the two out")
+        name = self.class_name if base is None else str(base.get("_class_name"))
+        config = make_scheduler(spec, name, self.config, base)
+        note = f"{spec.class_name} replaced by {config['_class_name']}"
+        changed = ", ".join(f"{key}={value}" for key, value in self.config.items())
+        return Planned(
+            spec.replace(class_name=config["_class_name"], config=config),
+            notes=(note + (f" with {changed}" if changed else ""),),
+        )
+
+    def _scheduler_config(self) -> dict[str, Any] | None:
+        """The config in the folder that `model` names."""
+        if self.model is None:
+            return None
+        folder = self._folder / Path(self.model).expanduser()
+        inner = folder / SCHEDULER
+        file = (inner if inner.is_dir() else folder) / SCHEDULER_FILE
+        try:
+            return read_json(
+                file, missing=f"{folder}: has no {SCHEDULER_FILE}; give a scheduler's or pipeline's folder"
+            )
+        except SdcompressError as error:
+            raise UserError(f"model: {error}") from None
+
+    def _with_scheduler(self, source: Source) -> Source:
+        from sdcompress.planning.schedulers import scheduler_spec
+
+        current = scheduler_spec(source)
+        assert current is not None
+        spec = self._plan_scheduler(current).spec
+        model_index = {**source.model_index, SCHEDULER: [spec.library, spec.class_name]}
+        text = json.dumps(dict(spec.config), indent=2, sort_keys=True) + "\n"
+        return _with_files(source, model_index, {Path(SCHEDULER, SCHEDULER_FILE): text.encode()}, {SCHEDULER})
+
+
+def _with_files(source: Source, model_index: dict[str, Any], files: Mapping[Path, bytes], parts: set[str]) -> Source:
+    """The source with these files instead of all those in the folders of `parts`, and its model_index.json to match."""
+    kept = [file for file in source.other_files if file.parts[0] not in parts]
+    changed = {file: content for file, content in source.changed_files.items() if file in kept}
+    changed |= {file: content for file, content in files.items() if not is_weight_file(file.name)}
+    changed[Path("model_index.json")] = (json.dumps(model_index, indent=2) + "\n").encode()
+    others = tuple(dict.fromkeys((*kept, *changed)))
+    return replace(source, model_index=model_index, other_files=others, changed_files=changed)

@@ -1,0 +1,1 @@
+"""What a model is, read without loading its weights."""
