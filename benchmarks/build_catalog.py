@@ -1,4 +1,6 @@
-"""Writes sdcompress/sources/catalog/*.json from a folder of published configs: shapes of the real classes on the meta device.
+"""Write sdcompress/sources/catalog/*.json from a folder of published configs.
+
+Shapes are those of the real classes on the meta device.
 
     python benchmarks/build_catalog.py ../shared/reference/models
 

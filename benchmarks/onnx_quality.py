@@ -31,9 +31,9 @@ from benchmarks.contenders.job import MADE, Job  # noqa: E402
 from benchmarks.contenders.models import open_model  # noqa: E402
 from benchmarks.full_size import commit  # noqa: E402
 from benchmarks.readme import onnx_quality_table  # noqa: E402
+from sdcompress.calibration.prompts import default_prompts  # noqa: E402
 from sdcompress.calibration.settings import Calibration  # noqa: E402
 from sdcompress.errors import SdcompressError  # noqa: E402
-from sdcompress.calibration.prompts import default_prompts  # noqa: E402
 
 RESULT = ROOT / "benchmarks" / "results" / "onnx_quality.json"
 MODEL = "tiny-sd"

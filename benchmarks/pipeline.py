@@ -30,8 +30,8 @@ from benchmarks.contenders.models import is_random, open_model  # noqa: E402
 from benchmarks.contenders.race import Entrant  # noqa: E402
 from benchmarks.contenders.summary import component_table, race_table  # noqa: E402
 from benchmarks.full_size import commit  # noqa: E402
-from sdcompress.environment import describe_cpu, describe_environment  # noqa: E402
 from sdcompress.calibration.prompts import default_prompts, is_tiny_sd  # noqa: E402
+from sdcompress.environment import describe_cpu, describe_environment  # noqa: E402
 from sdcompress.sources.source import open_source  # noqa: E402
 
 RESULT = ROOT / "benchmarks" / "results" / "pipeline.json"

@@ -32,11 +32,11 @@ from benchmarks.quality.points import Pictures, make_points  # noqa: E402
 from benchmarks.quality.running import OTHER_SEED, fingerprint, make_job, run_all, runs_with_peers  # noqa: E402
 from benchmarks.quality.table import every_point, quality_per_byte_table  # noqa: E402
 from benchmarks.virtual_environment import make_environment, versions_in  # noqa: E402
+from sdcompress.calibration.prompts import default_prompts  # noqa: E402
 from sdcompress.environment import describe_environment  # noqa: E402
 from sdcompress.errors import SdcompressError, UserError  # noqa: E402
-from sdcompress.evaluation.settings import EvaluationSettings, list_drawings  # noqa: E402
 from sdcompress.evaluation.metrics.scorer import find_scorer  # noqa: E402
-from sdcompress.calibration.prompts import default_prompts  # noqa: E402
+from sdcompress.evaluation.settings import EvaluationSettings, list_drawings  # noqa: E402
 from sdcompress.sources.source import open_source  # noqa: E402
 
 MODEL = "tiny-sd"

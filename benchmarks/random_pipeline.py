@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from sdcompress.sources import catalog
 from sdcompress.errors import SourceError, UserError
 from sdcompress.files.safetensors_file import StreamWriter
+from sdcompress.sources import catalog
 from sdcompress.sources.source import Source
 from sdcompress.sources.spec import ComponentSpec, layers_of
 

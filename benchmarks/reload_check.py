@@ -16,12 +16,13 @@ from typing import Any
 
 import torch
 
-from sdcompress import open_pipeline, registry
+from sdcompress import open_pipeline
 from sdcompress.backends.torch.packaging import layer_formats, unpack_codes
+from sdcompress.files.safetensors_file import read_bytes
 from sdcompress.quant.compose import restored
 from sdcompress.quant.format import QuantizedTensor, from_label
 from sdcompress.quant.grid_format import GridFormat
-from sdcompress.files.safetensors_file import read_bytes
+from sdcompress.quant.registry import known_formats
 from sdcompress.sources.source import open_source
 
 
@@ -46,7 +47,7 @@ def dequantized(module: torch.nn.Module, artifact: Path, name: str, formats: dic
     from sdcompress.sources.tensor_reading import to_tensor
 
     source = open_source(str(artifact))
-    known = registry.formats()
+    known = known_formats()
     state: dict[str, torch.Tensor] = {}
     parts: dict[str, dict[str, torch.Tensor]] = {layer: {} for layer in formats}
     for tensor, where in source.tensors[name].items():

@@ -7,7 +7,8 @@ to nearest (palettes are quantiles): they say nothing about quality but all abou
 channels_last, batch 2 for guidance, latents of 64x64. All contenders are in one process, on the same inputs, and take
 turns, A B C A B C, so that drift hits all alike; a ratio is to bfloat16's step of the same round. `relative_error`
 compares outputs with bfloat16's, so that a fast wrong answer shows. Let nothing else run meanwhile.
-Keeps raw samples in benchmarks/results/torch_step.json, and the ratios that plans show in sdcompress/planning/step_cost.json.
+Keeps raw samples in benchmarks/results/torch_step.json, and the ratios that plans show in
+sdcompress/planning/step_cost.json.
 """
 
 from __future__ import annotations
@@ -29,17 +30,18 @@ import torch  # noqa: E402
 from torch import nn  # noqa: E402
 
 from benchmarks.full_size import commit  # noqa: E402
-from sdcompress import registry, step_cost  # noqa: E402
-from sdcompress.sources import catalog
+from sdcompress import step_cost  # noqa: E402
 from sdcompress.backends.torch.modules import cast_scales, replace_layers  # noqa: E402
 from sdcompress.backends.torch.packaging import package  # noqa: E402
 from sdcompress.environment import describe_cpu, describe_environment  # noqa: E402
+from sdcompress.planning.step_cost import ROUNDED  # noqa: E402
 from sdcompress.quant.codebook import Codebook  # noqa: E402
 from sdcompress.quant.corrections.hadamard import rotated_weight  # noqa: E402
 from sdcompress.quant.format import QuantFormat, QuantizedTensor, from_label  # noqa: E402
 from sdcompress.quant.grid import Grid  # noqa: E402
+from sdcompress.quant.registry import known_formats  # noqa: E402
+from sdcompress.sources import catalog  # noqa: E402
 from sdcompress.sources.spec import parameter  # noqa: E402
-from sdcompress.planning.step_cost import ROUNDED  # noqa: E402
 
 RESULT = ROOT / "benchmarks" / "results" / "torch_step.json"
 BASELINE = "bf16"
@@ -109,7 +111,7 @@ def summary_of(result: Mapping[str, Any]) -> dict[str, Any]:
 
 def parsed(label: str) -> tuple[QuantFormat, bool]:
     """The format a contender's label names, and whether its linear layers round their inputs."""
-    return from_label(label.removesuffix(ROUNDED), registry.formats()), label.endswith(ROUNDED)
+    return from_label(label.removesuffix(ROUNDED), known_formats()), label.endswith(ROUNDED)
 
 
 def parse() -> argparse.Namespace:

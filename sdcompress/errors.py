@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Iterable, Sequence
 
 
 class SdcompressError(Exception):
@@ -49,3 +50,16 @@ class GateFailed(SdcompressError):
 
 class InternalError(SdcompressError):
     """A promise sdcompress made to itself that did not hold: a bug worth reporting."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return the end of an error message about an unknown name: a guess, if one is close, and the known names.
+
+    Example:
+        >>> nearest("itn8", ["int8", "nf4"])
+        'did you mean int8? known: int8, nf4'
+    """
+    names = sorted(known)
+    close = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.5)
+    guess = f"did you mean {close[0]}? " if close else ""
+    return f"{guess}known: {', '.join(names)}"

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from sdcompress.evaluation.attribution import list_swaps
 from sdcompress.errors import EvaluationError
+from sdcompress.evaluation.attribution import list_swaps
 from sdcompress.sources.source import open_source
 
 

@@ -8,10 +8,10 @@ import pytest
 from pydantic import ValidationError
 
 from sdcompress import open_source
+from sdcompress.calibration.prompts import default_prompts
 from sdcompress.calibration.settings import Calibration, choose_prompts
 from sdcompress.errors import RecipeError
 from sdcompress.evaluation.settings import EvaluationSettings, list_drawings
-from sdcompress.calibration.prompts import default_prompts
 
 
 def evaluated(model: str) -> set[str]:

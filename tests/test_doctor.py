@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 
 from sdcompress import environment
-from sdcompress.planning import advice
 from sdcompress.backends import doctor
 from sdcompress.environment import (
     cpu_name,
@@ -24,6 +23,7 @@ from sdcompress.environment import (
     usable_cores,
     usable_memory_bytes,
 )
+from sdcompress.planning import advice
 from sdcompress.planning.recipe import shipped_recipes
 
 # Flags as these processors' kernels list them, shortened to the vector ones and their neighbours.

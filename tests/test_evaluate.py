@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sdcompress.evaluation import drawing
-from sdcompress.errors import EvaluationError
-from sdcompress.evaluation.evaluate import evaluate
-from sdcompress.evaluation.settings import EvaluationSettings, list_drawings
-from sdcompress.evaluation.metrics.scorer import TINY_SD_SCORER
 from sdcompress.calibration.prompt_files import read_prompts
 from sdcompress.calibration.prompts import GENERAL, PromptSet, default_prompts, is_tiny_sd
-from sdcompress.sources.source import ASSETS, open_source
+from sdcompress.errors import EvaluationError
+from sdcompress.evaluation import drawing
+from sdcompress.evaluation.evaluate import evaluate
+from sdcompress.evaluation.metrics.scorer import TINY_SD_SCORER
+from sdcompress.evaluation.settings import EvaluationSettings, list_drawings
 from sdcompress.evaluation.worker.process import WorkerProcess
+from sdcompress.sources.source import ASSETS, open_source
 
 # One thread: two processes with two threads each wait for one another on a busy machine.
 QUICK: dict[str, Any] = {

@@ -11,14 +11,14 @@ import pytest
 from in_process import InProcess
 from rich.console import Console
 
-from sdcompress.evaluation.attribution import mixed_folder
+from sdcompress.calibration.prompts import PromptSet
 from sdcompress.errors import EvaluationError
+from sdcompress.evaluation.attribution import mixed_folder
 from sdcompress.evaluation.evaluate import evaluate
+from sdcompress.evaluation.metrics.scorer import TINY_SD_SCORER
 from sdcompress.evaluation.settings import EvaluationSettings
 from sdcompress.execution.execute import execute
-from sdcompress.evaluation.metrics.scorer import TINY_SD_SCORER
 from sdcompress.planning.plan import make_plan
-from sdcompress.calibration.prompts import PromptSet
 from sdcompress.planning.recipe import parse_recipe
 from sdcompress.report import render
 from sdcompress.sources.source import open_source

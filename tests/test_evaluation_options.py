@@ -6,8 +6,8 @@ import inspect
 
 import pytest
 
-from sdcompress.errors import UserError
 from sdcompress.cli.evaluation_options import make_settings
+from sdcompress.errors import UserError
 from sdcompress.evaluation.settings import EvaluationSettings, choose_some
 
 

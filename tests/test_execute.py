@@ -14,16 +14,16 @@ from peak_memory import planned_and_taken_bytes
 from safetensors.torch import load_file, save_file
 from short_recipes import shortened
 
-from sdcompress.files.artifact import partial_folder
 from sdcompress.backends.torch.loading import open_pipeline
 from sdcompress.errors import ArtifactError, SourceError, UserError
 from sdcompress.execution.execute import execute, weights_file
+from sdcompress.execution.verify import verify
+from sdcompress.files.artifact import partial_folder
+from sdcompress.files.safetensors_file import StreamWriter, read_header
 from sdcompress.planning.plan import make_plan
 from sdcompress.planning.recipe import load_recipe, parse_recipe, shipped_recipes
-from sdcompress.files.safetensors_file import StreamWriter, read_header
 from sdcompress.sources.source import open_source
 from sdcompress.sources.tensor_reading import to_tensor
-from sdcompress.execution.verify import verify
 
 SMALL_BLOCKS = "schema_version: 1\ndescription: T\ncomponents:\n"
 EXTRA_RECIPES = {

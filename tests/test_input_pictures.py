@@ -10,8 +10,15 @@ import pytest
 from PIL import Image
 
 from sdcompress.backends.black_pictures import DecoderGuard, to_pixels, why_black
+from sdcompress.calibration.input_pictures import (
+    built_in,
+    check_steps,
+    describe_pictures,
+    fewest_steps,
+    find_files,
+    make_pictures,
+)
 from sdcompress.errors import UserError
-from sdcompress.calibration.input_pictures import built_in, check_steps, describe_pictures, fewest_steps, find_files, make_pictures
 from sdcompress.planning.plan import make_plan
 from sdcompress.planning.recipe import load_recipe
 from sdcompress.sources.source import open_source

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from sdcompress.sources.inspect_model import bytes_at, describe
 from sdcompress.report.inspect_table import render, render_layers
 from sdcompress.report.wording import bytes_text
+from sdcompress.sources.inspect_model import bytes_at, describe
 from sdcompress.sources.source import Source, open_source
 from sdcompress.sources.spec import KINDS, ComponentSpec, TensorSpec, parameter
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from sdcompress.errors import EvaluationError
 from sdcompress.calibration.prompt_files import read_prompts
+from sdcompress.errors import EvaluationError
 
 REFERENCE = Path(__file__).parents[2] / "shared" / "reference" / "prompts"
 if not REFERENCE.is_dir():

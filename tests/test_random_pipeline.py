@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from benchmarks import random_pipeline as builder
-from sdcompress.sources import catalog
 from sdcompress.errors import UserError
 from sdcompress.files.safetensors_file import read_bytes, read_header
+from sdcompress.sources import catalog
 from sdcompress.sources.source import open_folder
 from sdcompress.sources.spec import ComponentSpec, parameter
 

@@ -9,10 +9,10 @@ import pytest
 from sdcompress import load_recipe, make_plan, open_source
 from sdcompress.calibration.settings import Calibration
 from sdcompress.errors import SourceError
-from sdcompress.planning.plan import Plan, observed_of
-from sdcompress.quant.activations import ActivationRange, LayerRanges
 from sdcompress.execution.ranges import calibrate, dump_ranges, parse_ranges
+from sdcompress.planning.plan import Plan, observed_of
 from sdcompress.planning.recipe import parse_recipe
+from sdcompress.quant.activations import ActivationRange, LayerRanges
 from sdcompress.sources.spec import CONVOLUTIONS, layers_of
 
 

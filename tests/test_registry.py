@@ -3,19 +3,21 @@ import types
 
 import pytest
 
-from sdcompress import registry
-from sdcompress.errors import InternalError
+from sdcompress.errors import InternalError, nearest
+from sdcompress.planning.registry import known_steps
 from sdcompress.planning.steps import Step
+from sdcompress.plugins import find_classes
+from sdcompress.quant.registry import known_formats, known_roundings
 
 
 def test_finds_what_is_there():
-    assert set(registry.steps()) == {
+    assert set(known_steps()) == {
         "replace_component", "fuse_lora", "cast", "prune", "sparsify", "recover", "smooth", "quantize", "export"
     }  # fmt: skip
     ours = {"int8", "int8-unsaturated", "normal-float4"} | {f"int{bits}" for bits in range(2, 7)}
     ours |= {f"{name}{bits}" for name in ("uint", "codebook") for bits in (2, 3, 4, 5, 6, 8)}
-    assert set(registry.formats()) == ours | {"fp4", "llm-int8", "nf4"}
-    assert set(registry.roundings()) == {"nearest", "search", "weighted-search", "hqq", "gptq"}
+    assert set(known_formats()) == ours | {"fp4", "llm-int8", "nf4"}
+    assert set(known_roundings()) == {"nearest", "search", "weighted-search", "hqq", "gptq"}
 
 
 def test_refuses_a_second_of_the_same_name(tmp_path, monkeypatch):
@@ -26,10 +28,10 @@ def test_refuses_a_second_of_the_same_name(tmp_path, monkeypatch):
     (tmp_path / "twice" / "b.py").write_text(body.format("B"))
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(InternalError, match=r"twice\.b\.B: A is same already"):
-        registry._find("twice", Step, "kind")
+        find_classes("twice", Step, "kind")
     assert isinstance(sys.modules.pop("twice"), types.ModuleType)
 
 
 def test_nearest():
-    assert registry.nearest("itn8", ["int8", "nf4"]) == "did you mean int8? known: int8, nf4"
-    assert registry.nearest("zzz", ["int8"]) == "known: int8"
+    assert nearest("itn8", ["int8", "nf4"]) == "did you mean int8? known: int8, nf4"
+    assert nearest("zzz", ["int8"]) == "known: int8"

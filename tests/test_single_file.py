@@ -16,13 +16,13 @@ import torch
 from original_layout import State, clip_to_open_clip, prefixed, unet_to_original, vae_to_original
 from safetensors.torch import load_file, save_file
 
-from sdcompress.sources import catalog
+from sdcompress.backends.opening import open_pipeline
 from sdcompress.errors import SourceError
 from sdcompress.execution.execute import execute
-from sdcompress.backends.opening import open_pipeline
+from sdcompress.files.safetensors_file import read_bytes
 from sdcompress.planning.plan import make_plan
 from sdcompress.planning.recipe import load_recipe
-from sdcompress.files.safetensors_file import read_bytes
+from sdcompress.sources import catalog
 from sdcompress.sources.single_file import tokenizers
 from sdcompress.sources.single_file.transformer_names import flux_piece, sd3_piece
 from sdcompress.sources.source import Source, open_folder, open_source
@@ -630,7 +630,9 @@ def test_vocabularies_are_fetched_or_it_is_said_what_to_do(
     (tmp_path / "served").mkdir()
     (tmp_path / "served" / "vocab.json").write_text("a")
     (tmp_path / "served" / "merges.txt").write_text("b")
-    monkeypatch.setattr("sdcompress.sources.hub.fetch_file", lambda hub_id, name: (tmp_path / "served" / name).read_bytes())
+    monkeypatch.setattr(
+        "sdcompress.sources.hub.fetch_file", lambda hub_id, name: (tmp_path / "served" / name).read_bytes()
+    )
     found = tokenizers.find_tokenizers(CLIP_FACTS, tmp_path / "beside", fetch=True)
     assert found is not None
     assert found["tokenizer/vocab.json"] == b"a"

@@ -12,11 +12,11 @@ import torch
 
 from sdcompress.backends.torch import gathering
 from sdcompress.backends.torch.gathering import gather_statistics
+from sdcompress.backends.torch.input_statistics import StatisticsFile, content_key, load_or_gather
 from sdcompress.calibration.settings import Calibration
 from sdcompress.errors import SourceError
 from sdcompress.quant.statistics import Limits
 from sdcompress.sources.source import Source, open_folder
-from sdcompress.backends.torch.input_statistics import StatisticsFile, content_key, load_or_gather
 
 CALIBRATION = Calibration(prompts=("a red apple", "two cats"), num_inference_steps=2)
 WANTED = {

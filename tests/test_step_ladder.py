@@ -12,18 +12,18 @@ import pytest
 from in_process import InProcess
 from rich.console import Console
 
+from sdcompress.calibration.prompts import PromptSet
+from sdcompress.errors import EvaluationError
 from sdcompress.evaluation import step_ladder
 from sdcompress.evaluation.attribution import RUNGS_FOLDER
-from sdcompress.errors import EvaluationError
 from sdcompress.evaluation.evaluate import evaluate
 from sdcompress.evaluation.settings import EvaluationSettings
+from sdcompress.evaluation.step_ladder import Rung, list_ladder, make_rung
 from sdcompress.execution.execute import execute
 from sdcompress.planning.plan import make_plan
-from sdcompress.calibration.prompts import PromptSet
 from sdcompress.planning.recipe import parse_recipe
 from sdcompress.report import render
 from sdcompress.sources.source import MANIFEST_NAME, open_source
-from sdcompress.evaluation.step_ladder import Rung, list_ladder, make_rung
 
 CALIBRATION = "calibration: {prompts: [ab], num_inference_steps: 2}\n"
 RECIPE = f"""

@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sdcompress.execution.execute import execute
 from sdcompress.backends.opening import open_pipeline
+from sdcompress.execution.execute import execute
 from sdcompress.planning.plan import make_plan
 from sdcompress.planning.recipe import load_recipe
 from sdcompress.sources.source import open_folder, open_source

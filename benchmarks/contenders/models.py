@@ -8,8 +8,8 @@ from pathlib import Path
 
 from benchmarks.random_pipeline import build_random_pipeline
 from sdcompress import open_source
-from sdcompress.sources import catalog
 from sdcompress.errors import SourceError
+from sdcompress.sources import catalog
 
 WHOLE = ".whole"
 

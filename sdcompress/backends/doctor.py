@@ -14,8 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from sdcompress.planning.advice import NOTES, advise, traits_of
 from sdcompress.environment import cpu_name, describe_cpu, describe_room, distribution_version, installed_versions
+from sdcompress.planning.advice import NOTES, advise, traits_of
 
 PROBE_TIMEOUT_S = 60.0
 # Libraries whose probes share a process, in order: bitsandbytes needs torch, which takes seconds to import.

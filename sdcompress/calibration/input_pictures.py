@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdcompress import registry
-from sdcompress.files.artifact import sha256_of
 from sdcompress.errors import UserError
+from sdcompress.families.registry import known_families
+from sdcompress.files.artifact import sha256_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -44,13 +44,13 @@ class PictureFiles:
 
 def wanted_pictures(pipeline_class: str) -> Mapping[str, PictureInput]:
     """Argument -> kind of the pictures that pipelines of this class draw from; {} for those that need none."""
-    family = registry.families().get(pipeline_class)
+    family = known_families().get(pipeline_class)
     return {} if family is None else family.pictures.get(pipeline_class, {})
 
 
 def always_given(pipeline_class: str) -> dict[str, Any]:
     """Arguments that pipelines of this class are always called with (`Family.call`)."""
-    family = registry.families().get(pipeline_class)
+    family = known_families().get(pipeline_class)
     return {} if family is None else dict(family.call)
 
 

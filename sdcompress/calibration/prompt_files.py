@@ -8,8 +8,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sdcompress.errors import EvaluationError
 from sdcompress.calibration.prompts import PromptSet
+from sdcompress.errors import EvaluationError
 
 COLUMNS = ("prompt", "prompts", "caption", "text")  # in this order, whatever their case
 

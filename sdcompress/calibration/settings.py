@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from sdcompress.errors import RecipeError
 from sdcompress.calibration.prompts import PromptSet, default_prompts, is_tiny_sd
+from sdcompress.errors import RecipeError
 from sdcompress.sources.source import Source
 
 if TYPE_CHECKING:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import re
 
-from sdcompress.errors import UserError
 from sdcompress.calibration.prompts import GENERAL, TINY_SD_PROMPTS, PromptSet, default_prompts, is_tiny_sd
+from sdcompress.errors import UserError
 from sdcompress.sources.source import Source
 
 _TINY_SD_PROMPT = re.compile(r"^(a .+), (\w+) background$")

@@ -75,8 +75,8 @@ def make_settings(
 ) -> EvaluationSettings:
     """The settings that the options say. UserError for what no option allows."""
     from sdcompress.backends.torch.loading import DTYPES
-    from sdcompress.evaluation.settings import EvaluationSettings
     from sdcompress.calibration.prompt_files import read_prompts
+    from sdcompress.evaluation.settings import EvaluationSettings
 
     if dtype not in DTYPES:
         raise UserError(f"--dtype {dtype}: use one of {', '.join(DTYPES)}")
@@ -111,7 +111,7 @@ def make_settings(
 
 
 def _sources(text: str) -> tuple[str, ...]:
-    from sdcompress import registry
+    from sdcompress.errors import nearest
     from sdcompress.evaluation.settings import NOISE_SOURCES
 
     names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
@@ -119,7 +119,7 @@ def _sources(text: str) -> tuple[str, ...]:
         return ()
     for name in names:
         if name not in NOISE_SOURCES:
-            known = registry.nearest(name, (*NOISE_SOURCES, "none"))
+            known = nearest(name, (*NOISE_SOURCES, "none"))
             raise UserError(f"--noise-floor {text}: no source {name!r}; {known}")
     return names
 

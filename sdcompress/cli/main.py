@@ -14,10 +14,7 @@ import typer
 from rich.console import Console
 
 import sdcompress
-from sdcompress.cli.main import convert as cli_convert
-from sdcompress.cli.main import reports as cli_reports
-from sdcompress.cli.recipes import recipes_app
-from sdcompress.errors import ArtifactError, GateFailed, SdcompressError, UserError
+from sdcompress.cli import convert, reports
 from sdcompress.cli.evaluation_options import (
     Device,
     Dtype,
@@ -30,7 +27,9 @@ from sdcompress.cli.evaluation_options import (
     Threads,
     with_evaluation_options,
 )
+from sdcompress.cli.recipes import recipes_app
 from sdcompress.cli.source_options import with_source_options
+from sdcompress.errors import ArtifactError, GateFailed, SdcompressError, UserError
 
 if TYPE_CHECKING:
     from sdcompress.evaluation.settings import EvaluationSettings
@@ -45,8 +44,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(recipes_app, name="recipes")
-cli_convert.register(app)
-cli_reports.register(app)
+convert.register(app)
+reports.register(app)
 
 Model = Annotated[
     str, typer.Argument(help="tiny-sd, a catalog name, a diffusers folder, a .safetensors checkpoint, or org/name.")
@@ -79,8 +78,8 @@ def inspect(
     as_json: AsJson = False,
 ) -> None:
     """Show a model's components, exact parameters and bytes; no weight is loaded."""
-    from sdcompress.sources.inspect_model import describe
     from sdcompress.report.inspect_table import render, render_layers
+    from sdcompress.sources.inspect_model import describe
     from sdcompress.sources.source import open_source
     from sdcompress.sources.spec import layers_of
 
@@ -109,8 +108,8 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Show what a recipe would do to a model, before any work: sizes, skipped layers and why, memory, what opens it."""
-    from sdcompress.planning.plan import make_plan
     from sdcompress.cli.progress import step_progress
+    from sdcompress.planning.plan import make_plan
     from sdcompress.planning.recipe import load_recipe
     from sdcompress.report.plan_view import describe_plan, render_plan
     from sdcompress.sources.source import open_source
@@ -146,9 +145,9 @@ def verify(
     load: Annotated[bool, typer.Option(help="Also open the pipeline.")] = True,
 ) -> None:
     """Check an artifact's files, hashes and shapes, and that it opens."""
-    from sdcompress.files.artifact import read_manifest
     from sdcompress.cli.progress import byte_progress
     from sdcompress.execution.verify import verify as verify_artifact
+    from sdcompress.files.artifact import read_manifest
 
     total = sum(entry["size_bytes"] for entry in read_manifest(artifact)["files"].values())
     with byte_progress(total, _err()) as bars:
@@ -214,7 +213,7 @@ def evaluate(
     log_to: LogTo = None,
 ) -> None:
     """Compare two pipelines: size, memory, latency, CLIP score, and the pictures themselves."""
-    with cli_reports.logged(out, log_to):
+    with reports.logged(out, log_to):
         failed = _evaluate(original, compressed, out, settings, force, gate or (), source_options=source_options)
     _fail(failed)
 
@@ -240,7 +239,7 @@ def run(
     for text in gate or ():
         parse_gate(text)  # before an hour of compressing
     artifact = out / ARTIFACT
-    with cli_reports.logged(out, log_to):
+    with reports.logged(out, log_to):
         if resume and artifact.exists():
             _check_same(artifact, model, recipe, source_options)
         else:
@@ -250,7 +249,7 @@ def run(
         failed = _evaluate(
             model, str(artifact), out, settings, force, gate or (), load_recipe(recipe).gates, source_options
         )
-        cli_reports.fill_card(artifact, out)
+        reports.fill_card(artifact, out)
     _fail(failed)
 
 
@@ -269,14 +268,14 @@ def doctor(as_json: AsJson = False) -> None:
 
 
 def _compress(model: str, recipe: str, out: Path, source_options: dict[str, Any], resume: bool, force: bool) -> None:
-    from sdcompress.files.artifact import check_output
+    from sdcompress.cli.progress import byte_progress, step_progress
     from sdcompress.execution.execute import execute
     from sdcompress.execution.following import follow, is_follower
-    from sdcompress.sources.hub import with_weights
+    from sdcompress.files.artifact import check_output
     from sdcompress.planning.plan import make_plan
-    from sdcompress.cli.progress import byte_progress, step_progress
     from sdcompress.planning.recipe import load_recipe, measures
     from sdcompress.report.graph_view import graph_lines
+    from sdcompress.sources.hub import with_weights
     from sdcompress.sources.source import open_source
 
     if not is_follower():

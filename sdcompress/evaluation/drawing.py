@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdcompress.errors import EvaluationError
-from sdcompress.evaluation.settings import EvaluationSettings
 from sdcompress.evaluation.metrics.scorer import Scorer
 from sdcompress.evaluation.sample_log import SampleLog
+from sdcompress.evaluation.settings import EvaluationSettings
 from sdcompress.evaluation.worker.process import WorkerProcess
 
 if TYPE_CHECKING:

@@ -7,22 +7,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdcompress.files.artifact import made_with, read_manifest
+from sdcompress.calibration.input_pictures import describe_pictures, find_files, request_pictures, wanted_pictures
+from sdcompress.calibration.prompts import default_prompts, is_tiny_sd
+from sdcompress.environment import describe_environment
+from sdcompress.errors import EvaluationError
 from sdcompress.evaluation.attribution import draw_swaps, list_swaps
 from sdcompress.evaluation.component_metrics import compare_components
 from sdcompress.evaluation.drawing import Session, draw_pair, score_all
-from sdcompress.environment import describe_environment
-from sdcompress.errors import EvaluationError
-from sdcompress.evaluation.settings import EvaluationSettings, list_drawings
-from sdcompress.planning.gates import check_gates, parse_gate
-from sdcompress.sources.hub import with_weights
-from sdcompress.calibration.input_pictures import describe_pictures, find_files, request_pictures, wanted_pictures
 from sdcompress.evaluation.metrics.scorer import find_scorer
 from sdcompress.evaluation.noise_floor import draw_noise_floor, floor_variant
-from sdcompress.calibration.prompts import default_prompts, is_tiny_sd
+from sdcompress.evaluation.sample_log import SampleLog
+from sdcompress.evaluation.settings import EvaluationSettings, list_drawings
+from sdcompress.files.artifact import made_with, read_manifest
+from sdcompress.planning.gates import check_gates, parse_gate
 from sdcompress.report import write_report
 from sdcompress.report.build import build_report
-from sdcompress.evaluation.sample_log import SampleLog
+from sdcompress.sources.hub import with_weights
 from sdcompress.sources.source import MANIFEST_NAME, Source, open_source
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from sdcompress.errors import EvaluationError
 from sdcompress.calibration.prompts import PromptSet
+from sdcompress.errors import EvaluationError
 
 NOISE_SOURCES = ("seed", "bfloat16", "batch")
 NoiseSource = Literal["seed", "bfloat16", "batch"]

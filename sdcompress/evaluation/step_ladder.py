@@ -14,14 +14,14 @@ from typing import Any
 
 import yaml
 
-from sdcompress.files.artifact import read_manifest
 from sdcompress.errors import EvaluationError, UserError
 from sdcompress.execution.execute import begin_component, gather_input_statistics, write_safetensors
-from sdcompress.planning.plan import Plan, PlannedStep, calibrated_of, make_plan
 from sdcompress.execution.pruned_source import later_steps, pruned_source, pruning_steps
+from sdcompress.files.artifact import read_manifest
+from sdcompress.planning.plan import Plan, PlannedStep, calibrated_of, make_plan
 from sdcompress.planning.recipe import parse_recipe
-from sdcompress.sources.source import MANIFEST_NAME, Source
 from sdcompress.planning.steps import Component, Record, Stage, Workshop
+from sdcompress.sources.source import MANIFEST_NAME, Source
 
 TRAINING = "would have to be trained again, which an evaluation does not do; the next measured rung holds it too"
 ACTIVATIONS = "weights alone: the exported graph rounds the activations"

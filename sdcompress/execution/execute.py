@@ -14,21 +14,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import sdcompress
-from sdcompress.files.artifact import MANIFEST_SCHEMA, check_output, partial_folder, publish, sha256_of, write_json
-from sdcompress.families.onnx_parts import vae_scale
 from sdcompress.environment import installed_versions
 from sdcompress.errors import ArtifactError, InternalError, SdcompressError, SourceError, TrainingError
 from sdcompress.execution.model_card import model_card
-from sdcompress.planning.plan import Plan, PlannedStep, calibrated_of
 from sdcompress.execution.pruned_source import later_steps, pruned_source, pruning_steps
-from sdcompress.sources.quantized_source import copy_component, quantized_as
 from sdcompress.execution.ranges import Ranges, calibrate, dump_ranges, parse_ranges
 from sdcompress.execution.run_state import STATE_NAME, RunState
+from sdcompress.families.onnx_parts import vae_scale
+from sdcompress.files.artifact import MANIFEST_SCHEMA, check_output, partial_folder, publish, sha256_of, write_json
 from sdcompress.files.safetensors_file import StreamWriter
-from sdcompress.sources.source import MANIFEST_NAME, Source
-from sdcompress.sources.spec import ComponentSpec, TensorSpec
+from sdcompress.planning.plan import Plan, PlannedStep, calibrated_of
 from sdcompress.planning.steps import Component, LayerOutcome, Record, Workshop
 from sdcompress.planning.steps.export import Export
+from sdcompress.sources.quantized_source import copy_component, quantized_as
+from sdcompress.sources.source import MANIFEST_NAME, Source
+from sdcompress.sources.spec import ComponentSpec, TensorSpec
 from sdcompress.sources.tensor_reading import reader_of
 
 if TYPE_CHECKING:
@@ -63,8 +63,8 @@ def execute(
     if source.path is None:
         if source.kind == "single-file":
             raise SourceError(
-                f"{source.name}: its tokenizers' vocabularies are not here; `sdcompress.sources.hub.with_weights` fetches "
-                f"them, or name a pipeline's folder that has them with --like"
+                f"{source.name}: its tokenizers' vocabularies are not here; `sdcompress.sources.hub.with_weights` "
+                f"fetches them, or name a pipeline's folder that has them with --like"
             )
         raise SourceError(
             f"{source.name}: is a catalog entry without weights; give a folder, or the hub id {source.hub_id}"

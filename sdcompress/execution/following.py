@@ -6,11 +6,11 @@ import json
 import os
 from pathlib import Path
 
-from sdcompress.files.artifact import partial_folder
 from sdcompress.errors import UserError
 from sdcompress.execution.execute import TRAINING_FOLDER
-from sdcompress.planning.plan import Plan
 from sdcompress.execution.run_state import STATE_NAME
+from sdcompress.files.artifact import partial_folder
+from sdcompress.planning.plan import Plan
 from sdcompress.planning.steps import Component, Record, Workshop
 from sdcompress.sources.tensor_reading import reader_of
 

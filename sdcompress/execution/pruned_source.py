@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from sdcompress.planning.plan import Plan, PlannedStep
-from sdcompress.sources.source import Source
 from sdcompress.planning.steps import Component, Stage
+from sdcompress.sources.source import Source
 
 if TYPE_CHECKING:
     pass

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import sdcompress
-from sdcompress.files.artifact import write_json
 from sdcompress.errors import ArtifactError
+from sdcompress.files.artifact import write_json
 from sdcompress.planning.plan import Plan
 
 STATE_NAME = "state.json"  # in the .partial folder: which components are finished

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from sdcompress.files.artifact import file_problems, read_manifest
 from sdcompress.errors import SdcompressError
+from sdcompress.files.artifact import file_problems, read_manifest
 from sdcompress.sources.source import open_folder
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from sdcompress.families.architecture import Architecture
-from sdcompress.families.unet import BLOCK_FOLDS
 from sdcompress.families.onnx_parts import OnnxInput, OnnxPart
+from sdcompress.families.unet import BLOCK_FOLDS
 from sdcompress.sources.spec import ComponentSpec
 
 _SENSITIVE = (

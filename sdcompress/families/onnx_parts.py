@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sdcompress import registry
 from sdcompress.errors import UserError
+from sdcompress.families.registry import known_architectures
 from sdcompress.sources.spec import ComponentSpec
 
 # Inputs that pipelines give inside of `added_cond_kwargs`: SDXL's, and PixArt's.
@@ -45,7 +45,7 @@ class OnnxPart:
 
 def onnx_parts(spec: ComponentSpec) -> tuple[OnnxPart, ...]:
     """The parts of a component. UserError for a class whose export is not known."""
-    known = registry.architectures()
+    known = known_architectures()
     architecture = known.get(spec.class_name)
     if architecture is None or architecture.onnx_parts is None:
         exportable = sorted(name for name, one in known.items() if one.onnx_parts)

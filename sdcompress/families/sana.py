@@ -7,9 +7,9 @@ from typing import Any
 
 from sdcompress.families.architecture import Architecture, BlockList, Family
 from sdcompress.families.autoencoders import autoencoder_parts
+from sdcompress.families.onnx_parts import OnnxInput, OnnxPart
 from sdcompress.families.pixart import AS_ASKED, MASKED_TEXT, masked_text_inputs
 from sdcompress.families.unet import VALUES
-from sdcompress.families.onnx_parts import OnnxInput, OnnxPart
 from sdcompress.sources.spec import ComponentSpec
 
 FAMILY = Family("Sana", ("SanaPipeline",), encoded=MASKED_TEXT, call=AS_ASKED)

@@ -7,10 +7,10 @@ projections around attention. On SD 1.5's UNet they hold 8.8 % of the weights.
 
 from __future__ import annotations
 
-from sdcompress import registry
+from sdcompress.families.registry import known_architectures
 
 
 def sensitive_patterns(class_name: str) -> tuple[str, ...]:
     """The patterns of the sensitive layers of a component's class; none for classes nothing is known about."""
-    known = registry.architectures().get(class_name)
+    known = known_architectures().get(class_name)
     return known.sensitive if known else ()

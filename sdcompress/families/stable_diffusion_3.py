@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from sdcompress.families.architecture import Architecture, BlockList, Family
-from sdcompress.families.unet import VALUES
 from sdcompress.families.onnx_parts import OnnxInput, OnnxPart
+from sdcompress.families.unet import VALUES
 from sdcompress.sources.spec import ComponentSpec
 
 FAMILY = Family(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from sdcompress.errors import UserError
 from sdcompress.families.architecture import Architecture, FoldRule
 from sdcompress.families.onnx_parts import DOWN_RESIDUAL, MID_RESIDUAL, OnnxInput, OnnxPart
-from sdcompress.errors import UserError
 from sdcompress.sources.spec import ComponentSpec
 
 SENSITIVE = (

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sdcompress.files.cache import replacing
 from sdcompress.errors import SourceError
+from sdcompress.files.cache import replacing
 from sdcompress.files.safetensors_file import StreamWriter, TensorRange, read_bytes, read_header
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from sdcompress.errors import SdcompressError, UserError
-from sdcompress.lora.keys import Key, module_names, other_kind, parse_key
 from sdcompress.files.safetensors_file import TensorRange, read_bytes, read_header, read_metadata
+from sdcompress.lora.keys import Key, module_names, other_kind, parse_key
 from sdcompress.sources.single_file.unet_names import unet_piece
 from sdcompress.sources.spec import CONVOLUTIONS, ComponentSpec, layers_of
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import torch
 
+from sdcompress.files.safetensors_file import TensorRange, read_bytes
 from sdcompress.files.torch_dtypes import TORCH_DTYPE
 from sdcompress.lora.file import LowRank
-from sdcompress.files.safetensors_file import TensorRange, read_bytes
 
 
 def difference(update: LowRank, shape: tuple[int, ...]) -> torch.Tensor:

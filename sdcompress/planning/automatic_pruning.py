@@ -9,8 +9,8 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from sdcompress.files.cache import cache_folder, replacing
 from sdcompress.errors import UserError
+from sdcompress.files.cache import cache_folder, replacing
 from sdcompress.pruning.blocks import block_lists, is_transformer, must_stay
 from sdcompress.pruning.stock import is_unet
 from sdcompress.pruning.units import Unit, outermost, removable_units
@@ -77,9 +77,9 @@ def choose_units(units: tuple[Unit, ...], errors: Mapping[str, float], parameter
 
 def sensitivities(origin: Origin, units: tuple[Unit, ...]) -> dict[str, float]:
     """Unit -> mean relative squared error of the output without it, from the cache or measured and put there."""
+    from sdcompress.backends.torch.input_statistics import content_key
     from sdcompress.backends.torch.loading import choose_device
     from sdcompress.backends.torch.unit_sensitivity import SAMPLES, measure_units
-    from sdcompress.backends.torch.input_statistics import content_key
 
     names = [unit.name for unit in units]
     wanted = {origin.component: names}

@@ -7,8 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sdcompress import registry
-from sdcompress.errors import UserError
+from sdcompress.errors import UserError, nearest
 
 _GATE = re.compile(r"\s*([A-Za-z_0-9]+)\s*(>=|<=|>|<)\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*")
 _COMPARE: dict[str, Callable[[float, float], bool]] = {
@@ -65,7 +64,7 @@ def parse_gate(text: str) -> Gate:
         raise UserError(f"gate {text!r}: is no NAME>=NUMBER (or <=, >, <), such as 'clip_score_drift>=-0.3'")
     name, comparison, limit = found.groups()
     if name not in FIGURES:
-        raise UserError(f"gate {text!r}: no figure {name!r}; {registry.nearest(name, FIGURES)}")
+        raise UserError(f"gate {text!r}: no figure {name!r}; {nearest(name, FIGURES)}")
     return Gate(name, comparison, float(limit), f"{name}{comparison}{limit}")
 
 

@@ -8,16 +8,17 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from sdcompress import registry
+from sdcompress.errors import UserError, nearest
+from sdcompress.families.registry import known_architectures
 from sdcompress.families.sensitive import sensitive_patterns
-from sdcompress.errors import UserError
+from sdcompress.quant.registry import known_formats, known_roundings
 from sdcompress.sources.layer_patterns import first_match, unmatched
 from sdcompress.sources.spec import CONVOLUTIONS, ComponentSpec, Layer, layers_of
 
 if TYPE_CHECKING:
+    from sdcompress.planning.steps.quantize import Quantize
     from sdcompress.quant.format import QuantFormat
     from sdcompress.quant.rounding import Rounding
-    from sdcompress.planning.steps.quantize import Quantize
 
 OPTIONS: dict[str, Any] = {"scale_bits": 16, "rank": 0, "hadamard": False}  # of formats, and what leaves them out
 _NOTHING_TO_ROUND = frozenset({"norm", "other"})
@@ -107,10 +108,10 @@ def unmatched_patterns(path: str, patterns: Sequence[str], names: list[str], spe
 
 def wanted_format(asked: Asked, target: str, path: str, problems: list[str]) -> QuantFormat | None:
     """The format with its options that a step asks for; None where something is wrong, which `problems` tells."""
-    known: Mapping[str, type[QuantFormat]] = registry.formats()
+    known: Mapping[str, type[QuantFormat]] = known_formats()
     name = str(asked.format)
     if name not in known:
-        problems.append(f"{path}format: no format {name!r}; {registry.nearest(name, known)}")
+        problems.append(f"{path}format: no format {name!r}; {nearest(name, known)}")
         return None
     options = {option: getattr(asked, option, absent) for option, absent in OPTIONS.items()}
     given = {option: value for option, value in options.items() if value != OPTIONS[option]}
@@ -130,9 +131,9 @@ def wanted_format(asked: Asked, target: str, path: str, problems: list[str]) -> 
 def _wanted(asked: Quantize | Override, rounding: str, target: str, path: str, problems: list[str]) -> _Wanted | None:
     """The format and the way of rounding asked for; None where something is wrong, which `problems` tells."""
     fmt = wanted_format(asked, target, path, problems)
-    roundings: Mapping[str, type[Rounding]] = registry.roundings()
+    roundings: Mapping[str, type[Rounding]] = known_roundings()
     if rounding not in roundings:
-        problems.append(f"{path}rounding: no way of rounding {rounding!r}; {registry.nearest(rounding, roundings)}")
+        problems.append(f"{path}rounding: no way of rounding {rounding!r}; {nearest(rounding, roundings)}")
         return None
     if fmt is None:
         return None
@@ -184,14 +185,14 @@ def _storable(layer: Layer, spec: ComponentSpec, wanted: _Wanted, convolutions: 
     rounding = wanted.rounding
     # A table's rows are looked up: nothing goes in that could be calibrated on. Convolutions in groups have inputs of
     # which no statistics are gathered.
-    if registry.roundings()[rounding].calibrated and (layer.kind == "embedding" or is_grouped(layer, spec)):
+    if known_roundings()[rounding].calibrated and (layer.kind == "embedding" or is_grouped(layer, spec)):
         rounding = "search"
     return Choice(layer, fmt, rounding=rounding)
 
 
 def is_grouped(layer: Layer, spec: ComponentSpec) -> bool:
     """Whether the layer is a convolution in several groups."""
-    known = registry.architectures().get(spec.class_name)
+    known = known_architectures().get(spec.class_name)
     return layer.kind in CONVOLUTIONS and known is not None and first_match(known.grouped, layer.name) is not None
 
 

@@ -9,16 +9,15 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import takewhile
 
-from sdcompress import registry
-from sdcompress.errors import RecipeError, UserError
-from sdcompress.quant.statistics import Limits, block_sizes, fitting_limit
-from sdcompress.sources.quantized_source import quantized_as, what_to_do
+from sdcompress.errors import RecipeError, UserError, nearest
 from sdcompress.planning.recipe import Recipe
 from sdcompress.planning.schedulers import SCHEDULER, scheduler_spec
-from sdcompress.sources.source import Source
-from sdcompress.sources.spec import ComponentSpec
 from sdcompress.planning.steps import Origin, Planned, Stage, Step
 from sdcompress.planning.steps.export import Export, observed_layers
+from sdcompress.quant.statistics import Limits, block_sizes, fitting_limit
+from sdcompress.sources.quantized_source import quantized_as, what_to_do
+from sdcompress.sources.source import Source
+from sdcompress.sources.spec import ComponentSpec
 
 # What a process holds before it works on a tensor: Python, torch and, where a step asks for it, bitsandbytes.
 # VmHWM on Linux with the CPU build of torch 2.13, and 10 % (tests/test_execute.py holds the plan to what is measured).
@@ -122,7 +121,7 @@ def assign_components(
         names = [name for name in components if any(fnmatchcase(name, part) for part in key.rstrip("?").split("|"))]
         if not names and not key.endswith("?"):
             problems.append(
-                f"components.{key}: the pipeline has no such component; {registry.nearest(key, components)} "
+                f"components.{key}: the pipeline has no such component; {nearest(key, components)} "
                 f"(write {key}? if it may be missing)"
             )
         for name in names:

@@ -10,10 +10,10 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer, field_validator
 
-from sdcompress import registry
 from sdcompress.calibration.settings import Calibration
-from sdcompress.errors import RecipeError, UserError
+from sdcompress.errors import RecipeError, UserError, nearest
 from sdcompress.planning.gates import parse_gate
+from sdcompress.planning.registry import known_steps
 from sdcompress.planning.steps import Step
 
 SCHEMA_VERSION = 1
@@ -104,7 +104,7 @@ def find_recipe(name_or_path: str) -> Path:
         return shipped[name_or_path]
     if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
         raise RecipeError(f"{name_or_path}: no such file")
-    raise RecipeError(f"{name_or_path}: no such recipe or file; {registry.nearest(name_or_path, shipped)}")
+    raise RecipeError(f"{name_or_path}: no such recipe or file; {nearest(name_or_path, shipped)}")
 
 
 def shipped_recipes() -> dict[str, Path]:
@@ -130,13 +130,13 @@ def _parse_components(value: Any, problems: list[str], folder: Path) -> Any:
 
 
 def _parse_step(entry: Any, path: str, problems: list[str], folder: Path) -> Step | None:
-    known = registry.steps()
+    known = known_steps()
     if not isinstance(entry, dict) or len(entry) != 1:
         problems.append(f"{path}: must be one step with its parameters, such as `cast: {{dtype: float16}}`")
         return None
     kind, parameters = next(iter(entry.items()))
     if kind not in known:
-        problems.append(f"{path}: no step {kind!r}; {registry.nearest(str(kind), known)}")
+        problems.append(f"{path}: no step {kind!r}; {nearest(str(kind), known)}")
         return None
     if not isinstance(parameters, dict | None):
         problems.append(f"{path}.{kind}: must be a mapping of parameters")
@@ -165,7 +165,7 @@ def explain(error: ValidationError, path: str, known: Sequence[str]) -> list[str
     for finding in error.errors():
         where = ".".join(str(part) for part in (path, *finding["loc"]) if part != "")
         if finding["type"] == "extra_forbidden":
-            message = f"no such key; {registry.nearest(str(finding['loc'][-1]), known)}"
+            message = f"no such key; {nearest(str(finding['loc'][-1]), known)}"
         elif finding["type"] == "missing":
             message = "missing"
         else:

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sdcompress.sources import catalog
 from sdcompress.errors import SourceError
-from sdcompress.sources.pruned_config import is_quantized
 from sdcompress.files.safetensors_file import TensorRange, read_header
+from sdcompress.sources import catalog
+from sdcompress.sources.pruned_config import is_quantized
 from sdcompress.sources.source import (
     BUILT_IN,
     Source,

@@ -8,8 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdcompress.errors import UserError
-from sdcompress.registry import nearest
+from sdcompress.errors import UserError, nearest
 from sdcompress.sources.source import component_entries
 from sdcompress.sources.spec import ComponentSpec
 

@@ -9,22 +9,22 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from sdcompress import registry
-from sdcompress.families.architecture import BlockList
 from sdcompress.errors import UserError
+from sdcompress.families.architecture import BlockList
+from sdcompress.families.registry import known_architectures
 from sdcompress.pruning.smaller import Smaller, keep
 from sdcompress.sources.spec import ComponentSpec
 
 
 def is_transformer(spec: ComponentSpec) -> bool:
     """Whether the component is a denoiser of which whole blocks can be left out."""
-    known = registry.architectures().get(spec.class_name)
+    known = known_architectures().get(spec.class_name)
     return known is not None and known.role == "denoiser" and bool(known.blocks)
 
 
 def block_lists(spec: ComponentSpec) -> dict[BlockList, dict[str, list[str]]]:
     """List of blocks -> block -> its tensors, in the order of the blocks; nothing where no list is known."""
-    known = registry.architectures().get(spec.class_name)
+    known = known_architectures().get(spec.class_name)
     found: dict[BlockList, dict[str, list[str]]] = {}
     for blocks in known.blocks if known is not None else ():
         place = re.compile(rf"^{re.escape(blocks.name)}\.(\d+)\.")

@@ -10,8 +10,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from sdcompress.families.clip import TEXT_ENCODERS
 from sdcompress.errors import UserError
+from sdcompress.families.clip import TEXT_ENCODERS
 from sdcompress.pruning.smaller import Smaller, keep
 from sdcompress.sources.spec import ComponentSpec
 

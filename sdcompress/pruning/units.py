@@ -11,10 +11,10 @@ import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from sdcompress.sources.layer_patterns import first_match, unmatched
 from sdcompress.pruning.blocks import block_lists, is_transformer
 from sdcompress.pruning.smaller import Smaller, keep
 from sdcompress.pruning.stock import is_unet
+from sdcompress.sources.layer_patterns import first_match, unmatched
 from sdcompress.sources.spec import ComponentSpec
 
 _RESNET = re.compile(r"^((?:(?:down|up)_blocks\.\d+|mid_block)\.resnets\.\d+)\.")

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from sdcompress.files.artifact import read_manifest, replace_files
 from sdcompress.errors import ArtifactError
+from sdcompress.files.artifact import read_manifest, replace_files
 from sdcompress.report.wording import findings, pipeline_rows, subject_text
 
 CARD = "README.md"

@@ -22,7 +22,13 @@ from sdcompress.sources.source import (
     specs_of_ranges,
 )
 from sdcompress.sources.spec import ComponentSpec
-from sdcompress.sources.weight_files import check_shard_count, choose_weight_files, is_pickle, is_shard_index, is_weight_file
+from sdcompress.sources.weight_files import (
+    check_shard_count,
+    choose_weight_files,
+    is_pickle,
+    is_shard_index,
+    is_weight_file,
+)
 
 TIMEOUT_S = 10.0
 FIRST_HEADER_BYTES = 300_000  # holds the header of an SDXL UNet, so that most files take one request

@@ -53,7 +53,7 @@ class Source:
     other_files: tuple[Path, ...] = ()  # relative to path: configs, tokenizers, licences
     notes: tuple[str, ...] = ()
     format: Literal["safetensors", "onnx", "openvino"] = "safetensors"
-    # Component -> reader of its tensors by name, where they are not those of the files (sdcompress/execution/pruned_source.py).
+    # Component -> reader of its tensors by name, where steps compute them (execution/pruned_source.py).
     readers: Mapping[str, Callable[[str], torch.Tensor]] = field(default_factory=dict)
     # Of other_files those whose content is not that of the file below `path` (steps/replace_component.py).
     changed_files: Mapping[Path, bytes] = field(default_factory=dict)

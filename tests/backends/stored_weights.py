@@ -9,18 +9,18 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from sdcompress import registry
 from sdcompress.backends.torch.modules import replace_layers
 from sdcompress.backends.torch.packaging import package
 from sdcompress.quant.compose import restored
 from sdcompress.quant.format import from_label
+from sdcompress.quant.registry import known_formats
 from sdcompress.sources.spec import parameter
 
-OWN = sorted(name for name, fmt in registry.formats().items() if fmt.library == "sdcompress")
+OWN = sorted(name for name, fmt in known_formats().items() if fmt.library == "sdcompress")
 
 
 def format_of(label):
-    return from_label(label, registry.formats())
+    return from_label(label, known_formats())
 
 
 def quantized(weight, fmt, seed=0):

@@ -15,8 +15,8 @@ from sdcompress.backends.torch.packaging import layer_formats
 from sdcompress.backends.torch.quantizers import formats_of
 from sdcompress.errors import ArtifactError, UserError
 from sdcompress.execution.execute import execute
-from sdcompress.quant.int8 import Int8
 from sdcompress.planning.recipe import parse_recipe
+from sdcompress.quant.int8 import Int8
 
 PRUNED = """
 schema_version: 1

@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 from in_process import InProcess
 
+from sdcompress.calibration.prompts import PromptSet
 from sdcompress.errors import EvaluationError
 from sdcompress.evaluation.evaluate import evaluate
 from sdcompress.evaluation.settings import EvaluationSettings
+from sdcompress.evaluation.step_ladder import ACTIVATIONS
 from sdcompress.execution.execute import execute
 from sdcompress.planning.plan import make_plan
-from sdcompress.calibration.prompts import PromptSet
 from sdcompress.planning.recipe import parse_recipe
 from sdcompress.sources.source import open_source
-from sdcompress.evaluation.step_ladder import ACTIVATIONS
 
 pytest.importorskip("onnxscript", reason="onnxscript is not installed (pip install 'sdcompress[onnx]')")
 

@@ -12,12 +12,12 @@ import torch
 from typer.testing import CliRunner
 
 from sdcompress import load_recipe, make_plan, open_pipeline, open_source
-from sdcompress.files.artifact import partial_folder, read_manifest
 from sdcompress.cli.main import app
 from sdcompress.errors import ArtifactError, SourceError, UserError
 from sdcompress.execution.execute import execute
-from sdcompress.sources.openvino_file import DATA_FILE, MODEL_FILE, read_ir
 from sdcompress.execution.verify import verify
+from sdcompress.files.artifact import partial_folder, read_manifest
+from sdcompress.sources.openvino_file import DATA_FILE, MODEL_FILE, read_ir
 
 openvino = pytest.importorskip("openvino", reason="openvino is not installed (pip install 'sdcompress[openvino]')")
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (pip install 'sdcompress[onnx]')")

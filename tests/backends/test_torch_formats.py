@@ -10,12 +10,12 @@ from stored_weights import OWN, format_of, quantized, stored_parts
 
 from sdcompress import load_recipe, make_plan, open_source
 from sdcompress.backends.torch import unpacking
-from sdcompress.files.torch_dtypes import TORCH_DTYPE
 from sdcompress.backends.torch.packaging import packed_specs
 from sdcompress.backends.torch.unpacking import dequantize_stored, logical, pick_rows
 from sdcompress.execution.execute import execute
-from sdcompress.quant.normal_float import LEVELS
+from sdcompress.files.torch_dtypes import TORCH_DTYPE
 from sdcompress.planning.recipe import parse_recipe
+from sdcompress.quant.normal_float import LEVELS
 from sdcompress.sources.spec import parameter
 
 SHAPES = st.one_of(

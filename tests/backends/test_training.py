@@ -14,12 +14,12 @@ from sdcompress.backends.torch.training.average import decay_at, update
 from sdcompress.backends.torch.training.batches import draw_batch
 from sdcompress.backends.torch.training.losses import feature_loss, output_loss, stages_of, watching
 from sdcompress.backends.torch.training.pool import Pool, load_or_draw
-from sdcompress.calibration.settings import Calibration
-from sdcompress.planning.training_memory import adapter_parameters
 from sdcompress.calibration.prompts import GENERAL, default_prompts
+from sdcompress.calibration.settings import Calibration
+from sdcompress.calibration.training_prompts import training_prompts
+from sdcompress.planning.training_memory import adapter_parameters
 from sdcompress.sources.source import open_source
 from sdcompress.sources.spec import ComponentSpec, parameter
-from sdcompress.calibration.training_prompts import training_prompts
 
 CPU = torch.device("cpu")
 

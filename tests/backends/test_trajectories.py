@@ -18,8 +18,8 @@ from sdcompress.backends.torch.observers import HistogramObserver, Observations,
 from sdcompress.backends.torch.source_parts import open_component
 from sdcompress.backends.torch.trajectories import Walk
 from sdcompress.calibration.settings import FIRST_SEED, Calibration, Watch, choose_prompts
-from sdcompress.families.skips import skip_splits
 from sdcompress.errors import SourceError
+from sdcompress.families.skips import skip_splits
 from sdcompress.sources.source import Source, open_folder
 from sdcompress.sources.spec import CONVOLUTIONS, layers_of
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from sdcompress import open_source
-from sdcompress.sources import catalog
 from sdcompress.families.foldable import Fold, folds
 from sdcompress.quant.corrections.smoothing import scaled
+from sdcompress.sources import catalog
 from sdcompress.sources.spec import ComponentSpec, parameter
 
 Model = tuple[torch.nn.Module, Callable[[torch.nn.Module], torch.Tensor], dict[str, Any]]

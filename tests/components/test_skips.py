@@ -11,8 +11,8 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from sdcompress import open_source
-from sdcompress.sources import catalog
 from sdcompress.families.skips import skip_splits
+from sdcompress.sources import catalog
 
 REFERENCE = Path(__file__).resolve().parents[3] / "shared" / "reference" / "models"
 

@@ -15,12 +15,13 @@ import torch
 from PIL import Image
 from tiny import FAMILIES
 
-from sdcompress import open_pipeline, registry
-from sdcompress.sources import catalog
+from sdcompress import open_pipeline
 from sdcompress.execution.execute import execute
-from sdcompress.sources.inspect_model import describe
+from sdcompress.families.registry import known_families
 from sdcompress.planning.plan import make_plan
 from sdcompress.planning.recipe import load_recipe, parse_recipe
+from sdcompress.sources import catalog
+from sdcompress.sources.inspect_model import describe
 from sdcompress.sources.source import Source, open_source
 
 Folder = Callable[[str], Path]
@@ -76,7 +77,7 @@ def compressed(folder: Path, recipe: str, out: Path) -> tuple[Any, Source]:
 def draw(pipeline: Any) -> np.ndarray:
     """One picture of two steps (over another picture: of three), floats from 0 to 1."""
     name = type(pipeline).__name__.removeprefix("ORT")
-    family = registry.families()[name]
+    family = known_families()[name]
     noise = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
     pictures = {"image": Image.fromarray(noise), "control_image": Image.fromarray(noise)}
     pictures["mask_image"] = Image.fromarray(noise).convert("L")

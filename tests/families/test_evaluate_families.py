@@ -8,12 +8,12 @@ import pytest
 from in_process import InProcess
 from tiny import make
 
+from sdcompress.calibration.prompts import PromptSet
 from sdcompress.evaluation import drawing
 from sdcompress.evaluation.evaluate import evaluate
 from sdcompress.evaluation.settings import EvaluationSettings
 from sdcompress.execution.execute import execute
 from sdcompress.planning.plan import make_plan
-from sdcompress.calibration.prompts import PromptSet
 from sdcompress.planning.recipe import load_recipe
 from sdcompress.sources.source import open_source
 

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from sdcompress.errors import EvaluationError
-from sdcompress.evaluation.worker.judge import Judge
 from sdcompress.evaluation.metrics import fid, lpips
+from sdcompress.evaluation.worker.judge import Judge
 
 
 def _pictures(count: int, seed: int, side: int = 64) -> list[np.ndarray]:

@@ -10,12 +10,12 @@ from in_process import InProcess
 from PIL import Image
 from test_similarity import _blurred, _slow_ms_ssim
 
+from sdcompress.calibration.prompts import PromptSet
 from sdcompress.evaluation.evaluate import evaluate
+from sdcompress.evaluation.metrics.ms_ssim import SMALLEST_SIDE
 from sdcompress.evaluation.settings import EvaluationSettings
 from sdcompress.execution.execute import execute
-from sdcompress.evaluation.metrics.ms_ssim import SMALLEST_SIDE
 from sdcompress.planning.plan import make_plan
-from sdcompress.calibration.prompts import PromptSet
 from sdcompress.planning.recipe import parse_recipe
 from sdcompress.sources.source import open_source
 

@@ -8,10 +8,10 @@ from sdcompress.backends.torch.loading import open_pipeline
 from sdcompress.backends.torch.unit_sensitivity import SAMPLES, measure_units, sampled_calls
 from sdcompress.calibration.settings import FIRST_SEED, Calibration
 from sdcompress.errors import RecipeError
-from sdcompress.planning.plan import make_plan
 from sdcompress.planning.automatic_pruning import choose_units, measured_units
-from sdcompress.pruning.units import Unit
+from sdcompress.planning.plan import make_plan
 from sdcompress.planning.recipe import dump_recipe, parse_recipe
+from sdcompress.pruning.units import Unit
 from sdcompress.sources.source import open_source
 
 CALIBRATION = Calibration(prompts=("ab",), num_inference_steps=2)

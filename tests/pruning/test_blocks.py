@@ -11,13 +11,13 @@ import sdcompress
 from sdcompress.backends.torch.loading import open_pipeline
 from sdcompress.errors import RecipeError, UserError
 from sdcompress.execution.execute import execute
-from sdcompress.planning.plan import make_plan
 from sdcompress.planning.automatic_pruning import measured_units, spared
+from sdcompress.planning.plan import make_plan
 from sdcompress.planning.recipe import parse_recipe
-from sdcompress.sources.source import open_source
-from sdcompress.sources.spec import ComponentSpec, parameter
 from sdcompress.planning.steps import Component, Record
 from sdcompress.planning.steps.prune import Prune
+from sdcompress.sources.source import open_source
+from sdcompress.sources.spec import ComponentSpec, parameter
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "families"))
 from tiny import make

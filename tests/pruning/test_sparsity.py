@@ -9,11 +9,11 @@ from safetensors.torch import load_file
 from sdcompress.errors import RecipeError, UserError
 from sdcompress.execution.execute import execute
 from sdcompress.planning.plan import make_plan
+from sdcompress.planning.recipe import parse_recipe
+from sdcompress.planning.steps.sparsify import Sparsify
 from sdcompress.pruning.sparsity import kept_2_4, kept_share, scores
 from sdcompress.quant.statistics import LayerStatistics
-from sdcompress.planning.recipe import parse_recipe
 from sdcompress.sources.source import open_source
-from sdcompress.planning.steps.sparsify import Sparsify
 
 HEAD = "schema_version: 1\ndescription: T\ncalibration: {prompts: [ab], num_inference_steps: 1}\ncomponents:\n  unet:\n"
 

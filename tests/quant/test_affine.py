@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from sdcompress import registry
+from sdcompress.quant.registry import known_formats
 from sdcompress.sources.spec import parameter
 
 SHAPES = [(4, 64), (3, 40), (2, 35, 3, 3)]
@@ -22,7 +22,7 @@ def random_weight(shape: tuple[int, ...]) -> torch.Tensor:
 @pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
 def test_equals_loops_and_is_within_a_step(shape: tuple[int, ...], scale_bits: int, bits: int) -> None:
     weight = random_weight(shape)
-    fmt: Any = registry.formats()[f"uint{bits}"](None, scale_bits)
+    fmt: Any = known_formats()[f"uint{bits}"](None, scale_bits)
     tensor = fmt.quantize(weight)
     groups = fmt.layout(shape).group_of_columns().tolist()
     scale = tensor.scale.double().flatten(1)
@@ -48,7 +48,7 @@ def test_equals_loops_and_is_within_a_step(shape: tuple[int, ...], scale_bits: i
 @pytest.mark.parametrize("scale_bits", [8, 16])
 @pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
 def test_bytes(shape: tuple[int, ...], scale_bits: int, bits: int) -> None:
-    fmt: Any = registry.formats()[f"uint{bits}"](None, scale_bits)
+    fmt: Any = known_formats()[f"uint{bits}"](None, scale_bits)
     specs, parts = fmt.stored(parameter(shape, "F32")), fmt.quantize(random_weight(shape)).parts()
     assert list(specs) == list(parts)
     groups, weights = fmt.layout(shape).groups * shape[0], random_weight(shape).numel()
@@ -60,7 +60,7 @@ def test_bytes(shape: tuple[int, ...], scale_bits: int, bits: int) -> None:
 def test_the_fill_of_a_last_group_does_not_count() -> None:
     """33 channels: the last group is of one, all of whose weights a grid of two codes or more can hit."""
     weight = torch.rand(4, 33, generator=torch.Generator().manual_seed(1)) + 5
-    fmt: Any = registry.formats()["uint2"]()
+    fmt: Any = known_formats()["uint2"]()
     codes_of_all = fmt.fit(weight, None, search=True).decode(
         fmt.nearest(weight, fmt.fit(weight, None, search=True)), fmt.layout((4, 33)).group_of_columns()
     )

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from sdcompress import registry
 from sdcompress.quant.k_means import k_means
+from sdcompress.quant.registry import known_formats
 from sdcompress.sources.spec import parameter
 
 
@@ -58,7 +58,7 @@ def test_fewer_numbers_than_centres() -> None:
 @pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
 def test_stored_and_read_back(group: int | None, bits: int) -> None:
     weight = torch.randn(8, 6, 3, 3, generator=torch.Generator().manual_seed(1))
-    fmt: Any = registry.formats()[f"codebook{bits}"](group)
+    fmt: Any = known_formats()[f"codebook{bits}"](group)
     tensor, specs = fmt.quantize(weight), fmt.stored(parameter(tuple(weight.shape), "F32"))
     assert tensor.palette is not None and tuple(tensor.palette.shape) == specs["palette"].shape
     shared = group or 8

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from sdcompress import registry
 from sdcompress.quant.affine import UInt3, UInt4
 from sdcompress.quant.compose import quantize_weight, restored
 from sdcompress.quant.corrections.hadamard import rotated_input, rotated_weight
 from sdcompress.quant.corrections.low_rank import product
 from sdcompress.quant.error import output_sqnr_db, sqnr_db
 from sdcompress.quant.grid_format import GridFormat
+from sdcompress.quant.registry import known_formats
 from sdcompress.quant.rounding import Rounding
 from sdcompress.quant.rounding.gptq import GPTQ
 from sdcompress.quant.rounding.nearest import Nearest
@@ -23,7 +23,7 @@ from sdcompress.quant.rounding.search import Search, WeightedSearch
 from sdcompress.quant.statistics import LayerStatistics
 from sdcompress.sources.spec import parameter
 
-OURS = sorted(name for name, kind in registry.formats().items() if issubclass(kind, GridFormat))
+OURS = sorted(name for name, kind in known_formats().items() if issubclass(kind, GridFormat))
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -41,7 +41,7 @@ def correlated(columns: int, sizes: tuple[int, ...] | None = None) -> tuple[torc
 @pytest.mark.parametrize(("rank", "hadamard"), [(0, False), (3, False), (0, True), (3, True)])
 @pytest.mark.parametrize("shape", [(24, 40), (24, 12, 3, 3)])
 def test_every_format_with_every_correction(name: str, rank: int, hadamard: bool, shape: tuple[int, ...]) -> None:
-    fmt = replace(registry.formats()[name](), rank=rank, hadamard=hadamard)
+    fmt = replace(known_formats()[name](), rank=rank, hadamard=hadamard)
     weight = random(*shape).half()
     tensor = quantize_weight(weight, fmt, Nearest())
     assert tensor.format == fmt and tensor.shape == shape

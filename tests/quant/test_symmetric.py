@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from sdcompress import registry
+from sdcompress.quant.registry import known_formats
 from sdcompress.sources.spec import parameter
 
 SHAPES = [(4, 64), (3, 40), (2, 35, 3, 3)]
@@ -22,7 +22,7 @@ def random_weight(shape: tuple[int, ...]) -> torch.Tensor:
 @pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
 def test_bound_codes_and_bytes(shape: tuple[int, ...], scale_bits: int, bits: int) -> None:
     weight = random_weight(shape)
-    fmt: Any = registry.formats()[f"int{bits}"](32, scale_bits)
+    fmt: Any = known_formats()[f"int{bits}"](32, scale_bits)
     tensor, specs = fmt.quantize(weight), fmt.stored(parameter(shape, "F32"))
     scale = tensor.scale.float().flatten(1)
     if tensor.scale_step is not None:
@@ -44,7 +44,7 @@ def test_bound_codes_and_bytes(shape: tuple[int, ...], scale_bits: int, bits: in
 @pytest.mark.parametrize("scale_bits", [8, 16])
 def test_a_searched_scale_turns_to_the_larger_side(scale_bits: int) -> None:
     weight = torch.tensor([[-4.0, 3, 1, -1], [4, -3, -1, 1]])
-    fmt: Any = registry.formats()["int3"](None, scale_bits)
+    fmt: Any = known_formats()["int3"](None, scale_bits)
     grid = fmt.fit(weight, None, search=True)
     assert grid.scale is not None and grid.scale[:, 0].sign().tolist() == [1, -1]
     codes = fmt.nearest(weight, grid)
@@ -55,6 +55,6 @@ def test_a_searched_scale_turns_to_the_larger_side(scale_bits: int) -> None:
 
 
 def test_eight_bits_stay_symmetric() -> None:
-    fmt: Any = registry.formats()["int8"]()
+    fmt: Any = known_formats()["int8"]()
     grid = fmt.fit(random_weight((4, 64)), None, search=True)
     assert (grid.low, grid.high) == (-127, 127) and bool((grid.scale > 0).all())

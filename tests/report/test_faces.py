@@ -131,5 +131,6 @@ def test_numbers_read_well() -> None:
 
 def test_a_report_needs_no_torch() -> None:
     modules = ("build", "markdown", "pictures", "statistics", "terminal", "wording")
-    code = "import sys, sdcompress.evaluation.evaluate;" + "".join(f"import sdcompress.report.{name};" for name in modules)
+    code = "import sys, sdcompress.evaluation.evaluate;"
+    code += "".join(f"import sdcompress.report.{name};" for name in modules)
     subprocess.run([sys.executable, "-c", code + "sys.exit('torch' in sys.modules)"], check=True)

@@ -11,13 +11,13 @@ import pytest
 from huggingface_hub import ModelCard
 from PIL import Image
 
-from sdcompress.files import artifact as artifact_module
-from sdcompress.files.artifact import file_problems, read_manifest
 from sdcompress.errors import ArtifactError
 from sdcompress.execution.execute import execute
-from sdcompress.report.measured_card import PICTURE, add_measurements
+from sdcompress.files import artifact as artifact_module
+from sdcompress.files.artifact import file_problems, read_manifest
 from sdcompress.planning.plan import make_plan
 from sdcompress.planning.recipe import load_recipe
+from sdcompress.report.measured_card import PICTURE, add_measurements
 from sdcompress.sources.source import open_source
 
 

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
-from sdcompress.files.artifact import sha256_of
 from sdcompress.backends.torch.source_parts import open_component
 from sdcompress.errors import RecipeError, UserError
 from sdcompress.execution.execute import execute
+from sdcompress.files.artifact import sha256_of
 from sdcompress.lora.file import layer_names, open_lora
 from sdcompress.lora.fusing import difference
 from sdcompress.lora.keys import parse_key
@@ -365,7 +365,8 @@ def test_real_lora_on_full_size_shapes():
 @pytest.mark.skipif(not REAL.is_file(), reason=f"{REAL} is not here (a LoRA of Stable Diffusion 1.5)")
 def test_planning_needs_no_torch():
     code = (
-        "import sys, json\nfrom sdcompress import make_plan, open_source\nfrom sdcompress.planning.recipe import parse_recipe\n"
+        "import sys, json\nfrom sdcompress import make_plan, open_source\n"
+        "from sdcompress.planning.recipe import parse_recipe\n"
         "make_plan(parse_recipe(sys.argv[1], 'r'), open_source('sd15'))\nassert 'torch' not in sys.modules\n"
     )
     recipe = json.dumps({"schema_version": 1, "description": "T", "components": {"unet": fuse((REAL, 1))}})

@@ -11,13 +11,13 @@ from sdcompress.backends.torch.source_parts import empty_model
 from sdcompress.errors import UserError
 from sdcompress.execution.execute import execute
 from sdcompress.planning.plan import make_plan
-from sdcompress.sources.pruned_config import pruning_of
-from sdcompress.quant.statistics import LayerStatistics
 from sdcompress.planning.recipe import parse_recipe
-from sdcompress.sources.source import open_source
-from sdcompress.sources.spec import ComponentSpec, parameter
 from sdcompress.planning.steps import Component, Record
 from sdcompress.planning.steps.prune import Prune
+from sdcompress.quant.statistics import LayerStatistics
+from sdcompress.sources.pruned_config import pruning_of
+from sdcompress.sources.source import open_source
+from sdcompress.sources.spec import ComponentSpec, parameter
 
 PATTERNS = ["bk-sdm-base", "bk-sdm-small", "bk-sdm-tiny"]
 STOCK = [

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from sdcompress.errors import UserError
-from sdcompress.quant.statistics import LayerStatistics
-from sdcompress.sources.spec import ComponentSpec, parameter
 from sdcompress.planning.steps import Component, Planned, Record
 from sdcompress.planning.steps.quantize import Quantize
+from sdcompress.quant.statistics import LayerStatistics
+from sdcompress.sources.spec import ComponentSpec, parameter
 
 SHAPES = {
     "conv_in.weight": (16, 4, 3, 3),

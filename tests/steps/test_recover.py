@@ -15,15 +15,15 @@ import pytest
 from peak_memory import planned_and_taken_bytes
 from safetensors.torch import load_file
 
-from sdcompress.files.artifact import partial_folder
 from sdcompress.errors import ArtifactError, RecipeError, TrainingError
 from sdcompress.execution.execute import execute
+from sdcompress.execution.verify import verify
+from sdcompress.files.artifact import partial_folder
 from sdcompress.planning.plan import Plan, make_plan
 from sdcompress.planning.recipe import parse_recipe
+from sdcompress.planning.steps.recover import Recover
 from sdcompress.report.plan_view import describe_plan
 from sdcompress.sources.source import open_source
-from sdcompress.planning.steps.recover import Recover
-from sdcompress.execution.verify import verify
 
 PRUNE = "    - prune: {drop_mid_block: true, layers_per_block: 1}\n"
 SHORT = "prompts: [ab, c], batch_size: 2"

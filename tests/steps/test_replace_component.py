@@ -8,17 +8,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sdcompress.files.artifact import partial_folder
-from sdcompress.evaluation.worker.component_probe import Recorder, replay
+from sdcompress.calibration.prompts import PromptSet
 from sdcompress.errors import RecipeError, UserError
 from sdcompress.evaluation.evaluate import evaluate
 from sdcompress.evaluation.settings import EvaluationSettings
+from sdcompress.evaluation.worker.component_probe import Recorder, replay
 from sdcompress.execution.execute import execute
+from sdcompress.execution.verify import verify
+from sdcompress.files.artifact import partial_folder
 from sdcompress.planning.plan import make_plan
-from sdcompress.calibration.prompts import PromptSet
 from sdcompress.planning.recipe import dump_recipe, parse_recipe
 from sdcompress.sources.source import open_source
-from sdcompress.execution.verify import verify
 
 CALIBRATION = {"prompts": ["ab"], "num_inference_steps": 1}
 

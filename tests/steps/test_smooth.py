@@ -7,13 +7,13 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
+from sdcompress.backends.torch.input_statistics import load_or_gather
 from sdcompress.execution.execute import execute
 from sdcompress.planning.plan import make_plan
 from sdcompress.planning.recipe import parse_recipe
-from sdcompress.sources.source import open_source
-from sdcompress.backends.torch.input_statistics import load_or_gather
 from sdcompress.planning.steps import Component, Record
 from sdcompress.planning.steps.smooth import Smooth
+from sdcompress.sources.source import open_source
 
 RECIPE = """
 schema_version: 1

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import sdcompress
-from sdcompress.files.artifact import partial_folder, sha256_of, write_json
 from sdcompress.backends.gguf.layouts import Layout, layout_of
 from sdcompress.backends.gguf.types import StoredTensor, choose_types
 from sdcompress.environment import installed_versions
 from sdcompress.errors import ArtifactError, UserError
+from sdcompress.files.artifact import partial_folder, sha256_of, write_json
 from sdcompress.sources.source import DENOISERS, Source
 from sdcompress.sources.spec import ComponentSpec
 

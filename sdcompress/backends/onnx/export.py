@@ -11,25 +11,25 @@ from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
-from sdcompress.files.artifact import write_json
 from sdcompress.backends.onnx.cleanup import clean_up
 from sdcompress.backends.onnx.graph_cache import cached_graph
 from sdcompress.backends.onnx.packaging import Packager
 from sdcompress.backends.onnx.passes import run_passes, standard_passes
 from sdcompress.backends.onnx.trace import trace
-from sdcompress.families.onnx_parts import OnnxInput, OnnxPart, fix_axes, onnx_parts
 from sdcompress.errors import InternalError, SdcompressError
-from sdcompress.sources.pruned_config import without_quantization
+from sdcompress.families.onnx_parts import OnnxInput, OnnxPart, fix_axes, onnx_parts
+from sdcompress.files.artifact import write_json
+from sdcompress.planning.steps.export import Export, compute_dtype, part_sizes, quantized_layers
 from sdcompress.quant.activations import LayerRanges
 from sdcompress.quant.format import from_label
-from sdcompress.registry import formats
-from sdcompress.planning.steps.export import Export, compute_dtype, part_sizes, quantized_layers
+from sdcompress.quant.registry import known_formats
+from sdcompress.sources.pruned_config import without_quantization
 
 if TYPE_CHECKING:
     import torch
 
-    from sdcompress.sources.spec import ComponentSpec
     from sdcompress.planning.steps import Component
+    from sdcompress.sources.spec import ComponentSpec
 
 MODEL_NAME = "model.onnx"
 DATA_NAME = "model.onnx_data"
@@ -94,7 +94,7 @@ def _build(
     packager = Packager(
         model=model,
         spec=spec,
-        formats={layer: from_label(label, formats()) for layer, label in quantized_layers(spec.config).items()},
+        formats={layer: from_label(label, known_formats()) for layer, label in quantized_layers(spec.config).items()},
         ranges=ranges,
         read=_LastLayer(part.read).read,
         compute=_IR_DTYPE[compute],

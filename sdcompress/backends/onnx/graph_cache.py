@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 import sdcompress
 from sdcompress.backends.onnx.cleanup import parameters_as_inputs
-from sdcompress.files.cache import cache_folder, replacing
-from sdcompress.families.onnx_parts import OnnxInput, OnnxPart
 from sdcompress.environment import installed_versions
+from sdcompress.families.onnx_parts import OnnxInput, OnnxPart
+from sdcompress.files.cache import cache_folder, replacing
 from sdcompress.sources.spec import ComponentSpec
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sdcompress import registry
 from sdcompress.backends.onnx.runtime import Part, Runtime, choose_runtime
 from sdcompress.errors import ArtifactError, UserError
+from sdcompress.families.registry import known_architectures
 from sdcompress.sources.source import component_entries
 
 # Names that transformers 5 no longer has.
@@ -58,7 +58,7 @@ def open_component(folder: Path, name: str, library: str, class_name: str, runti
     from sdcompress.backends.onnx import components, denoisers
 
     part = folder / name
-    known = registry.architectures().get(class_name)
+    known = known_architectures().get(class_name)
     role = known.role if known is not None else None
     if role == "autoencoder":
         decoder = folder / "vae_decoder"
@@ -86,7 +86,7 @@ def open_component(folder: Path, name: str, library: str, class_name: str, runti
     if (part / runtime.model_file).is_file() or (part / "config.json").is_file():
         raise UserError(
             f"{part}: sdcompress cannot run {class_name} with ONNX Runtime; it runs "
-            f"{', '.join(sorted(registry.architectures()))} (optimum.onnxruntime's ORTDiffusionPipeline may open the "
+            f"{', '.join(sorted(known_architectures()))} (optimum.onnxruntime's ORTDiffusionPipeline may open the "
             f"folder)"
         )
     try:

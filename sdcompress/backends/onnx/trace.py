@@ -17,8 +17,8 @@ from torch import nn
 
 from sdcompress.backends.onnx.modules import empty_component, wrap
 from sdcompress.backends.torch.names import living_name
-from sdcompress.families.onnx_parts import OnnxInput, OnnxPart, traced_shape
 from sdcompress.errors import InternalError
+from sdcompress.families.onnx_parts import OnnxInput, OnnxPart, traced_shape
 from sdcompress.sources.spec import ComponentSpec
 
 if TYPE_CHECKING:

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import sdcompress
-from sdcompress.sources import onnx_file
-from sdcompress.files.artifact import MANIFEST_SCHEMA, check_output, partial_folder, publish, sha256_of, write_json
-from sdcompress.files.artifact import read_manifest as read_artifact
 from sdcompress.backends.openvino.runtime import import_openvino
 from sdcompress.environment import installed_versions
 from sdcompress.errors import ArtifactError, InternalError, UserError
+from sdcompress.files.artifact import MANIFEST_SCHEMA, check_output, partial_folder, publish, sha256_of, write_json
+from sdcompress.files.artifact import read_manifest as read_artifact
+from sdcompress.sources import onnx_file
 from sdcompress.sources.openvino_file import MODEL_FILE, open_openvino_folder
 from sdcompress.sources.source import MANIFEST_NAME, Source
 

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from sdcompress import registry
 from sdcompress.backends.torch.modules import QuantizedLinear, set_layer
 from sdcompress.backends.torch.names import living_name
 from sdcompress.errors import ArtifactError
+from sdcompress.quant.registry import known_formats
 
 
 def open_component(folder: Path, library: str, class_name: str, dtype: torch.dtype) -> nn.Module:
@@ -99,7 +99,7 @@ def _linear(
     packed = bnb.functional.QuantState.from_dict(stats, device=torch.device("cpu"))
     if packed.nested:
         raise ArtifactError(f"{layer}: has nested (double-quantized) scales, which are not supported on a CPU")
-    fmt = registry.formats()[packed.quant_type](packed.blocksize)
+    fmt = known_formats()[packed.quant_type](packed.blocksize)
     # Not bnb.nn.Linear4bit: on a CPU it runs torch.compile for every shape, minutes for a UNet. Same values, at once.
     four = QuantizedLinear(original, fmt)
     four.codes, four.scale = codes, packed.absmax.to(dtype)

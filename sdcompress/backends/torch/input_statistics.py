@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import sdcompress
-from sdcompress.files.cache import cache_folder
 from sdcompress.calibration.settings import FIRST_SEED, Calibration, choose_prompts
 from sdcompress.environment import installed_versions
 from sdcompress.errors import SourceError
-from sdcompress.quant.statistics import LayerStatistics, Limits
+from sdcompress.files.cache import cache_folder
 from sdcompress.files.safetensors_file import TensorRange
 from sdcompress.files.sealed_file import Spec, read_chunks, read_sealed, read_tensor, spec_of, write_sealed
+from sdcompress.quant.statistics import LayerStatistics, Limits
 from sdcompress.sources.source import Source
 
 if TYPE_CHECKING:

@@ -15,12 +15,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from sdcompress.backends.torch.computed_weight import ComputedWeight
-from sdcompress.files.torch_dtypes import TORCH_DTYPE
 from sdcompress.backends.torch.integer_linear import integer_linear
 from sdcompress.backends.torch.names import living_name
 from sdcompress.backends.torch.packaging import packed_specs, rounds_inputs
 from sdcompress.backends.torch.unpacking import dequantize_stored, logical, pick_rows
 from sdcompress.errors import ArtifactError
+from sdcompress.files.torch_dtypes import TORCH_DTYPE
 from sdcompress.quant import scales
 from sdcompress.quant.format import QuantFormat
 from sdcompress.quant.grid_format import GridFormat

@@ -13,10 +13,10 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from sdcompress.sources.pruned_config import SCHEMA as PRUNING_SCHEMA
-from sdcompress.sources.pruned_config import pruning_of
 from sdcompress.quant.format import QuantFormat, QuantizedTensor
 from sdcompress.quant.packing import _PLANES, pack, row_bytes
+from sdcompress.sources.pruned_config import SCHEMA as PRUNING_SCHEMA
+from sdcompress.sources.pruned_config import pruning_of
 from sdcompress.sources.spec import SUB_BYTE_BITS, ComponentSpec, TensorSpec, layers_of
 
 if TYPE_CHECKING:

@@ -9,9 +9,9 @@ from typing import Any
 
 from sdcompress.backends.torch.packaging import CONFIG_SCHEMA, DYNAMIC, QUANT_METHOD
 from sdcompress.errors import ArtifactError
+from sdcompress.quant.format import QuantFormat
 from sdcompress.sources.pruned_config import SCHEMA as PRUNING_SCHEMA
 from sdcompress.sources.pruned_config import parse_pruning
-from sdcompress.quant.format import QuantFormat
 
 
 def register_diffusers() -> None:
@@ -38,10 +38,10 @@ def register_transformers() -> None:
 
 def formats_of(layers: Mapping[str, str]) -> dict[str, QuantFormat]:
     """Layer -> format from layer -> label. ArtifactError for a format or an option this version does not have."""
-    from sdcompress import registry
     from sdcompress.quant.format import from_label
+    from sdcompress.quant.registry import known_formats
 
-    known = registry.formats()
+    known = known_formats()
     formats: dict[str, QuantFormat] = {}
     for label in sorted(set(layers.values())):
         try:

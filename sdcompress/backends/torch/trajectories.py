@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import nn
 
-from sdcompress import registry
 from sdcompress.backends.torch.latents_catcher import LatentsCatcher
 from sdcompress.backends.torch.loading import choose_device
 from sdcompress.backends.torch.source_parts import (
@@ -25,9 +24,10 @@ from sdcompress.backends.torch.source_parts import (
     open_without_models,
     pipeline_options,
 )
+from sdcompress.calibration.input_pictures import PictureFiles, make_pictures, request_pictures, wanted_pictures
 from sdcompress.calibration.settings import FIRST_SEED, Calibration, choose_prompts
 from sdcompress.errors import SourceError
-from sdcompress.calibration.input_pictures import PictureFiles, make_pictures, request_pictures, wanted_pictures
+from sdcompress.families.registry import known_families
 from sdcompress.sources.source import DENOISERS, Source
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ class Walk:
         self._first_seed = calibration.seed + FIRST_SEED
         self._prompts: PromptSet = choose_prompts(calibration, source)
         self._size = {"height": calibration.height, "width": calibration.width}
-        self._family = registry.families()[source.pipeline_class]
+        self._family = known_families()[source.pipeline_class]
         self._denoiser = next(name for name in DENOISERS if name in source.components)
         self._bare = open_without_models(source)
         takes = inspect.signature(self._bare.__call__).parameters
@@ -315,7 +315,7 @@ class Walk:
 
 def check_walk(source: Source, wanted: Mapping[str, Collection[str]], what: str) -> None:
     """Raises SourceError unless the pipeline can be drawn with here, and has every component `what` is wanted of."""
-    families = registry.families()
+    families = known_families()
     if source.pipeline_class not in families:
         able = ", ".join(families)
         raise SourceError(f"{source.name}: is a {source.pipeline_class}; {what} can be calibrated for {able} only")

@@ -1,7 +1,7 @@
 """The child process that holds one pipeline, or the judge: JSON requests on stdin, one JSON answer a line on stdout.
 
-Run as `python -m sdcompress.evaluation.worker.loop`. A fresh process per pipeline makes its peak memory its own. Whatever libraries
-print goes to stderr, which the parent writes to a log.
+Run as `python -m sdcompress.evaluation.worker.loop`. A fresh process per pipeline makes its peak memory its own.
+What libraries print goes to stderr, which the parent writes to a log.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from sdcompress.backends.black_pictures import DecoderGuard, to_pixels
-from sdcompress.evaluation.worker.energy import EnergyMeter
-from sdcompress.errors import SdcompressError
-from sdcompress.evaluation.worker.initial_latents import same_noise
 from sdcompress.calibration.input_pictures import always_given, check_steps, fewest_steps, make_pictures
+from sdcompress.errors import SdcompressError
+from sdcompress.evaluation.worker.energy import EnergyMeter
+from sdcompress.evaluation.worker.initial_latents import same_noise
 from sdcompress.evaluation.worker.judge import Judge
 from sdcompress.evaluation.worker.process_meters import ComponentClock, peak_bytes, resident_bytes, synchronize
 

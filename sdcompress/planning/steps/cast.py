@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Literal
 
 from sdcompress.errors import UserError
 from sdcompress.families.fragile_vae import WHY_FRAGILE, overflows_float16
-from sdcompress.quant.format import overflows
 from sdcompress.files.safetensors_file import FLOAT_DTYPES
-from sdcompress.sources.spec import ComponentSpec, TensorSpec
 from sdcompress.planning.steps import Component, Planned, Record, Stage, Step
+from sdcompress.quant.format import overflows
+from sdcompress.sources.spec import ComponentSpec, TensorSpec
 
 if TYPE_CHECKING:
     import torch

@@ -8,13 +8,13 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from sdcompress.families.clip import TEXT_ENCODERS
-from sdcompress.families.onnx_parts import OnnxPart, onnx_parts, text_config
 from sdcompress.errors import UserError
+from sdcompress.families.clip import TEXT_ENCODERS
 from sdcompress.families.fragile_vae import WHY_FRAGILE, overflows_float16
+from sdcompress.families.onnx_parts import OnnxPart, onnx_parts, text_config
 from sdcompress.files.safetensors_file import FLOAT_DTYPES
-from sdcompress.sources.spec import ComponentSpec, TensorSpec
 from sdcompress.planning.steps import Component, Planned, Record, Stage, Step
+from sdcompress.sources.spec import ComponentSpec, TensorSpec
 
 COMPUTE_DTYPES = {"F32": "float32", "F16": "float16"}
 

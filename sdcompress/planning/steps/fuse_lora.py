@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from sdcompress.files.artifact import sha256_of
 from sdcompress.errors import UserError
+from sdcompress.files.artifact import sha256_of
 from sdcompress.lora.file import LoraFile, LowRank, open_lora
+from sdcompress.planning.steps import Component, LocatedStep, Planned, Record, Stage
 from sdcompress.quant.format import overflows
 from sdcompress.sources.spec import ComponentSpec
-from sdcompress.planning.steps import Component, LocatedStep, Planned, Record, Stage
 
 if TYPE_CHECKING:
     import torch

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, field_validator
 
 from sdcompress.errors import UserError
+from sdcompress.planning.shares import parse_share
+from sdcompress.planning.steps import Component, LayerOutcome, Planned, Record, Stage, Step
 from sdcompress.pruning.blocks import is_transformer, without_blocks
 from sdcompress.pruning.importance import choose, cut_tensor, score
-from sdcompress.sources.pruned_config import Pruning, marked, pruning_of
 from sdcompress.pruning.smaller import Smaller, unchanged
 from sdcompress.pruning.stock import (
     is_text_encoder,
@@ -25,9 +26,8 @@ from sdcompress.pruning.stock import (
 )
 from sdcompress.pruning.units import is_whole_mid_block, matching_units, without_units
 from sdcompress.pruning.widths import Cut, Group, narrowed, width_groups
-from sdcompress.planning.shares import parse_share
+from sdcompress.sources.pruned_config import Pruning, marked, pruning_of
 from sdcompress.sources.spec import ComponentSpec
-from sdcompress.planning.steps import Component, LayerOutcome, Planned, Record, Stage, Step
 
 if TYPE_CHECKING:
     import torch

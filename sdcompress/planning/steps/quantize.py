@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from sdcompress import registry
 from sdcompress.backends.torch.packaging import (
     DYNAMIC,
     dynamic_layers,
@@ -19,17 +18,19 @@ from sdcompress.backends.torch.packaging import (
 )
 from sdcompress.calibration.observed_layers import can_be_calibrated
 from sdcompress.errors import UserError
+from sdcompress.families.registry import known_architectures
 from sdcompress.planning.layer_formats import Choice, Override, choose, is_grouped, unmatched_patterns
-from sdcompress.sources.layer_patterns import first_match
+from sdcompress.planning.step_cost import cost_note
+from sdcompress.planning.steps import Component, LayerOutcome, Planned, Record, Stage, Step
 from sdcompress.quant.compose import quantize_weight, restored
 from sdcompress.quant.corrections.bias import corrected_bias
 from sdcompress.quant.corrections.hadamard import block_size, joined_sizes
 from sdcompress.quant.error import output_sqnr_db, rounding_sqnr_db, sqnr_db
 from sdcompress.quant.format import from_label
+from sdcompress.quant.registry import known_formats, known_roundings
 from sdcompress.quant.statistics import Limits, block_sizes
+from sdcompress.sources.layer_patterns import first_match
 from sdcompress.sources.spec import CONVOLUTIONS, ComponentSpec, Layer, TensorSpec
-from sdcompress.planning.step_cost import cost_note
-from sdcompress.planning.steps import Component, LayerOutcome, Planned, Record, Stage, Step
 
 if TYPE_CHECKING:
     import torch
@@ -97,7 +98,7 @@ class Quantize(Step):
         if calibrated:
             notes.append(f"calibrated on what goes into them: {len(calibrated)} layers")
         costs = ((chosen[name], name in rounded) for name in map(_unpacked_layer, choices) if name)
-        known = registry.architectures().get(spec.class_name)
+        known = known_architectures().get(spec.class_name)
         denoises = known is not None and known.role == "denoiser"
         if target == "torch" and denoises and (note := cost_note(costs)):
             notes.append(note)
@@ -107,7 +108,7 @@ class Quantize(Step):
         import torch
 
         outcomes = {outcome.layer: outcome for outcome in planned.layers if outcome.format}
-        formats = {name: from_label(str(one.format), registry.formats()) for name, one in outcomes.items()}
+        formats = {name: from_label(str(one.format), known_formats()) for name, one in outcomes.items()}
         stock = is_stock(part.spec, formats)
         layer_of: dict[str, str] = {}
         for layer, fmt in formats.items():
@@ -139,7 +140,7 @@ class Quantize(Step):
 
     def _calibrated(self, choices: list[Choice], spec: ComponentSpec) -> tuple[str, ...]:
         """The layers of whose inputs statistics are needed. UserError where none can be gathered."""
-        roundings = registry.roundings()
+        roundings = known_roundings()
         layers = tuple(
             choice.layer.name
             for choice in choices
@@ -243,7 +244,7 @@ def _quantize(
     name = f"{layer}.weight"
     statistics = part.statistics.get(layer)
     try:
-        tensor = quantize_weight(weight, fmt, registry.roundings()[rounding](), statistics)
+        tensor = quantize_weight(weight, fmt, known_roundings()[rounding](), statistics)
     except ValueError as error:
         raise UserError(f"{part.spec.name}.{name}: {error}; the source's weights are broken") from None
     stored_bytes = sum(spec.size_bytes for spec in fmt.stored(part.spec.tensors[name]).values())

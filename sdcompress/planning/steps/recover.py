@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from sdcompress.calibration.settings import Calibration, count_own_prompts
-from sdcompress.planning.training_memory import activation_bytes, checkpoint_bytes, latent_elements, state_bytes
+from sdcompress.calibration.training_prompts import training_prompts
 from sdcompress.errors import InternalError, UserError
-from sdcompress.quant.format import overflows
 from sdcompress.files.safetensors_file import FLOAT_DTYPES
+from sdcompress.planning.steps import Component, Planned, Record, Stage, Step
+from sdcompress.planning.training_memory import activation_bytes, checkpoint_bytes, latent_elements, state_bytes
+from sdcompress.quant.format import overflows
 from sdcompress.sources.source import Source
 from sdcompress.sources.spec import ComponentSpec
-from sdcompress.planning.steps import Component, Planned, Record, Stage, Step
-from sdcompress.calibration.training_prompts import training_prompts
 
 if TYPE_CHECKING:
     import torch

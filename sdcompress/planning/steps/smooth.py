@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from sdcompress import registry
-from sdcompress.families.foldable import Fold, folds
 from sdcompress.calibration.observed_layers import can_be_calibrated
 from sdcompress.errors import UserError
+from sdcompress.families.foldable import Fold, folds
 from sdcompress.planning.layer_formats import wanted_format
+from sdcompress.planning.steps import Component, Planned, Record, Stage, Step
 from sdcompress.quant.corrections.smoothing import scaled, scaled_statistics, scales_for
+from sdcompress.quant.registry import known_formats
 from sdcompress.quant.statistics import LayerStatistics
 from sdcompress.sources.spec import ComponentSpec
-from sdcompress.planning.steps import Component, Planned, Record, Stage, Step
 
 if TYPE_CHECKING:
     import torch
@@ -54,7 +54,7 @@ class Smooth(Step):
         return Planned(spec, notes=notes, working_bytes=largest, calibrated=consumers, target=target)
 
     def apply(self, part: Component, planned: Planned, record: Record) -> Component:
-        fmt = registry.formats()[self.format](self.group_size, **self._options())
+        fmt = known_formats()[self.format](self.group_size, **self._options())
         by_tensor: dict[str, list[Fold]] = {}
         for fold in folds(part.spec):
             for name in (*(name for name, _ in fold.producers), *(f"{layer}.weight" for layer in fold.consumers)):

@@ -14,8 +14,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from sdcompress.sources.catalog.shape_tree import expand, overlay
 from sdcompress.errors import InternalError
+from sdcompress.sources.catalog.shape_tree import expand, overlay
 from sdcompress.sources.source import Source, component_entries, is_buffer, pipeline_class_of
 from sdcompress.sources.spec import ComponentSpec, TensorSpec, parameter
 

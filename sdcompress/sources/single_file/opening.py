@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from sdcompress.errors import SourceError
-from sdcompress.sources.quantized_source import scale_in
 from sdcompress.files.safetensors_file import TensorRange, read_header
+from sdcompress.sources.quantized_source import scale_in
 from sdcompress.sources.single_file.conversion import find_component
 from sdcompress.sources.single_file.layouts import Layout, detect_layout, is_left_out
 from sdcompress.sources.single_file.linked_folder import LINK, read_link, write_link

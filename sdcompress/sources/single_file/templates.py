@@ -8,10 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sdcompress import registry
-from sdcompress.sources import catalog
-from sdcompress.errors import SourceError
+from sdcompress.errors import SourceError, nearest
 from sdcompress.files.safetensors_file import TensorRange
+from sdcompress.sources import catalog
 from sdcompress.sources.single_file.tokenizers import FACTS
 from sdcompress.sources.source import (
     ASSETS,
@@ -66,7 +65,7 @@ def find_template(like: str | None, entry: str) -> Template:
         return _of_folder(path)
     found = catalog.find(like)
     if found is None:
-        known = registry.nearest(like, (*BUILT_IN, *catalog.names()))
+        known = nearest(like, (*BUILT_IN, *catalog.names()))
         raise SourceError(f"--like {like}: no such folder, and no name sdcompress knows; {known}")
     return _of_entry(found)
 

@@ -19,13 +19,13 @@ import onnx
 from short_recipes import quick
 
 from sdcompress import load_recipe, make_plan, open_pipeline, open_source
-from sdcompress.files.artifact import partial_folder
 from sdcompress.errors import UserError
 from sdcompress.execution.execute import execute
+from sdcompress.execution.verify import verify
+from sdcompress.files.artifact import partial_folder
 from sdcompress.planning.plan import Plan
 from sdcompress.planning.recipe import parse_recipe
 from sdcompress.sources.source import MANIFEST_NAME, open_folder
-from sdcompress.execution.verify import verify
 
 RECIPES = ("onnx-fp32", "onnx-int8", "onnx-int4", "onnx-mixed")
 PARTS = ("safety_checker", "text_encoder", "unet", "vae_decoder", "vae_encoder")

@@ -7,22 +7,20 @@ from typing import Any
 import pytest
 import torch
 
-from sdcompress import registry
 from sdcompress.quant.grid_format import GridFormat
+from sdcompress.quant.registry import known_formats
 from sdcompress.quant.rounding.nearest import Nearest
 from sdcompress.quant.rounding.search import Search, WeightedSearch
 from sdcompress.quant.statistics import LayerStatistics
 
-FORMATS = sorted(
-    name for name, kind in registry.formats().items() if kind.roundings is None or "gptq" in kind.roundings
-)
+FORMATS = sorted(name for name, kind in known_formats().items() if kind.roundings is None or "gptq" in kind.roundings)
 SHAPES = [(24, 72), (12, 40, 3, 3), (5, 7, 1, 2)]
 # Losses are float32 sums of some thousand squares: a relative error of 1e-5 at most.
 CLOSE = 1 + 1e-5
 
 
 def made(name: str, scale_bits: int = 16) -> GridFormat:
-    kind: Any = registry.formats()[name]
+    kind: Any = known_formats()[name]
     return kind(None, scale_bits) if "scale_bits" in kind.options else kind(4)
 
 

@@ -22,9 +22,9 @@ from sdcompress.backends.torch.training.batches import Batch, draw_batch
 from sdcompress.backends.torch.training.losses import feature_loss, output_loss, stages_of, watching
 from sdcompress.backends.torch.training.pool import Pool, load_or_draw
 from sdcompress.errors import TrainingError
+from sdcompress.planning.steps import Workshop
 from sdcompress.sources.source import is_buffer
 from sdcompress.sources.spec import ComponentSpec
-from sdcompress.planning.steps import Workshop
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

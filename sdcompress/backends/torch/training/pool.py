@@ -15,15 +15,15 @@ from typing import Any
 import torch
 from torch import nn
 
+from sdcompress.backends.torch.input_statistics import content_key
 from sdcompress.backends.torch.source_parts import open_without_models
 from sdcompress.backends.torch.trajectories import Observer, Outputs, Walk, check_walk
-from sdcompress.files.cache import cache_folder
 from sdcompress.calibration.settings import Calibration
 from sdcompress.errors import SourceError
-from sdcompress.quant.statistics import Limits
+from sdcompress.files.cache import cache_folder
 from sdcompress.files.sealed_file import read_sealed, read_tensor, spec_of, write_sealed
+from sdcompress.quant.statistics import Limits
 from sdcompress.sources.source import Source
-from sdcompress.backends.torch.input_statistics import content_key
 
 _WANTED = {"unet": ("every input",)}
 _CONDITION = "condition:"

@@ -1,0 +1,33 @@
+"""The families of pipelines and the classes of components that are described in this package."""
+
+from __future__ import annotations
+
+from functools import cache
+
+from sdcompress.errors import InternalError
+from sdcompress.families.architecture import Architecture, Family
+from sdcompress.plugins import find_constants
+
+
+@cache
+def known_architectures() -> dict[str, Architecture]:
+    """Return class of component -> its description, from every module of `sdcompress/families/`."""
+    found: dict[str, Architecture] = {}
+    for module, architectures in find_constants("sdcompress.families", "ARCHITECTURES").items():
+        for one in architectures:
+            if one.class_name in found:
+                raise InternalError(f"{module}: {one.class_name} is described in another file already")
+            found[one.class_name] = one
+    return found
+
+
+@cache
+def known_families() -> dict[str, Family]:
+    """Return class of pipeline -> its family, from every module of `sdcompress/families/`."""
+    found: dict[str, Family] = {}
+    for module, family in find_constants("sdcompress.families", "FAMILY").items():
+        for pipeline_class in family.pipelines:
+            if pipeline_class in found:
+                raise InternalError(f"{module}: {pipeline_class} is of another family already")
+            found[pipeline_class] = family
+    return found
