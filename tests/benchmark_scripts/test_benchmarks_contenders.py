@@ -29,7 +29,7 @@ from benchmarks.contenders.summary import (
 from sdcompress.errors import UserError
 from sdcompress.planning.recipe import load_recipe, shipped_recipes
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 GB = 10**9
 
 PRETENDER = """

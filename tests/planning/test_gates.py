@@ -22,7 +22,9 @@ def make_report() -> Callable[..., dict[str, Any]]:
     import importlib.util
 
     # By its path: torch-fidelity installs a package named `tests`, which goes before this folder.
-    spec = importlib.util.spec_from_file_location("report_conftest", Path(__file__).parent / "report" / "conftest.py")
+    spec = importlib.util.spec_from_file_location(
+        "report_conftest", Path(__file__).parents[1] / "report" / "conftest.py"
+    )
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module._make_report

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-ASSETS = Path(__file__).resolve().parents[1] / "sdcompress" / "assets"
+ASSETS = Path(__file__).resolve().parents[2] / "sdcompress" / "assets"
 SIZE_LIMIT_BYTES = 55_000_000
 SHIPPED = json.loads((ASSETS / "tiny-sd-prompts.json").read_text())
 SEEDS = range(8)

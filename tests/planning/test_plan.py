@@ -63,7 +63,7 @@ def test_sd15_linear_only_4_bit_is_reported_as_what_it_is():
 def test_published_block_pruning_counts():
     """BK-SDM (arXiv:2305.15798) gives 0.58 B for its base UNet and 0.49 B for the small one, whose mid block is gone.
 
-    The counts here are those of the stock classes (tests/steps/test_prune.py builds them): the small one is 0.482 B.
+    The counts here are those of the stock classes (test_prune.py builds them): the small one is 0.482 B.
     """
     base = plan("sd15", "  unet:\n    - prune: {layers_per_block: 1}\n").after("unet")
     small = plan("sd15", "  unet:\n    - prune: {layers_per_block: 1, drop_mid_block: true}\n").after("unet")

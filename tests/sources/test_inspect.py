@@ -17,7 +17,7 @@ from sdcompress.sources.inspect_model import bytes_at, describe
 from sdcompress.sources.source import Source, open_source
 from sdcompress.sources.spec import KINDS, ComponentSpec, TensorSpec, parameter
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 CHILD = """
 import io, json, sys, time

@@ -21,7 +21,7 @@ import pytest
 
 from sdcompress.files.safetensors_file import StreamWriter
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 OLD_COMMIT = "89abcdef0123456789abcdef0123456789abcdef"  # of the revision v1
 HANG_S = 6.0

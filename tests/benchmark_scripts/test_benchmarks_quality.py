@@ -26,7 +26,7 @@ from benchmarks.quality.table import every_point, quality_per_byte_table
 from benchmarks.quality.weight_bytes import left_alone, spare_bytes, stored_tensors, weight_bytes
 from sdcompress.errors import UserError
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 class Halves(torch.Tensor):

@@ -18,7 +18,7 @@ from sdcompress.sources.catalog.shape_tree import compact, difference, expand, o
 from sdcompress.sources.source import is_buffer, open_source
 from sdcompress.sources.spec import ComponentSpec, parameters_by_kind
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 CONFIGS = ROOT.parent / "shared" / "reference" / "models"
 COMPONENT_FILES = sorted(file.stem for file in (catalog.FOLDER / "components").glob("*.json"))

@@ -370,4 +370,4 @@ def test_planning_needs_no_torch():
         "make_plan(parse_recipe(sys.argv[1], 'r'), open_source('sd15'))\nassert 'torch' not in sys.modules\n"
     )
     recipe = json.dumps({"schema_version": 1, "description": "T", "components": {"unet": fuse((REAL, 1))}})
-    subprocess.run([sys.executable, "-c", code, recipe], check=True, cwd=Path(__file__).parent.parent.parent)
+    subprocess.run([sys.executable, "-c", code, recipe], check=True, cwd=Path(__file__).parents[3])

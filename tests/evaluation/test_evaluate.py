@@ -30,7 +30,7 @@ QUICK: dict[str, Any] = {
     "height": 32,
     "width": 32,
     "clip": str(TINY_SD_SCORER),
-    "noise_floor": (),  # tests/test_evaluate_more.py has these
+    "noise_floor": (),  # test_evaluate_more.py has these
     "component_metrics": False,
 }
 

@@ -17,7 +17,7 @@ from sdcompress.sources import catalog
 from sdcompress.sources.source import open_folder
 from sdcompress.sources.spec import ComponentSpec, parameter
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 TINY_UNET: dict[str, Any] = {
     "_class_name": "UNet2DConditionModel", "sample_size": 8, "in_channels": 4, "out_channels": 4,

@@ -28,7 +28,7 @@ from sdcompress.sources.single_file.transformer_names import flux_piece, sd3_pie
 from sdcompress.sources.source import Source, open_folder, open_source
 from sdcompress.sources.tensor_reading import to_tensor
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 UNET, TEXT = "diffusion_pytorch_model.safetensors", "model.safetensors"
 CONV_IN = "model.diffusion_model.input_blocks.0.0.weight"
 
