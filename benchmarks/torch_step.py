@@ -30,10 +30,10 @@ import torch  # noqa: E402
 from torch import nn  # noqa: E402
 
 from benchmarks.full_size import commit  # noqa: E402
-from sdcompress.planning import step_cost  # noqa: E402
 from sdcompress.backends.torch.modules import cast_scales, replace_layers  # noqa: E402
 from sdcompress.backends.torch.packaging import package  # noqa: E402
 from sdcompress.environment import describe_cpu, describe_environment  # noqa: E402
+from sdcompress.planning import step_cost  # noqa: E402
 from sdcompress.planning.step_cost import ROUNDED  # noqa: E402
 from sdcompress.quant.codebook import Codebook  # noqa: E402
 from sdcompress.quant.corrections.hadamard import rotated_weight  # noqa: E402
