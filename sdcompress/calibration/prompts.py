@@ -6,7 +6,8 @@ import json
 from dataclasses import dataclass
 
 from sdcompress.errors import EvaluationError
-from sdcompress.sources.source import ASSETS, MANIFEST_NAME, Source
+from sdcompress.files.artifact import MANIFEST_NAME
+from sdcompress.sources.source import ASSETS, Source
 
 TINY_SD = "tiny-sd"
 TINY_SD_PROMPTS = ASSETS / "tiny-sd-prompts.json"

@@ -18,7 +18,8 @@ from sdcompress.errors import EvaluationError
 from sdcompress.evaluation.drawing import Session, check_device
 from sdcompress.evaluation.settings import choose_some
 from sdcompress.evaluation.step_ladder import Rung, list_ladder, make_rung, model_index_entry
-from sdcompress.sources.source import MANIFEST_NAME, Source
+from sdcompress.files.artifact import MANIFEST_NAME
+from sdcompress.sources.source import Source
 
 RUNGS_FOLDER = "rungs"  # in the evaluation's folder: components made for the ladder, until their pictures are drawn
 

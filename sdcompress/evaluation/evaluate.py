@@ -18,12 +18,12 @@ from sdcompress.evaluation.metrics.scorer import find_scorer
 from sdcompress.evaluation.noise_floor import draw_noise_floor, floor_variant
 from sdcompress.evaluation.sample_log import SampleLog
 from sdcompress.evaluation.settings import EvaluationSettings, list_drawings
-from sdcompress.files.artifact import made_with, read_manifest
+from sdcompress.files.artifact import MANIFEST_NAME, made_with, read_manifest
 from sdcompress.planning.gates import check_gates, parse_gate
 from sdcompress.report import write_report
 from sdcompress.report.build import build_report
 from sdcompress.sources.hub import with_weights
-from sdcompress.sources.source import MANIFEST_NAME, Source, open_source
+from sdcompress.sources.source import Source, open_source
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -14,14 +14,15 @@ from typing import Any
 
 import yaml
 
+from sdcompress.backends.component import Component, TrainingContext
 from sdcompress.errors import EvaluationError, UserError
 from sdcompress.execution.execute import begin_component, gather_input_statistics, write_safetensors
 from sdcompress.execution.pruned_source import later_steps, pruned_source, pruning_steps
-from sdcompress.files.artifact import read_manifest
+from sdcompress.files.artifact import MANIFEST_NAME, read_manifest
 from sdcompress.planning.plan import Plan, PlannedStep, calibrated_of, make_plan
 from sdcompress.planning.recipe import parse_recipe
-from sdcompress.planning.steps import Component, Record, Stage, Workshop
-from sdcompress.sources.source import MANIFEST_NAME, Source
+from sdcompress.planning.steps import Record, Stage
+from sdcompress.sources.source import Source
 
 TRAINING = "would have to be trained again, which an evaluation does not do; the next measured rung holds it too"
 ACTIVATIONS = "weights alone: the exported graph rounds the activations"
@@ -171,8 +172,8 @@ def _worked(plan: Plan, whole: Plan, name: str, folder: Path, calibrating: Calib
     """
 
     def begun(of: Plan, each: str, statistics: Mapping[str, Any]) -> Component:
-        workshop = Workshop(of.prepared, folder, calibrating, lambda *_: None)
-        return begin_component(of, each, statistics.get(each, {}), workshop, lambda _: None).part
+        context = TrainingContext(of.prepared, folder, calibrating, lambda *_: None)
+        return begin_component(of, each, statistics.get(each, {}), context, lambda _: None).part
 
     originals: Mapping[str, Any] = {}
     if calibrated_of(pruning_steps(whole.steps)):

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import sdcompress
+from sdcompress.backends.component import Component, TrainingContext
 from sdcompress.environment import installed_versions
 from sdcompress.errors import ArtifactError, InternalError, SdcompressError, SourceError, TrainingError
 from sdcompress.execution.model_card import model_card
@@ -21,13 +22,21 @@ from sdcompress.execution.pruned_source import later_steps, pruned_source, pruni
 from sdcompress.execution.ranges import Ranges, calibrate, dump_ranges, parse_ranges
 from sdcompress.execution.run_state import STATE_NAME, RunState
 from sdcompress.families.onnx_parts import vae_scale
-from sdcompress.files.artifact import MANIFEST_SCHEMA, check_output, partial_folder, publish, sha256_of, write_json
+from sdcompress.files.artifact import (
+    MANIFEST_NAME,
+    MANIFEST_SCHEMA,
+    check_output,
+    partial_folder,
+    publish,
+    sha256_of,
+    write_json,
+)
 from sdcompress.files.safetensors_file import StreamWriter
 from sdcompress.planning.plan import Plan, PlannedStep, calibrated_of
-from sdcompress.planning.steps import Component, LayerOutcome, Record, Workshop
+from sdcompress.planning.steps import LayerOutcome, Record
 from sdcompress.planning.steps.export import Export
 from sdcompress.sources.quantized_source import copy_component, quantized_as
-from sdcompress.sources.source import MANIFEST_NAME, Source
+from sdcompress.sources.source import Source
 from sdcompress.sources.spec import ComponentSpec, TensorSpec
 from sdcompress.sources.tensor_reading import reader_of
 
@@ -82,10 +91,8 @@ def execute(
         originals = gather_input_statistics(plan, prepared, pruning_steps(plan.steps), calibrating) if due else {}
         begun: dict[str, Begun] = {}
         for name in source.components if due else ():
-            workshop = Workshop(prepared, partial / TRAINING_FOLDER / name, calibrating, training)
-            begun[name] = begin_component(
-                plan, name, originals.get(name, {}), workshop, partial_function(advance, name)
-            )
+            context = TrainingContext(prepared, partial / TRAINING_FOLDER / name, calibrating, training)
+            begun[name] = begin_component(plan, name, originals.get(name, {}), context, partial_function(advance, name))
         pruned = pruned_source(plan, {name: one.part for name, one in begun.items()})
         ranges = _calibrated(plan, pruned, state, calibrating)
         statistics = gather_input_statistics(plan, pruned, later_steps(plan.steps), calibrating) if due else {}
@@ -189,7 +196,7 @@ def begin_component(
     plan: Plan,
     name: str,
     statistics: Mapping[str, LayerStatistics],
-    workshop: Workshop,
+    context: TrainingContext,
     advance: Callable[[int], None],
 ) -> Begun:
     """The component pruned and, once it is read, recovered; `statistics` are those of the original's layers."""
@@ -203,7 +210,7 @@ def begin_component(
             advance(spec.tensors[tensor].size_bytes)
         return stored(tensor)
 
-    begun = Begun(Component(spec, read, statistics, workshop), Record())
+    begun = Begun(Component(spec, read, statistics, context), Record())
     for step in pruning_steps(plan.steps_of(name)):
         begun.part = step.step.apply(begun.part, step.planned, begun.record)
     return begun

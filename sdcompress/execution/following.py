@@ -6,12 +6,13 @@ import json
 import os
 from pathlib import Path
 
+from sdcompress.backends.component import Component, TrainingContext
 from sdcompress.errors import UserError
 from sdcompress.execution.execute import TRAINING_FOLDER
 from sdcompress.execution.run_state import STATE_NAME
 from sdcompress.files.artifact import partial_folder
 from sdcompress.planning.plan import Plan
-from sdcompress.planning.steps import Component, Record, Workshop
+from sdcompress.planning.steps import Record
 from sdcompress.sources.tensor_reading import reader_of
 
 
@@ -34,8 +35,8 @@ def follow(plan: Plan, out: Path, *, resume: bool) -> None:
                 f"magnitude, or leave `accelerate launch` out"
             )
         folder = partial_folder(out) / TRAINING_FOLDER / name
-        workshop = Workshop(plan.prepared, folder, lambda *_: None, lambda *_: None)
-        part = Component(spec, reader_of(plan.prepared, name), workshop=workshop)
+        context = TrainingContext(plan.prepared, folder, lambda *_: None, lambda *_: None)
+        part = Component(spec, reader_of(plan.prepared, name), training=context)
         for step in steps[: training[-1] + 1]:
             part = step.step.apply(part, step.planned, Record())
         part.read(next(iter(part.spec.tensors)))  # which trains

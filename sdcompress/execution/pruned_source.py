@@ -6,8 +6,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from sdcompress.backends.component import Component
 from sdcompress.planning.plan import Plan, PlannedStep
-from sdcompress.planning.steps import Component, Stage
+from sdcompress.planning.steps import Stage
 from sdcompress.sources.source import Source
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from sdcompress.errors import ArtifactError
-from sdcompress.sources.source import MANIFEST_NAME
 
+MANIFEST_NAME = "sdcompress.json"
 MANIFEST_SCHEMA = 1
 _BLOCK = 2**22
 

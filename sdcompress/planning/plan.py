@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import takewhile
 
+from sdcompress.backends.onnx.settings import observed_layers
 from sdcompress.errors import RecipeError, UserError, nearest
 from sdcompress.planning.recipe import Recipe
 from sdcompress.planning.schedulers import SCHEDULER, scheduler_spec
 from sdcompress.planning.steps import Origin, Planned, Stage, Step
-from sdcompress.planning.steps.export import Export, observed_layers
+from sdcompress.planning.steps.export import Export
 from sdcompress.quant.statistics import Limits, block_sizes, fitting_limit
 from sdcompress.sources.quantized_source import quantized_as, what_to_do
 from sdcompress.sources.source import Source

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from sdcompress.errors import SourceError
+from sdcompress.files.artifact import MANIFEST_NAME
 from sdcompress.files.safetensors_file import TensorRange, read_header
 from sdcompress.sources.spec import ComponentSpec, TensorSpec, parameter
 from sdcompress.sources.weight_files import (
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
 ASSETS = Path(__file__).parents[1] / "assets"
 BUILT_IN = ("tiny-sd",)
-MANIFEST_NAME = "sdcompress.json"
 
 DENOISERS = ("unet", "transformer")
 SAFETY_CHECKERS = frozenset({"safety_checker"})

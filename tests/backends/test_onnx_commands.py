@@ -15,7 +15,8 @@ from sdcompress.cli.main import app
 from sdcompress.errors import EvaluationError, UserError
 from sdcompress.evaluation.evaluate import evaluate
 from sdcompress.evaluation.settings import EvaluationSettings
-from sdcompress.sources.source import ASSETS, MANIFEST_NAME, open_source
+from sdcompress.files.artifact import MANIFEST_NAME
+from sdcompress.sources.source import ASSETS, open_source
 
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (pip install 'sdcompress[onnx]')")
 

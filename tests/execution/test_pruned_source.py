@@ -2,13 +2,14 @@
 
 import pytest
 
+from sdcompress.backends.component import Component
 from sdcompress.backends.torch.source_parts import read_tensor
 from sdcompress.execution.execute import execute
 from sdcompress.execution.pruned_source import later_steps, pruned_source, pruning_steps
 from sdcompress.execution.ranges import calibrate
 from sdcompress.planning.plan import make_plan
 from sdcompress.planning.recipe import parse_recipe
-from sdcompress.planning.steps import Component, Record
+from sdcompress.planning.steps import Record
 from sdcompress.sources.source import open_source
 
 HEAD = "schema_version: 1\ndescription: T\ncalibration: {prompts: [ab], num_inference_steps: 2}\n"

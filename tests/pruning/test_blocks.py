@@ -8,13 +8,14 @@ import pytest
 import torch
 
 import sdcompress
+from sdcompress.backends.component import Component
 from sdcompress.backends.torch.loading import open_pipeline
 from sdcompress.errors import RecipeError, UserError
 from sdcompress.execution.execute import execute
 from sdcompress.planning.automatic_pruning import measured_units, spared
 from sdcompress.planning.plan import make_plan
 from sdcompress.planning.recipe import parse_recipe
-from sdcompress.planning.steps import Component, Record
+from sdcompress.planning.steps import Record
 from sdcompress.planning.steps.prune import Prune
 from sdcompress.sources.source import open_source
 from sdcompress.sources.spec import ComponentSpec, parameter

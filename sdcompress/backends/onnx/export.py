@@ -15,11 +15,11 @@ from sdcompress.backends.onnx.cleanup import clean_up
 from sdcompress.backends.onnx.graph_cache import cached_graph
 from sdcompress.backends.onnx.packaging import Packager
 from sdcompress.backends.onnx.passes import run_passes, standard_passes
+from sdcompress.backends.onnx.settings import ExportSettings, compute_dtype, part_sizes, quantized_layers
 from sdcompress.backends.onnx.trace import trace
 from sdcompress.errors import InternalError, SdcompressError
 from sdcompress.families.onnx_parts import OnnxInput, OnnxPart, fix_axes, onnx_parts
 from sdcompress.files.artifact import write_json
-from sdcompress.planning.steps.export import Export, compute_dtype, part_sizes, quantized_layers
 from sdcompress.quant.activations import LayerRanges
 from sdcompress.quant.format import from_label
 from sdcompress.quant.registry import known_formats
@@ -28,7 +28,7 @@ from sdcompress.sources.pruned_config import without_quantization
 if TYPE_CHECKING:
     import torch
 
-    from sdcompress.planning.steps import Component
+    from sdcompress.backends.component import Component
     from sdcompress.sources.spec import ComponentSpec
 
 MODEL_NAME = "model.onnx"
@@ -42,7 +42,7 @@ _IR_DTYPE = {"float32": ir.DataType.FLOAT, "float16": ir.DataType.FLOAT16}
 
 def write_component(
     part: Component,
-    step: Export,
+    settings: ExportSettings,
     config: Mapping[str, Any],
     to: Path,
     ranges: Mapping[str, LayerRanges],
@@ -59,7 +59,7 @@ def write_component(
         folder = to / onnx_part.folder
         shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed in this component
         folder.mkdir()
-        model, passes = _build(part, onnx_part, step, ranges, vae_scale)
+        model, passes = _build(part, onnx_part, settings, ranges, vae_scale)
         parameters = json.loads(model.metadata_props[METADATA])["parameters"]
         used |= set(parameters)
         save(model, folder)
@@ -83,13 +83,13 @@ def save(model: ir.Model, folder: Path) -> None:
 
 
 def _build(
-    part: Component, onnx_part: OnnxPart, step: Export, ranges: Mapping[str, LayerRanges], vae_scale: int
+    part: Component, onnx_part: OnnxPart, settings: ExportSettings, ranges: Mapping[str, LayerRanges], vae_scale: int
 ) -> tuple[ir.Model, list[dict[str, Any]]]:
     spec, compute = part.spec, compute_dtype(part.spec)
-    inputs = fix_axes(onnx_part, part_sizes(step.static_shapes, onnx_part, vae_scale))
+    inputs = fix_axes(onnx_part, part_sizes(settings.static_shapes, onnx_part, vae_scale))
     plain = unquantized(spec)
     model = cached_graph(plain, onnx_part, inputs, compute, lambda: _traced(plain, onnx_part, inputs, compute))
-    passes = run_passes(model, standard_passes(step.attention), f"{spec.name}.{onnx_part.folder}")
+    passes = run_passes(model, standard_passes(settings.attention), f"{spec.name}.{onnx_part.folder}")
     parameters: dict[str, int] = {}
     packager = Packager(
         model=model,
@@ -98,7 +98,7 @@ def _build(
         ranges=ranges,
         read=_LastLayer(part.read).read,
         compute=_IR_DTYPE[compute],
-        contrib=step.attention == "fused",
+        contrib=settings.attention == "fused",
         parameters=parameters,
     )
     packager.package()

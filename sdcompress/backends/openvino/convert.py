@@ -12,11 +12,19 @@ import sdcompress
 from sdcompress.backends.openvino.runtime import import_openvino
 from sdcompress.environment import installed_versions
 from sdcompress.errors import ArtifactError, InternalError, UserError
-from sdcompress.files.artifact import MANIFEST_SCHEMA, check_output, partial_folder, publish, sha256_of, write_json
+from sdcompress.files.artifact import (
+    MANIFEST_NAME,
+    MANIFEST_SCHEMA,
+    check_output,
+    partial_folder,
+    publish,
+    sha256_of,
+    write_json,
+)
 from sdcompress.files.artifact import read_manifest as read_artifact
 from sdcompress.sources import onnx_file
 from sdcompress.sources.openvino_file import MODEL_FILE, open_openvino_folder
-from sdcompress.sources.source import MANIFEST_NAME, Source
+from sdcompress.sources.source import Source
 
 _SPARE_BYTES = 2**24  # the XML, which says more about each node than ONNX does
 

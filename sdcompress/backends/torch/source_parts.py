@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -16,6 +15,7 @@ from torch import nn
 from sdcompress.backends.torch.names import living_name
 from sdcompress.backends.torch.pruned_modules import rebuild
 from sdcompress.errors import SourceError
+from sdcompress.sources.empty_model import empty_model
 from sdcompress.sources.pruned_config import is_quantized, pruning_of
 from sdcompress.sources.source import Source, is_buffer
 from sdcompress.sources.spec import ComponentSpec
@@ -75,7 +75,7 @@ def open_component(source: Source, component: str, device: torch.device, dtype: 
         return read_tensor(source, component, name)
 
     names = source.components[component].tensors
-    return fill_model(empty_model(source, component), names, read, device, f"{source.path}: its {component}", dtype)
+    return fill_model(empty_component(source, component), names, read, device, f"{source.path}: its {component}", dtype)
 
 
 def fill_model(
@@ -108,21 +108,16 @@ def read_tensor(source: Source, component: str, name: str) -> torch.Tensor:
     return reader_of(source, component)(name)
 
 
-def empty_model(source: Source, component: str) -> Any:
-    """The component as its class with parameters that take no memory."""
+def empty_component(source: Source, component: str) -> Any:
+    """Return the source's component as its class, as `empty_model_of` does."""
     return empty_model_of(source.components[component])
 
 
 def empty_model_of(spec: ComponentSpec) -> Any:
-    """The component of that spec as its class with parameters that take no memory."""
+    """Return the component as its class, pruned as its config says, with parameters on the meta device."""
     from accelerate import init_empty_weights
 
-    model_class = getattr(importlib.import_module(spec.library), spec.class_name)
-    config = {name: value for name, value in spec.config.items() if name != "quantization_config"}
+    model = empty_model(spec)
     with init_empty_weights(include_buffers=False):
-        if spec.library == "diffusers":
-            model = model_class.from_config(config)
-        else:
-            model = model_class(model_class.config_class.from_dict(config))
         rebuild(model, pruning_of(spec.config))
     return model

@@ -19,7 +19,7 @@ from torch import nn
 from sdcompress.backends.torch.latents_catcher import LatentsCatcher
 from sdcompress.backends.torch.loading import choose_device
 from sdcompress.backends.torch.source_parts import (
-    empty_model,
+    empty_component,
     open_component,
     open_without_models,
     pipeline_options,
@@ -185,7 +185,7 @@ class Walk:
         def prepare(model: Any) -> Callable[[tuple[int, Outputs]], Outputs]:
             drawn_over = bool(wanted_pictures(self._source.pipeline_class))
             encoder = open_component(self._source, "vae", self._device) if drawn_over else None
-            vae = LatentsCatcher(empty_model(self._source, "vae").config, self._device, encoder)
+            vae = LatentsCatcher(empty_component(self._source, "vae").config, self._device, encoder)
             beside = {
                 name: open_component(self._source, name, self._device)
                 for name in BESIDE_THE_DENOISER

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, PrivateAttr
 
+from sdcompress.backends.component import Component
 from sdcompress.sources.spec import ComponentSpec
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ class Planned:
     requires: frozenset[str] = frozenset()  # packages that must be importable to apply it
     calibrated: tuple[str, ...] = ()  # layers of whose inputs applying it needs statistics
     target: str = "torch"  # the backend that will package it
-    trains: bool = False  # applying it trains, in the component's workshop
+    trains: bool = False  # applying it trains, in the component's training
     scratch_bytes: int = 0  # of disk that applying it takes until the artifact is whole
     reads: tuple[Path, ...] = ()  # files besides the pipeline's own that it takes something from
 
@@ -72,37 +73,6 @@ class Record:
     layers: dict[str, dict[str, Any]] = field(default_factory=dict)
     sparsity: dict[str, float] = field(default_factory=dict)  # layer -> share of its weights that are zero
     facts: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Workshop:
-    """What a step that trains works with: the original pipeline, a folder, and who is told how far it is.
-
-    What is in the folder outlives a killed run. `calibrating` hears component, runs done and their number while
-    pictures are drawn; `training` hears component, what is done, what there is to do, and a line about it.
-    """
-
-    source: Source
-    folder: Path
-    calibrating: Callable[[str, int, int], None]
-    training: Callable[[str, float, float, str], None]
-
-
-@dataclass(frozen=True)
-class Component:
-    """A component being worked on: its spec, and a reader that makes each of its tensors when it is asked for.
-
-    `statistics`: layer -> what goes into it, of the layers that a step's plan says it needs them of.
-    """
-
-    spec: ComponentSpec
-    read: Callable[[str], torch.Tensor]
-    statistics: Mapping[str, LayerStatistics] = field(default_factory=dict)
-    workshop: Workshop | None = None  # for steps that train
-
-    def becomes(self, spec: ComponentSpec, read: Callable[[str], torch.Tensor]) -> Component:
-        """The component with another spec and reader."""
-        return replace(self, spec=spec, read=read)
 
 
 @dataclass(frozen=True)

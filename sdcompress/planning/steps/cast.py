@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
+from sdcompress.backends.component import Component
 from sdcompress.errors import UserError
 from sdcompress.families.fragile_vae import WHY_FRAGILE, overflows_float16
 from sdcompress.files.safetensors_file import FLOAT_DTYPES
-from sdcompress.planning.steps import Component, Planned, Record, Stage, Step
+from sdcompress.planning.steps import Planned, Record, Stage, Step
 from sdcompress.quant.format import overflows
 from sdcompress.sources.spec import ComponentSpec, TensorSpec
 

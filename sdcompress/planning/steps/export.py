@@ -3,47 +3,29 @@ than the defaults."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Literal
-
-from pydantic import BaseModel, ConfigDict, Field
-
+from sdcompress.backends.component import Component
+from sdcompress.backends.onnx.settings import COMPUTE_DTYPES, ExportSettings, compute_dtype, computes, observed_layers
 from sdcompress.errors import UserError
 from sdcompress.families.clip import TEXT_ENCODERS
 from sdcompress.families.fragile_vae import WHY_FRAGILE, overflows_float16
-from sdcompress.families.onnx_parts import OnnxPart, onnx_parts, text_config
+from sdcompress.families.onnx_parts import onnx_parts, text_config
 from sdcompress.files.safetensors_file import FLOAT_DTYPES
-from sdcompress.planning.steps import Component, Planned, Record, Stage, Step
+from sdcompress.planning.steps import Planned, Record, Stage, Step
 from sdcompress.sources.spec import ComponentSpec, TensorSpec
 
-COMPUTE_DTYPES = {"F32": "float32", "F16": "float16"}
 
-
-class StaticShapes(BaseModel):
-    """The only sizes a graph will take, for runtimes that need to know them (NPUs): pictures, pixels and tokens."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    batch: int = Field(default=1, ge=1)  # pictures drawn at a time
-    height: int = Field(ge=8)
-    width: int = Field(ge=8)
-    sequence: int = Field(default=77, ge=1)
-    guidance: bool = True  # both branches of classifier-free guidance in one batch
-
-
-class Export(Step):
+class Export(ExportSettings, Step):
     """`export: {attention: standard}`: attention as standard operators, for runtimes without ONNX Runtime's own."""
 
     kind = "export"
     stage = Stage.EXPORT
-    attention: Literal["fused", "standard"] = "fused"
-    static_shapes: StaticShapes | None = None
 
     def plan(self, spec: ComponentSpec, target: str) -> Planned:
         if target != "onnx":
             raise UserError("an artifact for target: torch is not exported; leave this step out, or use target: onnx")
         parts = onnx_parts(spec)
         self._check_shapes(spec)
-        dtypes = {tensor.dtype for name, tensor in spec.tensors.items() if _computes(name, tensor)}
+        dtypes = {tensor.dtype for name, tensor in spec.tensors.items() if computes(name, tensor)}
         if len(dtypes) != 1 or not dtypes <= set(COMPUTE_DTYPES):
             raise UserError(
                 f"dtype: {spec.name} has tensors in {', '.join(sorted(dtypes))}; put `cast: {{dtype: float32}}` or "
@@ -95,42 +77,9 @@ class Export(Step):
         return part
 
 
-def compute_dtype(spec: ComponentSpec) -> str:
-    """`float32` or `float16`: what the component's unquantized tensors are in, and its graph computes in."""
-    return COMPUTE_DTYPES[next(tensor.dtype for name, tensor in spec.tensors.items() if _computes(name, tensor))]
-
-
-def part_sizes(shapes: StaticShapes | None, part: OnnxPart, vae_scale: int) -> dict[str, int]:
-    """Axis -> size of the part's own tensors; empty when the graph is to take any size."""
-    if shapes is None:
-        return {}
-    in_pixels = part.kind in ("vae_encoder", "safety_checker")
-    scale = 1 if in_pixels else vae_scale
-    height, width = shapes.height // scale, shapes.width // scale
-    batch = shapes.batch * (2 if part.kind in ("unet", "controlnet", "transformer") and shapes.guidance else 1)
-    return {"batch": batch, "height": height, "width": width, "sequence": shapes.sequence,
-            "patches": (height // 2) * (width // 2)}  # fmt: skip
-
-
-def quantized_layers(config: Mapping[str, object]) -> dict[str, str]:
-    """Layer -> format label of the quantize step before this one."""
-    quantization = config.get("quantization_config")
-    return dict(quantization["layers"]) if isinstance(quantization, Mapping) else {}
-
-
-def observed_layers(config: Mapping[str, object]) -> tuple[str, ...]:
-    """The layers whose activations are quantized with calibrated ranges."""
-    quantization = config.get("quantization_config")
-    return tuple(quantization.get("activations", ())) if isinstance(quantization, Mapping) else ()
-
-
 def _becomes_linear(layer: str, spec: ComponentSpec) -> bool:
     """Whether the graph pass `projection to tokens` makes a linear layer of this convolution."""
     return spec.class_name.startswith("UNet") and layer.rpartition(".")[2] in ("proj_in", "proj_out")
-
-
-def _computes(name: str, tensor: TensorSpec) -> bool:
-    return tensor.dtype in FLOAT_DTYPES and not name.endswith(".scale")
 
 
 def _kept(tensor: TensorSpec) -> bool:

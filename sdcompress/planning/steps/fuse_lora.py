@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from sdcompress.backends.component import Component
 from sdcompress.errors import UserError
 from sdcompress.files.artifact import sha256_of
 from sdcompress.lora.file import LoraFile, LowRank, open_lora
-from sdcompress.planning.steps import Component, LocatedStep, Planned, Record, Stage
+from sdcompress.planning.steps import LocatedStep, Planned, Record, Stage
 from sdcompress.quant.format import overflows
 from sdcompress.sources.spec import ComponentSpec
 

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, field_validator
 
+from sdcompress.backends.component import Component
 from sdcompress.errors import UserError
 from sdcompress.planning.shares import parse_share
-from sdcompress.planning.steps import Component, LayerOutcome, Planned, Record, Stage, Step
+from sdcompress.planning.steps import LayerOutcome, Planned, Record, Stage, Step
 from sdcompress.pruning.blocks import is_transformer, without_blocks
 from sdcompress.pruning.importance import choose, cut_tensor, score
 from sdcompress.pruning.smaller import Smaller, unchanged

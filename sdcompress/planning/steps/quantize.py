@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
+from sdcompress.backends.component import Component
 from sdcompress.backends.torch.packaging import (
     DYNAMIC,
     dynamic_layers,
@@ -21,7 +22,7 @@ from sdcompress.errors import UserError
 from sdcompress.families.registry import known_architectures
 from sdcompress.planning.layer_formats import Choice, Override, choose, is_grouped, unmatched_patterns
 from sdcompress.planning.step_cost import cost_note
-from sdcompress.planning.steps import Component, LayerOutcome, Planned, Record, Stage, Step
+from sdcompress.planning.steps import LayerOutcome, Planned, Record, Stage, Step
 from sdcompress.quant.compose import quantize_weight, restored
 from sdcompress.quant.corrections.bias import corrected_bias
 from sdcompress.quant.corrections.hadamard import block_size, joined_sizes

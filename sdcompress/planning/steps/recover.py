@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar
 
-from pydantic import Field, model_validator
-
-from sdcompress.calibration.settings import Calibration, count_own_prompts
+from sdcompress.backends.component import Component
+from sdcompress.backends.torch.training.settings import TrainingSettings
+from sdcompress.calibration.settings import Calibration
 from sdcompress.calibration.training_prompts import training_prompts
 from sdcompress.errors import InternalError, UserError
 from sdcompress.files.safetensors_file import FLOAT_DTYPES
-from sdcompress.planning.steps import Component, Planned, Record, Stage, Step
+from sdcompress.planning.steps import Planned, Record, Stage, Step
 from sdcompress.planning.training_memory import activation_bytes, checkpoint_bytes, latent_elements, state_bytes
 from sdcompress.quant.format import overflows
 from sdcompress.sources.source import Source
@@ -27,7 +27,7 @@ _FIRST_SEED = 2**30
 _TRAJECTORY_STEPS = 25  # of pipelines whose prompt set does not say how many
 
 
-class Recover(Step):
+class Recover(TrainingSettings, Step):
     """`recover: {minutes: 10}` or `{steps: 2000}`: the pruned UNet learns the original's predictions and features.
 
     The original draws pictures of prompts once; the pruned UNet is then trained on what the original's UNet saw at
@@ -39,27 +39,6 @@ class Recover(Step):
     stage = Stage.RECOVER
     follows: ClassVar[str | None] = "prune"
     changeable: ClassVar[frozenset[str]] = frozenset({"minutes", "steps", "learning_rate", "checkpoint_minutes"})
-    minutes: float | None = Field(default=None, gt=0)  # of training, after the trajectories are drawn
-    steps: int | None = Field(default=None, ge=1)
-    batch_size: int = Field(default=16, ge=1)
-    gradient_accumulation: int = Field(default=1, ge=1)  # batches a step
-    learning_rate: float = Field(default=5e-4, gt=0)
-    warmup_steps: int = Field(default=20, ge=0)
-    max_gradient_norm: float = Field(default=1.0, gt=0)
-    ema_decay: float = Field(default=0.99, ge=0, lt=1)
-    feature_loss_weight: float = Field(default=1.0, ge=0)  # 0: predictions alone
-    trajectory_share: float = Field(default=0.5, ge=0, le=1)  # of samples; the others are latents with new noise
-    prompts: tuple[str, ...] | None = Field(default=None, min_length=1)  # None: composed, none that evaluations draw
-    prompt_count: int = Field(default=64, ge=1)
-    seed: int = Field(default=0, ge=0)
-    dtype: Literal["float32", "bfloat16"] = "float32"  # bfloat16: weights stay in float32, arithmetic is mixed
-    lora_rank: int | None = Field(default=None, ge=1)  # None: all weights are trained
-    checkpoint_minutes: float = Field(default=1.0, ge=0)  # 0: after every step
-
-    @model_validator(mode="before")
-    @classmethod
-    def _count_own_prompts(cls, value: Any) -> Any:
-        return count_own_prompts(value)
 
     def plan(self, spec: ComponentSpec, target: str) -> Planned:
         problems = []
@@ -99,16 +78,16 @@ class Recover(Step):
     def apply(self, part: Component, planned: Planned, record: Record) -> Component:
         from sdcompress.files.torch_dtypes import TORCH_DTYPE
 
-        if part.workshop is None:
-            raise InternalError(f"{part.spec.name}: recover was given no workshop to train in")
-        workshop = part.workshop
+        if part.training is None:
+            raise InternalError(f"{part.spec.name}: recover was given no training context")
+        context = part.training
         trained: list[Recovered] = []
 
         def read(name: str) -> torch.Tensor:
             if not trained:
                 from sdcompress.backends.torch.training.distil import recover
 
-                trained.append(recover(part.spec, part.read, self, self._calibration(workshop.source), workshop))
+                trained.append(recover(part.spec, part.read, self, self._calibration(context.source), context))
                 record.facts["recovery"] = dict(trained[0].facts)
             spec = planned.spec.tensors[name]
             if name not in trained[0].tensors or spec.dtype not in FLOAT_DTYPES:

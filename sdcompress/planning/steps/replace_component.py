@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
+from sdcompress.backends.component import Component
 from sdcompress.errors import SdcompressError, UserError
 from sdcompress.files.artifact import sha256_of
 from sdcompress.planning.replacement import Replacement, misfits, open_replacement
 from sdcompress.planning.schedulers import SCHEDULER, SCHEDULER_FILE, make_scheduler
-from sdcompress.planning.steps import Component, LocatedStep, Planned, Record, Stage
+from sdcompress.planning.steps import LocatedStep, Planned, Record, Stage
 from sdcompress.sources.source import is_weight_file, read_json
 from sdcompress.sources.spec import ComponentSpec
 

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
+from sdcompress.backends.component import Component
 from sdcompress.calibration.observed_layers import can_be_calibrated
 from sdcompress.errors import UserError
 from sdcompress.families.foldable import Fold, folds
 from sdcompress.planning.layer_formats import wanted_format
-from sdcompress.planning.steps import Component, Planned, Record, Stage, Step
+from sdcompress.planning.steps import Planned, Record, Stage, Step
 from sdcompress.quant.corrections.smoothing import scaled, scaled_statistics, scales_for
 from sdcompress.quant.registry import known_formats
 from sdcompress.quant.statistics import LayerStatistics

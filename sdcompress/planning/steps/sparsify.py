@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, field_validator
 
+from sdcompress.backends.component import Component
 from sdcompress.calibration.observed_layers import can_be_calibrated
 from sdcompress.errors import UserError
 from sdcompress.families.sensitive import sensitive_patterns
 from sdcompress.planning.layer_formats import unmatched_patterns
 from sdcompress.planning.shares import parse_share
-from sdcompress.planning.steps import Component, LayerOutcome, Planned, Record, Stage, Step
+from sdcompress.planning.steps import LayerOutcome, Planned, Record, Stage, Step
 from sdcompress.pruning.sparsity import GROUP, kept_2_4, kept_share, scores
 from sdcompress.sources.layer_patterns import first_match
 from sdcompress.sources.spec import CONVOLUTIONS, ComponentSpec, Layer, layers_of

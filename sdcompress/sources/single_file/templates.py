@@ -109,7 +109,7 @@ def _of_folder(path: Path) -> Template:
 
 def _tensors_of_class(spec: ComponentSpec) -> dict[str, TensorSpec]:
     """The tensors a component of that config has, asked of its class."""
-    from sdcompress.backends.torch.source_parts import empty_model_of
+    from sdcompress.sources.empty_model import empty_model
 
-    state = empty_model_of(spec).state_dict()
+    state = empty_model(spec).state_dict()
     return {name: parameter(tuple(tensor.shape), catalog.COUNTED_DTYPE) for name, tensor in state.items()}

@@ -22,10 +22,10 @@ from sdcompress import load_recipe, make_plan, open_pipeline, open_source
 from sdcompress.errors import UserError
 from sdcompress.execution.execute import execute
 from sdcompress.execution.verify import verify
-from sdcompress.files.artifact import partial_folder
+from sdcompress.files.artifact import MANIFEST_NAME, partial_folder
 from sdcompress.planning.plan import Plan
 from sdcompress.planning.recipe import parse_recipe
-from sdcompress.sources.source import MANIFEST_NAME, open_folder
+from sdcompress.sources.source import open_folder
 
 RECIPES = ("onnx-fp32", "onnx-int8", "onnx-int4", "onnx-mixed")
 PARTS = ("safety_checker", "text_encoder", "unet", "vae_decoder", "vae_encoder")

@@ -5,14 +5,15 @@ from dataclasses import replace
 import pytest
 import torch
 
+from sdcompress.backends.component import Component
 from sdcompress.backends.torch.loading import open_pipeline
 from sdcompress.backends.torch.pruned_modules import rebuild
-from sdcompress.backends.torch.source_parts import empty_model
+from sdcompress.backends.torch.source_parts import empty_component
 from sdcompress.errors import UserError
 from sdcompress.execution.execute import execute
 from sdcompress.planning.plan import make_plan
 from sdcompress.planning.recipe import parse_recipe
-from sdcompress.planning.steps import Component, Record
+from sdcompress.planning.steps import Record
 from sdcompress.planning.steps.prune import Prune
 from sdcompress.quant.statistics import LayerStatistics
 from sdcompress.sources.pruned_config import pruning_of
@@ -108,7 +109,7 @@ def test_spec_is_what_stock_diffusers_builds(model, parameters):
 def test_spec_is_what_the_rebuilt_class_is(model, parameters):
     source = open_source(model)
     pruned = Prune(**parameters).plan(source.components["unet"], "torch").spec
-    rebuilt = empty_model(replace(source, components={**source.components, "unet": pruned}), "unet")
+    rebuilt = empty_component(replace(source, components={**source.components, "unet": pruned}), "unet")
     assert pruned.config["quantization_config"]["quant_method"] == "sdcompress"
     assert planned_shapes(pruned) == shapes(rebuilt)
 

@@ -7,8 +7,9 @@ import math
 import pytest
 import torch
 
+from sdcompress.backends.component import Component
 from sdcompress.errors import UserError
-from sdcompress.planning.steps import Component, Planned, Record
+from sdcompress.planning.steps import Planned, Record
 from sdcompress.planning.steps.quantize import Quantize
 from sdcompress.quant.statistics import LayerStatistics
 from sdcompress.sources.spec import ComponentSpec, parameter

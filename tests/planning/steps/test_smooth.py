@@ -7,11 +7,12 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
+from sdcompress.backends.component import Component
 from sdcompress.backends.torch.input_statistics import load_or_gather
 from sdcompress.execution.execute import execute
 from sdcompress.planning.plan import make_plan
 from sdcompress.planning.recipe import parse_recipe
-from sdcompress.planning.steps import Component, Record
+from sdcompress.planning.steps import Record
 from sdcompress.planning.steps.smooth import Smooth
 from sdcompress.sources.source import open_source
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from sdcompress.backends.component import TrainingContext
 from sdcompress.backends.torch.names import living_name
 from sdcompress.backends.torch.source_parts import empty_model_of, fill_model, open_component
 from sdcompress.backends.torch.training import checkpoint
@@ -21,8 +22,8 @@ from sdcompress.backends.torch.training.average import update
 from sdcompress.backends.torch.training.batches import Batch, draw_batch
 from sdcompress.backends.torch.training.losses import feature_loss, output_loss, stages_of, watching
 from sdcompress.backends.torch.training.pool import Pool, load_or_draw
+from sdcompress.backends.torch.training.settings import TrainingSettings
 from sdcompress.errors import TrainingError
-from sdcompress.planning.steps import Workshop
 from sdcompress.sources.source import is_buffer
 from sdcompress.sources.spec import ComponentSpec
 
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from sdcompress.calibration.settings import Calibration
-    from sdcompress.planning.steps.recover import Recover
 
 CHECKPOINT_NAME = "checkpoint.safetensors"
 _SHOWN_LOSSES = 200  # points of the loss curve that the manifest keeps
@@ -48,24 +48,24 @@ class Recovered:
 def recover(
     spec: ComponentSpec,
     read: Callable[[str], torch.Tensor],
-    settings: Recover,
+    settings: TrainingSettings,
     calibration: Calibration,
-    workshop: Workshop,
+    context: TrainingContext,
 ) -> Recovered:
     """The component of that spec after training, which begins with the tensors that `read` gives.
 
-    It goes on from the checkpoint in the workshop's folder if there is one. Raises TrainingError when the loss is no
+    It goes on from the checkpoint in the context's folder if there is one. Raises TrainingError when the loss is no
     number any more; the checkpoint written before that stays.
     """
     from accelerate import Accelerator
 
     accelerator = Accelerator()
     with accelerator.main_process_first():  # which draws, for all of them
-        pool = load_or_draw(workshop.source, calibration, workshop.calibrating, device=accelerator.device.type)
+        pool = load_or_draw(context.source, calibration, context.calibrating, device=accelerator.device.type)
     student = fill_model(empty_model_of(spec), spec.tensors, read, accelerator.device, f"the pruned {spec.name}")
-    teacher = open_component(workshop.source, spec.name, accelerator.device)
+    teacher = open_component(context.source, spec.name, accelerator.device)
     _prepare(student, settings, accelerator.device)
-    run = _Run(student, teacher, pool, settings, workshop, accelerator, spec.name)
+    run = _Run(student, teacher, pool, settings, context, accelerator, spec.name)
     run.train()
     with torch.no_grad():
         for name, parameter in run.trained.parameters.items():
@@ -83,7 +83,7 @@ def recover(
     return Recovered(tensors, facts)
 
 
-def _prepare(student: nn.Module, settings: Recover, device: torch.device) -> None:
+def _prepare(student: nn.Module, settings: TrainingSettings, device: torch.device) -> None:
     """Makes what is to be trained trainable."""
     from diffusers.models.attention_processor import AttnProcessor
 
@@ -103,12 +103,12 @@ class _Run:
         student: nn.Module,
         teacher: nn.Module,
         pool: Pool,
-        settings: Recover,
-        workshop: Workshop,
+        settings: TrainingSettings,
+        context: TrainingContext,
         accelerator: Accelerator,
         component: str,
     ):
-        self._settings, self._workshop, self._accelerator = settings, workshop, accelerator
+        self._settings, self._context, self._accelerator = settings, context, accelerator
         self._teacher, self._pool, self._component = teacher, pool, component
         stages = stages_of(teacher)
         self._stages = tuple(stage for stage in stages_of(student) if stage in stages)
@@ -117,7 +117,7 @@ class _Run:
         optimizer = torch.optim.AdamW(parameters.values(), lr=settings.learning_rate)
         average = {name: value.detach().clone() for name, value in parameters.items()}
         self.trained = checkpoint.Trained(parameters, average, optimizer)
-        self._file = workshop.folder / CHECKPOINT_NAME
+        self._file = context.folder / CHECKPOINT_NAME
         self._progress = checkpoint.restore(self._file, self.trained) or checkpoint.Progress()
         self._saved_step = self._progress.step
         rates = self._progress.learning_rates
@@ -231,9 +231,9 @@ class _Run:
         recent = progress.losses[-_RECENT_STEPS:]
         said = f"step {progress.step:,}, loss {sum(recent) / len(recent):.4f}"
         if settings.steps is not None:
-            self._workshop.training(self._component, progress.step, settings.steps, said)
+            self._context.training(self._component, progress.step, settings.steps, said)
         else:
-            self._workshop.training(self._component, progress.seconds, 60 * (settings.minutes or 0), said)
+            self._context.training(self._component, progress.seconds, 60 * (settings.minutes or 0), said)
 
     def _save(self) -> None:
         if self._accelerator.is_main_process:

@@ -1,0 +1,23 @@
+"""A component as an object of its own class, without memory for its parameters."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from sdcompress.sources.spec import ComponentSpec
+
+
+def empty_model(spec: ComponentSpec) -> Any:
+    """Return the component as a module of its class, made of its config, with parameters on the meta device.
+
+    Quantization and pruning that the config mentions are not applied.
+    """
+    from accelerate import init_empty_weights
+
+    model_class = getattr(importlib.import_module(spec.library), spec.class_name)
+    config = {name: value for name, value in spec.config.items() if name != "quantization_config"}
+    with init_empty_weights(include_buffers=False):
+        if spec.library == "diffusers":
+            return model_class.from_config(config)
+        return model_class(model_class.config_class.from_dict(config))
