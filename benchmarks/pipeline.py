@@ -32,7 +32,7 @@ from benchmarks.contenders.summary import component_table, race_table  # noqa: E
 from benchmarks.full_size import commit  # noqa: E402
 from sdcompress.calibration.prompts import default_prompts, is_tiny_sd  # noqa: E402
 from sdcompress.environment import describe_cpu, describe_environment  # noqa: E402
-from sdcompress.sources.source import open_source  # noqa: E402
+from sdcompress.sources.opening import open_source  # noqa: E402
 
 RESULT = ROOT / "benchmarks" / "results" / "pipeline.json"
 PIPELINES = "pipeline"  # the component's place in file names

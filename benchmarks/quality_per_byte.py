@@ -37,7 +37,7 @@ from sdcompress.environment import describe_environment  # noqa: E402
 from sdcompress.errors import SdcompressError, UserError  # noqa: E402
 from sdcompress.evaluation.metrics.scorer import find_scorer  # noqa: E402
 from sdcompress.evaluation.settings import EvaluationSettings, list_drawings  # noqa: E402
-from sdcompress.sources.source import open_source  # noqa: E402
+from sdcompress.sources.opening import open_source  # noqa: E402
 
 MODEL = "tiny-sd"
 RESULT = ROOT / "benchmarks" / "results" / "quality_per_byte.json"

@@ -23,7 +23,7 @@ from sdcompress.quant.compose import restored
 from sdcompress.quant.format import QuantizedTensor, from_label
 from sdcompress.quant.grid_format import GridFormat
 from sdcompress.quant.registry import known_formats
-from sdcompress.sources.source import open_source
+from sdcompress.sources.opening import open_source
 
 
 def main() -> None:

@@ -22,19 +22,20 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from sdcompress.backends.opening import open_pipeline
+    from sdcompress.backends.open_pipeline import open_pipeline
     from sdcompress.planning.plan import Plan, make_plan
     from sdcompress.planning.recipe import Recipe, load_recipe
-    from sdcompress.sources.source import Source, open_source
+    from sdcompress.sources.opening import open_source
+    from sdcompress.sources.source import Source
 
 _HOMES = {
-    "open_pipeline": "sdcompress.backends.opening",
+    "open_pipeline": "sdcompress.backends.open_pipeline",
     "Plan": "sdcompress.planning.plan",
     "make_plan": "sdcompress.planning.plan",
     "Recipe": "sdcompress.planning.recipe",
     "load_recipe": "sdcompress.planning.recipe",
     "Source": "sdcompress.sources.source",
-    "open_source": "sdcompress.sources.source",
+    "open_source": "sdcompress.sources.opening",
 }
 
 

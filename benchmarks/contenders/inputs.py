@@ -46,7 +46,7 @@ def main(work: str, threads: str, settings_json: str) -> None:
 
     from sdcompress.calibration.prompts import default_prompts, is_tiny_sd
     from sdcompress.calibration.settings import FIRST_SEED, Calibration, choose_prompts
-    from sdcompress.sources.source import open_source
+    from sdcompress.sources.opening import open_source
 
     torch.set_num_threads(int(threads))
     settings = json.loads(settings_json)

@@ -88,7 +88,7 @@ def import_libraries(family: str) -> None:
         importlib.import_module("optimum.onnxruntime")
     if family == "sdcompress":
         importlib.import_module("onnxruntime")
-        importlib.import_module("sdcompress.backends.opening")
+        importlib.import_module("sdcompress.backends.open_pipeline")
 
 
 def open_torch(job: Job, dtype: str) -> tuple[Any, int]:

@@ -58,7 +58,7 @@ def why_not_here(contender: Contender, model: str) -> str | None:
     from sdcompress.errors import UserError
     from sdcompress.planning.plan import make_plan
     from sdcompress.planning.recipe import parse_recipe
-    from sdcompress.sources.source import open_source
+    from sdcompress.sources.opening import open_source
 
     try:
         make_plan(parse_recipe(recipe_of(contender), contender.key), open_source(model))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdcompress.backends.black_pictures import DecoderGuard, to_pixels, why_black
-from sdcompress.backends.opening import open_pipeline
+from sdcompress.backends.open_pipeline import open_pipeline
 from sdcompress.calibration.input_pictures import (
     always_given,
     check_steps,
@@ -20,7 +20,7 @@ from sdcompress.calibration.input_pictures import (
 from sdcompress.calibration.prompts import default_prompts, is_tiny_sd
 from sdcompress.errors import SourceError, UserError
 from sdcompress.sources.hub import with_weights
-from sdcompress.sources.source import open_source
+from sdcompress.sources.opening import open_source
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture

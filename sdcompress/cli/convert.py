@@ -45,7 +45,7 @@ def convert(
     as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout, for machines.")] = False,
 ) -> None:
     """Write a pipeline's denoiser as GGUF, or an ONNX folder as OpenVINO IR, and say what it became."""
-    from sdcompress.sources.source import open_source
+    from sdcompress.sources.opening import open_source
 
     if to not in TARGETS:
         raise UserError(f"--to {to}: use one of {', '.join(TARGETS)}")

@@ -80,7 +80,7 @@ def inspect(
     """Show a model's components, exact parameters and bytes; no weight is loaded."""
     from sdcompress.report.inspect_table import render, render_layers
     from sdcompress.sources.inspect_model import describe
-    from sdcompress.sources.source import open_source
+    from sdcompress.sources.opening import open_source
     from sdcompress.sources.spec import layers_of
 
     source = open_source(model, **source_options)
@@ -112,7 +112,7 @@ def plan(
     from sdcompress.planning.plan import make_plan
     from sdcompress.planning.recipe import load_recipe
     from sdcompress.report.plan_view import describe_plan, render_plan
-    from sdcompress.sources.source import open_source
+    from sdcompress.sources.opening import open_source
 
     loaded, source = load_recipe(recipe), open_source(model, **source_options)
     with step_progress(_err()) as measuring:
@@ -276,7 +276,7 @@ def _compress(model: str, recipe: str, out: Path, source_options: dict[str, Any]
     from sdcompress.planning.recipe import load_recipe, measures
     from sdcompress.report.graph_view import graph_lines
     from sdcompress.sources.hub import with_weights
-    from sdcompress.sources.source import open_source
+    from sdcompress.sources.opening import open_source
 
     if not is_follower():
         check_output(out, resume=resume, force=force)
@@ -355,7 +355,7 @@ def _check_same(artifact: Path, model: str, recipe: str, source_options: dict[st
     """Raises ArtifactError unless the artifact was made of this model with this recipe."""
     from sdcompress.files.artifact import read_manifest
     from sdcompress.planning.recipe import load_recipe
-    from sdcompress.sources.source import open_source
+    from sdcompress.sources.opening import open_source
 
     manifest = read_manifest(artifact)
     # Gates do not change the artifact: with others it is the same, and only judged anew.

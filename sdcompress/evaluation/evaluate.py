@@ -23,7 +23,8 @@ from sdcompress.planning.gates import check_gates, parse_gate
 from sdcompress.report import write_report
 from sdcompress.report.build import build_report
 from sdcompress.sources.hub import with_weights
-from sdcompress.sources.source import Source, open_source
+from sdcompress.sources.opening import open_source
+from sdcompress.sources.source import Source
 
 if TYPE_CHECKING:
     from rich.console import Console

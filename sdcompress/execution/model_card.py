@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from sdcompress.planning.openers import opening_code
+from sdcompress.planning.loaders import opening_code
 from sdcompress.planning.plan import Plan
 from sdcompress.planning.recipe import dump_recipe
 

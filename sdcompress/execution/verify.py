@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sdcompress.errors import SdcompressError
 from sdcompress.files.artifact import file_problems, read_manifest
-from sdcompress.sources.source import open_folder
+from sdcompress.sources.opening import open_folder
 
 
 def verify(folder: Path, *, load: bool = True, advance: Callable[[int], None] | None = None) -> list[str]:
@@ -31,7 +31,7 @@ def verify(folder: Path, *, load: bool = True, advance: Callable[[int], None] | 
             if actual != said:
                 problems.append(f"{folder / name}: {field} is {actual:,}, the manifest says {said:,}")
     if load and not problems:
-        from sdcompress.backends.opening import open_pipeline
+        from sdcompress.backends.open_pipeline import open_pipeline
 
         try:
             open_pipeline(folder, device="cpu", dtype="auto")

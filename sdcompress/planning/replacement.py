@@ -11,6 +11,7 @@ from typing import Any
 from sdcompress.errors import SourceError
 from sdcompress.files.safetensors_file import TensorRange, read_header
 from sdcompress.sources import catalog
+from sdcompress.sources.opening import open_source
 from sdcompress.sources.pruned_config import is_quantized
 from sdcompress.sources.source import (
     BUILT_IN,
@@ -19,7 +20,6 @@ from sdcompress.sources.source import (
     check_shard_count,
     choose_weight_files,
     component_entries,
-    open_source,
     read_json,
     specs_of_ranges,
 )

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from sdcompress.planning.openers import opener_of
+from sdcompress.planning.loaders import opener_of
 from sdcompress.planning.plan import Plan
 from sdcompress.report.layers import described, is_pruned
 from sdcompress.sources.spec import ComponentSpec

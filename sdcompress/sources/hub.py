@@ -13,14 +13,8 @@ from typing import Any
 
 from sdcompress.errors import SourceError
 from sdcompress.files.safetensors_file import MAX_HEADER_BYTES, TensorRange, ranges_of_header
-from sdcompress.sources.source import (
-    Source,
-    canonical_name,
-    component_entries,
-    open_folder,
-    pipeline_class_of,
-    specs_of_ranges,
-)
+from sdcompress.sources.opening import open_folder
+from sdcompress.sources.source import Source, canonical_name, component_entries, pipeline_class_of, specs_of_ranges
 from sdcompress.sources.spec import ComponentSpec
 from sdcompress.sources.weight_files import (
     check_shard_count,

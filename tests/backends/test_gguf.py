@@ -17,7 +17,7 @@ from sdcompress.backends.gguf.layouts import layout_of
 from sdcompress.backends.gguf.types import BLOCK, CONVOLUTION, ONE_DIMENSION, SENSITIVE, TYPES, choose_types
 from sdcompress.cli.main import app
 from sdcompress.errors import ArtifactError, UserError
-from sdcompress.sources.source import open_source
+from sdcompress.sources.opening import open_source
 
 gguf = pytest.importorskip("gguf")
 

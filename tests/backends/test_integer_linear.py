@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from sdcompress.backends.opening import open_pipeline
+from sdcompress.backends.open_pipeline import open_pipeline
 from sdcompress.backends.torch import integer_linear as module
 from sdcompress.backends.torch.integer_linear import integer_linear
 from sdcompress.backends.torch.modules import QuantizedLinear, replace_layers
@@ -15,7 +15,7 @@ from sdcompress.execution.execute import execute
 from sdcompress.planning.plan import make_plan
 from sdcompress.planning.recipe import parse_recipe
 from sdcompress.quant.int8 import Int8
-from sdcompress.sources.source import open_source
+from sdcompress.sources.opening import open_source
 
 RECIPE = """
 schema_version: 1

@@ -13,7 +13,7 @@ from sdcompress.errors import ArtifactError
 from sdcompress.execution.execute import execute
 from sdcompress.planning.plan import make_plan
 from sdcompress.planning.recipe import parse_recipe
-from sdcompress.sources.source import open_source
+from sdcompress.sources.opening import open_source
 
 peft = pytest.importorskip("peft", reason="peft is not installed (pip install 'sdcompress[dev]')")
 

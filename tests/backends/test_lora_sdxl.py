@@ -10,7 +10,7 @@ from sdcompress.execution.execute import execute
 from sdcompress.lora.file import open_lora
 from sdcompress.planning.plan import make_plan
 from sdcompress.planning.recipe import parse_recipe
-from sdcompress.sources.source import open_source
+from sdcompress.sources.opening import open_source
 
 RANK = 3
 DOWN, UP = "down_blocks.1", "up_blocks.0"

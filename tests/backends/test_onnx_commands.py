@@ -16,7 +16,8 @@ from sdcompress.errors import EvaluationError, UserError
 from sdcompress.evaluation.evaluate import evaluate
 from sdcompress.evaluation.settings import EvaluationSettings
 from sdcompress.files.artifact import MANIFEST_NAME
-from sdcompress.sources.source import ASSETS, open_source
+from sdcompress.sources.opening import open_source
+from sdcompress.sources.source import ASSETS
 
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (pip install 'sdcompress[onnx]')")
 

@@ -12,8 +12,8 @@ from sdcompress.errors import ArtifactError
 from sdcompress.execution.execute import execute
 from sdcompress.planning.plan import make_plan
 from sdcompress.planning.recipe import parse_recipe
+from sdcompress.sources.opening import open_source
 from sdcompress.sources.pruned_config import Pruning
-from sdcompress.sources.source import open_source
 
 HEAD = "schema_version: 1\ndescription: T\n{target}components:\n  unet:\n"
 PRUNE = (

@@ -16,7 +16,8 @@ from sdcompress.backends.torch.input_statistics import StatisticsFile, content_k
 from sdcompress.calibration.settings import Calibration
 from sdcompress.errors import SourceError
 from sdcompress.quant.statistics import Limits
-from sdcompress.sources.source import Source, open_folder
+from sdcompress.sources.opening import open_folder
+from sdcompress.sources.source import Source
 
 CALIBRATION = Calibration(prompts=("a red apple", "two cats"), num_inference_steps=2)
 WANTED = {

@@ -22,7 +22,8 @@ from sdcompress.backends.torch.trajectories import Observer, Walk
 from sdcompress.calibration.settings import Calibration
 from sdcompress.errors import SourceError
 from sdcompress.quant.statistics import LayerStatistics, Limits
-from sdcompress.sources.source import Source, open_folder
+from sdcompress.sources.opening import open_folder
+from sdcompress.sources.source import Source
 
 CALIBRATION = Calibration(prompts=("a red apple", "two cats"), num_inference_steps=4)
 ALL_ROWS = Limits(rows=2**30)

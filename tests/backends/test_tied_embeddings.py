@@ -10,7 +10,7 @@ import torch
 from sdcompress.execution.execute import execute
 from sdcompress.planning.plan import make_plan
 from sdcompress.planning.recipe import parse_recipe
-from sdcompress.sources.source import open_source
+from sdcompress.sources.opening import open_source
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "families"))
 from tiny import make

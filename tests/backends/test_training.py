@@ -18,7 +18,7 @@ from sdcompress.calibration.prompts import GENERAL, default_prompts
 from sdcompress.calibration.settings import Calibration
 from sdcompress.calibration.training_prompts import training_prompts
 from sdcompress.planning.training_memory import adapter_parameters
-from sdcompress.sources.source import open_source
+from sdcompress.sources.opening import open_source
 from sdcompress.sources.spec import ComponentSpec, parameter
 
 CPU = torch.device("cpu")

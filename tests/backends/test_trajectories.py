@@ -20,7 +20,8 @@ from sdcompress.backends.torch.trajectories import Walk
 from sdcompress.calibration.settings import FIRST_SEED, Calibration, Watch, choose_prompts
 from sdcompress.errors import SourceError
 from sdcompress.families.skips import skip_splits
-from sdcompress.sources.source import Source, open_folder
+from sdcompress.sources.opening import open_folder
+from sdcompress.sources.source import Source
 from sdcompress.sources.spec import CONVOLUTIONS, layers_of
 
 CALIBRATION = Calibration(prompt_count=2, num_inference_steps=3)

@@ -21,7 +21,7 @@ from sdcompress.calibration.input_pictures import (
 from sdcompress.errors import UserError
 from sdcompress.planning.plan import make_plan
 from sdcompress.planning.recipe import load_recipe
-from sdcompress.sources.source import open_source
+from sdcompress.sources.opening import open_source
 
 INPAINT, TEXT = "StableDiffusionInpaintPipeline", "StableDiffusionPipeline"
 

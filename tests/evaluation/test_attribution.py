@@ -8,7 +8,7 @@ import pytest
 
 from sdcompress.errors import EvaluationError
 from sdcompress.evaluation.attribution import list_swaps
-from sdcompress.sources.source import open_source
+from sdcompress.sources.opening import open_source
 
 
 def test_every_component_with_weights_is_a_swap() -> None:

@@ -20,7 +20,8 @@ from sdcompress.evaluation.evaluate import evaluate
 from sdcompress.evaluation.metrics.scorer import TINY_SD_SCORER
 from sdcompress.evaluation.settings import EvaluationSettings, list_drawings
 from sdcompress.evaluation.worker.process import WorkerProcess
-from sdcompress.sources.source import ASSETS, open_source
+from sdcompress.sources.opening import open_source
+from sdcompress.sources.source import ASSETS
 
 # One thread: two processes with two threads each wait for one another on a busy machine.
 QUICK: dict[str, Any] = {
@@ -313,7 +314,7 @@ def test_tiny_sd_is_known_by_name_and_by_manifest(pipeline: str, tmp_path: Path)
 
 def test_a_lone_variant_is_named_to_the_child_that_opens_it(nano_copy):
     from sdcompress.evaluation.evaluate import _opening
-    from sdcompress.sources.source import open_folder
+    from sdcompress.sources.opening import open_folder
 
     assert "variant" not in _opening(open_folder(nano_copy), EvaluationSettings())
     for file in sorted(nano_copy.rglob("*.safetensors")):

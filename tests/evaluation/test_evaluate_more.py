@@ -21,7 +21,7 @@ from sdcompress.execution.execute import execute
 from sdcompress.planning.plan import make_plan
 from sdcompress.planning.recipe import parse_recipe
 from sdcompress.report import render
-from sdcompress.sources.source import open_source
+from sdcompress.sources.opening import open_source
 
 RECIPE = """
 schema_version: 1

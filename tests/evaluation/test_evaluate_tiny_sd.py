@@ -11,7 +11,7 @@ from sdcompress.evaluation.settings import EvaluationSettings
 from sdcompress.execution.execute import execute
 from sdcompress.planning.plan import make_plan
 from sdcompress.planning.recipe import load_recipe, parse_recipe
-from sdcompress.sources.source import open_source
+from sdcompress.sources.opening import open_source
 
 INT3 = """
 schema_version: 1

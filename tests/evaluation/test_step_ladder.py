@@ -24,7 +24,7 @@ from sdcompress.files.artifact import MANIFEST_NAME
 from sdcompress.planning.plan import make_plan
 from sdcompress.planning.recipe import parse_recipe
 from sdcompress.report import render
-from sdcompress.sources.source import open_source
+from sdcompress.sources.opening import open_source
 
 CALIBRATION = "calibration: {prompts: [ab], num_inference_steps: 2}\n"
 RECIPE = f"""

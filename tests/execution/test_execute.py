@@ -22,7 +22,7 @@ from sdcompress.files.artifact import partial_folder
 from sdcompress.files.safetensors_file import StreamWriter, read_header
 from sdcompress.planning.plan import make_plan
 from sdcompress.planning.recipe import load_recipe, parse_recipe, shipped_recipes
-from sdcompress.sources.source import open_source
+from sdcompress.sources.opening import open_source
 from sdcompress.sources.tensor_reading import to_tensor
 
 SMALL_BLOCKS = "schema_version: 1\ndescription: T\ncomponents:\n"

@@ -10,7 +10,7 @@ from sdcompress.execution.ranges import calibrate
 from sdcompress.planning.plan import make_plan
 from sdcompress.planning.recipe import parse_recipe
 from sdcompress.planning.steps import Record
-from sdcompress.sources.source import open_source
+from sdcompress.sources.opening import open_source
 
 HEAD = "schema_version: 1\ndescription: T\ncalibration: {prompts: [ab], num_inference_steps: 2}\n"
 PRUNED = {

@@ -22,7 +22,8 @@ from sdcompress.planning.plan import make_plan
 from sdcompress.planning.recipe import load_recipe, parse_recipe
 from sdcompress.sources import catalog
 from sdcompress.sources.inspect_model import describe
-from sdcompress.sources.source import Source, open_source
+from sdcompress.sources.opening import open_source
+from sdcompress.sources.source import Source
 
 Folder = Callable[[str], Path]
 SIZE = 32  # pixels; a multiple of what Sana's latents stand for

@@ -15,7 +15,7 @@ from sdcompress.evaluation.settings import EvaluationSettings
 from sdcompress.execution.execute import execute
 from sdcompress.planning.plan import make_plan
 from sdcompress.planning.recipe import load_recipe
-from sdcompress.sources.source import open_source
+from sdcompress.sources.opening import open_source
 
 QUICK = ("inpaint", "controlnet", "sd3", "flux")
 REST = ("sdxl-refiner", "lcm", "pixart", "sana", "tiny-autoencoder")

@@ -8,7 +8,7 @@ from sdcompress.errors import RecipeError
 from sdcompress.planning.plan import make_plan
 from sdcompress.planning.recipe import load_recipe, parse_recipe, shipped_recipes
 from sdcompress.report.plan_view import describe_plan
-from sdcompress.sources.source import open_source
+from sdcompress.sources.opening import open_source
 
 
 def plan(model, components, target="torch"):

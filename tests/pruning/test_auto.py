@@ -12,7 +12,7 @@ from sdcompress.planning.automatic_pruning import choose_units, measured_units
 from sdcompress.planning.plan import make_plan
 from sdcompress.planning.recipe import dump_recipe, parse_recipe
 from sdcompress.pruning.units import Unit
-from sdcompress.sources.source import open_source
+from sdcompress.sources.opening import open_source
 
 CALIBRATION = Calibration(prompts=("ab",), num_inference_steps=2)
 RECIPE = (

@@ -17,7 +17,7 @@ from sdcompress.planning.plan import make_plan
 from sdcompress.planning.recipe import parse_recipe
 from sdcompress.planning.steps import Record
 from sdcompress.planning.steps.prune import Prune
-from sdcompress.sources.source import open_source
+from sdcompress.sources.opening import open_source
 from sdcompress.sources.spec import ComponentSpec, parameter
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "families"))

@@ -13,7 +13,7 @@ from sdcompress.planning.recipe import parse_recipe
 from sdcompress.planning.steps.sparsify import Sparsify
 from sdcompress.pruning.sparsity import kept_2_4, kept_share, scores
 from sdcompress.quant.statistics import LayerStatistics
-from sdcompress.sources.source import open_source
+from sdcompress.sources.opening import open_source
 
 HEAD = "schema_version: 1\ndescription: T\ncalibration: {prompts: [ab], num_inference_steps: 1}\ncomponents:\n  unet:\n"
 

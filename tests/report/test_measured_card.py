@@ -18,7 +18,7 @@ from sdcompress.files.artifact import file_problems, read_manifest
 from sdcompress.planning.plan import make_plan
 from sdcompress.planning.recipe import load_recipe
 from sdcompress.report.measured_card import PICTURE, add_measurements
-from sdcompress.sources.source import open_source
+from sdcompress.sources.opening import open_source
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,8 @@ import pytest
 from benchmarks import build_catalog
 from sdcompress.sources import catalog
 from sdcompress.sources.catalog.shape_tree import compact, difference, expand, overlay
-from sdcompress.sources.source import is_buffer, open_source
+from sdcompress.sources.opening import open_source
+from sdcompress.sources.source import is_buffer
 from sdcompress.sources.spec import ComponentSpec, parameters_by_kind
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -30,7 +30,7 @@ HANG_S = 6.0
 CHILD = """
 import json, sys, time
 from sdcompress.sources import hub
-from sdcompress.sources.source import open_source
+from sdcompress.sources.opening import open_source
 from sdcompress.errors import SourceError
 action, model, variant, settings = json.loads(sys.argv[1])
 options = settings.pop("options", {})

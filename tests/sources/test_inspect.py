@@ -14,7 +14,8 @@ from rich.console import Console
 from sdcompress.report.inspect_table import render, render_layers
 from sdcompress.report.wording import bytes_text
 from sdcompress.sources.inspect_model import bytes_at, describe
-from sdcompress.sources.source import Source, open_source
+from sdcompress.sources.opening import open_source
+from sdcompress.sources.source import Source
 from sdcompress.sources.spec import KINDS, ComponentSpec, TensorSpec, parameter
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,7 +26,7 @@ started = time.perf_counter()
 from rich.console import Console
 from sdcompress.sources.inspect_model import describe
 from sdcompress.report.inspect_table import render
-from sdcompress.sources.source import open_source
+from sdcompress.sources.opening import open_source
 render(describe(open_source(sys.argv[1])), Console(file=io.StringIO()))
 heavy = [name for name in ("torch", "diffusers", "transformers", "onnxruntime", "bitsandbytes") if name in sys.modules]
 print(json.dumps({"heavy": heavy, "seconds": time.perf_counter() - started}))

@@ -13,7 +13,7 @@ import pytest
 
 from sdcompress.errors import SourceError
 from sdcompress.sources.inspect_model import describe
-from sdcompress.sources.source import open_source
+from sdcompress.sources.opening import open_source
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed (pip install 'sdcompress[onnx]')")
 

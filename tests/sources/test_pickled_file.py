@@ -12,14 +12,14 @@ import torch
 from safetensors.torch import load_file
 from test_single_file import sd1_checkpoint
 
-from sdcompress.backends.opening import open_pipeline
+from sdcompress.backends.open_pipeline import open_pipeline
 from sdcompress.errors import SourceError
 from sdcompress.execution.execute import execute
 from sdcompress.files.safetensors_file import read_bytes
 from sdcompress.planning.plan import make_plan
 from sdcompress.planning.recipe import load_recipe
+from sdcompress.sources.opening import open_folder, open_source
 from sdcompress.sources.pickled_file import read_pickled
-from sdcompress.sources.source import open_folder, open_source
 from sdcompress.sources.tensor_reading import to_tensor
 
 

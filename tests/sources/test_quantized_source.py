@@ -11,7 +11,7 @@ from original_layout import prefixed
 from safetensors.torch import load_file, save_file
 from test_single_file import UNET, sd1_checkpoint
 
-from sdcompress.backends.opening import open_pipeline
+from sdcompress.backends.open_pipeline import open_pipeline
 from sdcompress.errors import RecipeError, SourceError
 from sdcompress.execution.execute import execute
 from sdcompress.execution.verify import verify
@@ -19,8 +19,8 @@ from sdcompress.files.safetensors_file import read_bytes
 from sdcompress.planning.plan import make_plan
 from sdcompress.planning.recipe import Recipe, load_recipe, parse_recipe
 from sdcompress.sources.inspect_model import describe
+from sdcompress.sources.opening import open_folder, open_source
 from sdcompress.sources.quantized_source import quantized_as
-from sdcompress.sources.source import open_folder, open_source
 from sdcompress.sources.spec import ComponentSpec, parameter
 from sdcompress.sources.tensor_reading import to_tensor
 

@@ -14,7 +14,7 @@ from benchmarks import random_pipeline as builder
 from sdcompress.errors import UserError
 from sdcompress.files.safetensors_file import read_bytes, read_header
 from sdcompress.sources import catalog
-from sdcompress.sources.source import open_folder
+from sdcompress.sources.opening import open_folder
 from sdcompress.sources.spec import ComponentSpec, parameter
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -16,16 +16,17 @@ import torch
 from original_layout import State, clip_to_open_clip, prefixed, unet_to_original, vae_to_original
 from safetensors.torch import load_file, save_file
 
-from sdcompress.backends.opening import open_pipeline
+from sdcompress.backends.open_pipeline import open_pipeline
 from sdcompress.errors import SourceError
 from sdcompress.execution.execute import execute
 from sdcompress.files.safetensors_file import read_bytes
 from sdcompress.planning.plan import make_plan
 from sdcompress.planning.recipe import load_recipe
 from sdcompress.sources import catalog
+from sdcompress.sources.opening import open_folder, open_source
 from sdcompress.sources.single_file import tokenizers
 from sdcompress.sources.single_file.transformer_names import flux_piece, sd3_piece
-from sdcompress.sources.source import Source, open_folder, open_source
+from sdcompress.sources.source import Source
 from sdcompress.sources.tensor_reading import to_tensor
 
 ROOT = Path(__file__).resolve().parents[2]

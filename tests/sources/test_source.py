@@ -13,7 +13,7 @@ import pytest
 
 from sdcompress.errors import SourceError
 from sdcompress.files.safetensors_file import DTYPE_BYTES, StreamWriter
-from sdcompress.sources.source import open_folder, open_source
+from sdcompress.sources.opening import open_folder, open_source
 from sdcompress.sources.weight_files import choose_weight_files, is_weight_file
 
 UNET, TEXT = "diffusion_pytorch_model", "model"

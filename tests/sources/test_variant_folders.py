@@ -10,11 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sdcompress.backends.opening import open_pipeline
+from sdcompress.backends.open_pipeline import open_pipeline
 from sdcompress.execution.execute import execute
 from sdcompress.planning.plan import make_plan
 from sdcompress.planning.recipe import load_recipe
-from sdcompress.sources.source import open_folder, open_source
+from sdcompress.sources.opening import open_folder, open_source
 
 
 def save_parts(nano_folder: Path, out: Path, parts: dict[str, dict[str, Any]]) -> Path:

@@ -50,7 +50,7 @@ class Worker:
         """
         import torch
 
-        from sdcompress.backends.opening import open_pipeline
+        from sdcompress.backends.open_pipeline import open_pipeline
 
         engine = _engine_of(Path(path))
         onnx = engine is not None

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -15,10 +15,7 @@ from sdcompress.backends.component import Component
 from sdcompress.sources.spec import ComponentSpec
 
 if TYPE_CHECKING:
-    import torch
-
     from sdcompress.calibration.settings import Calibration
-    from sdcompress.quant.statistics import LayerStatistics
     from sdcompress.sources.source import Source
 
 

@@ -25,7 +25,7 @@ from sdcompress.execution.verify import verify
 from sdcompress.files.artifact import MANIFEST_NAME, partial_folder
 from sdcompress.planning.plan import Plan
 from sdcompress.planning.recipe import parse_recipe
-from sdcompress.sources.source import open_folder
+from sdcompress.sources.opening import open_folder
 
 RECIPES = ("onnx-fp32", "onnx-int8", "onnx-int4", "onnx-mixed")
 PARTS = ("safety_checker", "text_encoder", "unet", "vae_decoder", "vae_encoder")

@@ -13,7 +13,7 @@ from sdcompress import load_recipe, make_plan, open_pipeline, open_source
 from sdcompress.execution.execute import execute
 from sdcompress.execution.verify import verify
 from sdcompress.files.artifact import MANIFEST_NAME
-from sdcompress.sources.source import open_folder
+from sdcompress.sources.opening import open_folder
 
 RECIPE = "pruned-50-recovered-int8-onnx"
 # Float32 sums in another order over two steps of random weights; half of one of 256 levels is 2e-3.

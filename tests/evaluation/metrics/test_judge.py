@@ -17,7 +17,7 @@ from sdcompress.evaluation.settings import EvaluationSettings
 from sdcompress.execution.execute import execute
 from sdcompress.planning.plan import make_plan
 from sdcompress.planning.recipe import parse_recipe
-from sdcompress.sources.source import open_source
+from sdcompress.sources.opening import open_source
 
 RECIPE = "schema_version: 1\ndescription: d\ncomponents: {unet: [{quantize: {format: int3}}]}\n"
 SETTINGS = EvaluationSettings(

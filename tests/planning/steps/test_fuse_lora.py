@@ -19,7 +19,7 @@ from sdcompress.lora.fusing import difference
 from sdcompress.lora.keys import parse_key
 from sdcompress.planning.plan import make_plan
 from sdcompress.planning.recipe import dump_recipe, load_recipe, parse_recipe
-from sdcompress.sources.source import open_source
+from sdcompress.sources.opening import open_source
 
 REAL = Path("/work/shared/reference/lora/pytorch_lora_weights.safetensors")  # of SD 1.5, by its authors
 UNET_MODULES = ("to_q", "to_out.0", "ff.net.2", "proj_in", "conv1", "conv_shortcut", "time_emb_proj")

@@ -16,8 +16,8 @@ from sdcompress.planning.recipe import parse_recipe
 from sdcompress.planning.steps import Record
 from sdcompress.planning.steps.prune import Prune
 from sdcompress.quant.statistics import LayerStatistics
+from sdcompress.sources.opening import open_source
 from sdcompress.sources.pruned_config import pruning_of
-from sdcompress.sources.source import open_source
 from sdcompress.sources.spec import ComponentSpec, parameter
 
 PATTERNS = ["bk-sdm-base", "bk-sdm-small", "bk-sdm-tiny"]

@@ -23,7 +23,7 @@ from sdcompress.planning.plan import Plan, make_plan
 from sdcompress.planning.recipe import parse_recipe
 from sdcompress.planning.steps.recover import Recover
 from sdcompress.report.plan_view import describe_plan
-from sdcompress.sources.source import open_source
+from sdcompress.sources.opening import open_source
 
 PRUNE = "    - prune: {drop_mid_block: true, layers_per_block: 1}\n"
 SHORT = "prompts: [ab, c], batch_size: 2"

@@ -18,7 +18,7 @@ from sdcompress.execution.verify import verify
 from sdcompress.files.artifact import partial_folder
 from sdcompress.planning.plan import make_plan
 from sdcompress.planning.recipe import dump_recipe, parse_recipe
-from sdcompress.sources.source import open_source
+from sdcompress.sources.opening import open_source
 
 CALIBRATION = {"prompts": ["ab"], "num_inference_steps": 1}
 

@@ -14,7 +14,7 @@ from sdcompress.planning.plan import make_plan
 from sdcompress.planning.recipe import parse_recipe
 from sdcompress.planning.steps import Record
 from sdcompress.planning.steps.smooth import Smooth
-from sdcompress.sources.source import open_source
+from sdcompress.sources.opening import open_source
 
 RECIPE = """
 schema_version: 1

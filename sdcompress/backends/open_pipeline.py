@@ -34,7 +34,7 @@ def open_pipeline(
     """
     if Path(path).is_file():
         from sdcompress.sources.hub import with_weights
-        from sdcompress.sources.source import open_source
+        from sdcompress.sources.opening import open_source
 
         source = with_weights(open_source(str(path), variant, **options))
         assert source.path is not None
