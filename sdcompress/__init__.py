@@ -8,13 +8,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from sdcompress.backends.torch.import_hook import when_imported
-
-__version__ = "0.1.0"
+from sdcompress.version import __version__
 
 __all__ = [
     "Plan",
     "Recipe",
     "Source",
+    "__version__",
     "load_recipe",
     "make_plan",
     "open_pipeline",

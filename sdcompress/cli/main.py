@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-import sdcompress
 from sdcompress.cli import convert, reports
 from sdcompress.cli.evaluation_options import (
     Device,
@@ -30,6 +29,7 @@ from sdcompress.cli.evaluation_options import (
 from sdcompress.cli.recipes import recipes_app
 from sdcompress.cli.source_options import with_source_options
 from sdcompress.errors import ArtifactError, GateFailed, SdcompressError, UserError
+from sdcompress.version import __version__
 
 if TYPE_CHECKING:
     from sdcompress.evaluation.settings import EvaluationSettings
@@ -380,5 +380,5 @@ def main() -> None:
         for line in str(error).splitlines() or [type(error).__name__]:
             print(f"error: {line}", file=sys.stderr)
         if error.exit_code == 3:
-            print(f"this is a bug of sdcompress {sdcompress.__version__}; please report it", file=sys.stderr)
+            print(f"this is a bug of sdcompress {__version__}; please report it", file=sys.stderr)
         sys.exit(error.exit_code)

@@ -13,7 +13,6 @@ from functools import partial as partial_function
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import sdcompress
 from sdcompress.backends.component import Component, TrainingContext
 from sdcompress.environment import installed_versions
 from sdcompress.errors import ArtifactError, InternalError, SdcompressError, SourceError, TrainingError
@@ -39,6 +38,7 @@ from sdcompress.sources.quantized_source import copy_component, quantized_as
 from sdcompress.sources.source import Source
 from sdcompress.sources.spec import ComponentSpec, TensorSpec
 from sdcompress.sources.tensor_reading import reader_of
+from sdcompress.version import __version__
 
 if TYPE_CHECKING:
     import torch
@@ -312,7 +312,7 @@ def _manifest(plan: Plan, components: dict[str, Any]) -> dict[str, Any]:
     source = plan.source
     return {
         "schema_version": MANIFEST_SCHEMA,
-        "sdcompress": sdcompress.__version__,
+        "sdcompress": __version__,
         "source": {
             "name": source.name,
             "kind": source.kind,

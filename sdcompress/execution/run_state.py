@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-import sdcompress
 from sdcompress.errors import ArtifactError
 from sdcompress.files.artifact import write_json
 from sdcompress.planning.plan import Plan
+from sdcompress.version import __version__
 
 STATE_NAME = "state.json"  # in the .partial folder: which components are finished
 
@@ -68,4 +68,4 @@ def _fingerprint(plan: Plan) -> str:
         recipe["components"][name] = [
             {step.kind: step.model_dump(mode="json", exclude=set(step.changeable))} for step in steps
         ]
-    return json.dumps([sdcompress.__version__, recipe, stats, plan.source.given_options])
+    return json.dumps([__version__, recipe, stats, plan.source.given_options])

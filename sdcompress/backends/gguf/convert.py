@@ -14,7 +14,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import sdcompress
 from sdcompress.backends.gguf.layouts import Layout, layout_of
 from sdcompress.backends.gguf.types import StoredTensor, choose_types
 from sdcompress.environment import installed_versions
@@ -22,6 +21,7 @@ from sdcompress.errors import ArtifactError, UserError
 from sdcompress.files.artifact import partial_folder, sha256_of, write_json
 from sdcompress.sources.source import DENOISERS, Source
 from sdcompress.sources.spec import ComponentSpec
+from sdcompress.version import __version__
 
 if TYPE_CHECKING:
     import numpy as np
@@ -185,7 +185,7 @@ def _check_range(values: np.ndarray[Any, Any], tensor: StoredTensor, component: 
 def _metadata(source: Source, spec: ComponentSpec, layout: Layout) -> dict[str, str]:
     """What the file says of itself under `sdcompress.`: enough to build the model it is of."""
     return {
-        "version": sdcompress.__version__,
+        "version": __version__,
         "source": source.name,
         "component": spec.name,
         "class_name": spec.class_name,
@@ -212,7 +212,7 @@ def _facts(
     tensors_bytes = sum(tensor.size_bytes for tensor in stored)
     return {
         "schema_version": SCHEMA,
-        "sdcompress": sdcompress.__version__,
+        "sdcompress": __version__,
         "source": {"name": source.name, "kind": source.kind, "hub_id": source.hub_id},
         "component": spec.name,
         "class_name": spec.class_name,

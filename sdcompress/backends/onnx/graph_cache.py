@@ -11,12 +11,12 @@ import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import sdcompress
 from sdcompress.backends.onnx.cleanup import parameters_as_inputs
 from sdcompress.environment import installed_versions
 from sdcompress.families.onnx_parts import OnnxInput, OnnxPart
 from sdcompress.files.cache import cache_folder, replacing
 from sdcompress.sources.spec import ComponentSpec
+from sdcompress.version import __version__
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -52,6 +52,6 @@ def _key(spec: ComponentSpec, part: OnnxPart, inputs: tuple[OnnxInput, ...], dty
     """Everything the traced graph depends on."""
     versions = {name: version for name, version in installed_versions().items() if name in _TRACERS}
     tensors = sorted((name, list(tensor.shape)) for name, tensor in spec.tensors.items())
-    facts = [sdcompress.__version__, versions, spec.class_name, dict(spec.config), part.folder, dtype,
+    facts = [__version__, versions, spec.class_name, dict(spec.config), part.folder, dtype,
              [[each.name, each.shape, each.dtype] for each in inputs], tensors]  # fmt: skip
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]

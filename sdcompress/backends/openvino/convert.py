@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import sdcompress
 from sdcompress.backends.openvino.runtime import import_openvino
 from sdcompress.environment import installed_versions
 from sdcompress.errors import ArtifactError, InternalError, UserError
@@ -25,6 +24,7 @@ from sdcompress.files.artifact import read_manifest as read_artifact
 from sdcompress.sources import onnx_file
 from sdcompress.sources.openvino_file import MODEL_FILE, open_openvino_folder
 from sdcompress.sources.source import Source
+from sdcompress.version import __version__
 
 _SPARE_BYTES = 2**24  # the XML, which says more about each node than ONNX does
 
@@ -142,7 +142,7 @@ def _manifest(source: Source, partial: Path) -> dict[str, Any]:
         }
     return {
         "schema_version": MANIFEST_SCHEMA,
-        "sdcompress": sdcompress.__version__,
+        "sdcompress": __version__,
         "source": made.get("source", {"name": source.name, "kind": source.kind, "hub_id": source.hub_id}),
         "recipe": made.get("recipe", {}),
         "pipeline_class": source.pipeline_class,

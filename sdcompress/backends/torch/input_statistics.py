@@ -14,7 +14,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import sdcompress
 from sdcompress.calibration.settings import FIRST_SEED, Calibration, choose_prompts
 from sdcompress.environment import installed_versions
 from sdcompress.errors import SourceError
@@ -23,6 +22,7 @@ from sdcompress.files.safetensors_file import TensorRange
 from sdcompress.files.sealed_file import Spec, read_chunks, read_sealed, read_tensor, spec_of, write_sealed
 from sdcompress.quant.statistics import LayerStatistics, Limits
 from sdcompress.sources.source import Source
+from sdcompress.version import __version__
 
 if TYPE_CHECKING:
     import torch
@@ -180,7 +180,7 @@ def content_key(source: Source, wanted: Wanted, calibration: Calibration, limits
     prompts = choose_prompts(calibration, source)
     versions = installed_versions()
     facts: dict[str, Any] = {
-        "sdcompress": sdcompress.__version__,
+        "sdcompress": __version__,
         "versions": {name: versions.get(name) for name in _LIBRARIES},
         "device": device,
         "model_index": dict(source.model_index),

@@ -1,0 +1,3 @@
+"""The version of sdcompress."""
+
+__version__ = "0.1.0"
