@@ -1,32 +1,24 @@
 """The benchmarks' race: who runs when, beside whom, what its figures and tables say; with workers that pretend."""
 
-import json
 import math
-import os
-import subprocess
 import sys
 import textwrap
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 
 from benchmarks import onnx_quality, readme
 from benchmarks.contenders import make, onnx_runtime
 from benchmarks.contenders.catalog import BASELINE, CONTENDERS, REFERENCE, choose, with_needs
-from benchmarks.contenders.job import Job
-from benchmarks.contenders.plot import draw_race
-from benchmarks.contenders.race import Entrant, form_groups, order_turns, run_alone, run_race
+from benchmarks.contenders.race import Entrant, form_groups, order_turns, run_race
 from benchmarks.contenders.summary import (
-    component_table,
     output_error,
     paired_ratios,
     picture_psnr,
     race_table,
     summarise,
 )
-from sdcompress.errors import UserError
 from sdcompress.planning.recipe import load_recipe, shipped_recipes
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -68,14 +60,6 @@ def test_groups_fit_the_budget_and_hold_the_baseline():
     assert sorted(name for group in groups for name in group[1:]) == ["a", "b", "c", "d"]
 
 
-def test_too_large_a_contender_races_the_baseline_alone():
-    assert form_groups({"base": 7, "huge": 30, "small": 1}, "base", 16) == [["base", "huge"], ["base", "small"]]
-
-
-def test_a_race_of_the_baseline_alone_has_one_group():
-    assert form_groups({"base": 7}, "base", 1) == [["base"]]
-
-
 def test_race_interleaves_processes(tmp_path):
     entrants = {name: pretender(tmp_path, name) for name in ("base", "a", "b")}
     race = run_race(entrants, [["base", "a"], ["base", "b"]], rounds=2)
@@ -85,58 +69,12 @@ def test_race_interleaves_processes(tmp_path):
     assert paired_ratios(race["samples"]["b"], race["samples"]["base"]) == [1.0, 1.0]
 
 
-def test_a_contender_that_dies_while_loading_is_recorded_and_the_race_goes_on(tmp_path):
-    entrants = {"base": pretender(tmp_path, "base"), "dead": pretender(tmp_path, "dead", dies="load")}
-    race = run_race(entrants, [["base", "dead"]], rounds=1)
-    assert "return code 3" in race["failed"]["dead"]
-    assert len(race["samples"]["base"]) == 1
-
-
 def test_a_contender_that_dies_in_a_turn_is_recorded_and_the_race_goes_on(tmp_path):
     entrants = {name: pretender(tmp_path, name) for name in ("base", "a")}
     entrants["dead"] = pretender(tmp_path, "dead", dies_at="step")
     race = run_race(entrants, [["base", "dead", "a"]], rounds=3)
     assert "return code 3" in race["failed"]["dead"] and race["samples"]["dead"] == []
     assert len(race["samples"]["base"]) == len(race["samples"]["a"]) == 3
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="reads the states of processes as Linux names them")
-def test_those_that_wait_are_suspended(tmp_path, monkeypatch):
-    from benchmarks.contenders import race
-
-    states, known = [], []
-    inner = race.resume
-
-    def look(process):
-        known.append(process)
-        states.append({other.pid: other.status() for other in known})
-        inner(process)
-
-    monkeypatch.setattr(race, "resume", look)
-    run_race({name: pretender(tmp_path, name) for name in ("base", "a")}, [["base", "a"]], rounds=2)
-    assert len(states) == 4 and all(status == psutil.STATUS_STOPPED for seen in states for status in seen.values())
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="prctl")
-def test_a_suspended_worker_ends_with_its_parent():
-    worker = "from benchmarks.contenders.serving import die_first; die_first(); print('up', flush=True); input()"
-    parent = (
-        "import subprocess, sys, psutil, time\n"
-        f"child = subprocess.Popen([sys.executable, '-c', {worker!r}], stdout=subprocess.PIPE, stdin=subprocess.PIPE)\n"
-        "child.stdout.readline(); psutil.Process(child.pid).suspend(); print(child.pid, flush=True); time.sleep(60)"
-    )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    with subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, env=environment) as process:
-        child = psutil.Process(int(process.stdout.readline()))
-        process.kill()
-    gone, _ = psutil.wait_procs([child], timeout=10)
-    assert gone or child.status() == psutil.STATUS_ZOMBIE
-
-
-def test_alone(tmp_path):
-    found = run_alone(pretender(tmp_path, "a"), tmp_path / "out.npy")
-    assert found["failed"] is None and (found["load_s"], found["peak_bytes"], found["size_bytes"]) == (0.5, 5, 7)
-    assert "return code 3" in run_alone(pretender(tmp_path, "a", dies="load"), tmp_path / "out.npy")["failed"]
 
 
 def test_output_error():
@@ -214,11 +152,6 @@ def test_ratios_are_taken_within_a_group(result):
     assert (rows["optimum"]["low_s"], rows["optimum"]["median_s"], rows["optimum"]["high_s"]) == (4.0, 6.5, 8.0)
 
 
-def test_making_counts_all_that_was_made_on_the_way(result):
-    row = next(row for row in summarise(result) if row["name"] == "openvino-fp32")
-    assert (row["make_s"], row["make_peak_bytes"]) == (90.0, 9 * GB)
-
-
 def test_race_table_has_a_line_for_each_and_says_why_one_failed(result):
     lines = race_table(result).splitlines()
     assert len(lines) == 2 + len(result["contenders"])
@@ -236,58 +169,9 @@ def test_a_result_that_is_not_finite_shows(result):
     assert picture_psnr(bad) == "not finite"
 
 
-def test_one_that_died_on_the_way_has_no_figures(result):
-    result["contenders"]["openvino-fp32"]["failed"] = "openvino-fp32: its process ended early"
-    line = race_table(result).splitlines()[-1]
-    assert "failed: openvino-fp32: its process ended early" in line and "0.50x" not in line
-
-
-def test_component_table(result):
-    lines = component_table(result).splitlines()
-    assert lines[0] == "| contender | text_encoder, s | unet, s | vae, s | rest, s | PSNR |"
-    assert lines[2] == "| torch, float32 | 1.00 | 4.00 | 2.00 | 1.00 | 60.0 dB |"
-    assert len(lines) == 2 + 3
-
-
-@pytest.mark.parametrize("table", [readme.unet_step_table, readme.pipeline_table])
-def test_readme_tables_have_even_lines_and_name_the_machine(result, table):
-    *rows, empty, note = table(result).splitlines()
-    assert empty == "" and len({row.count("|") for row in rows}) == 1
-    assert "2 threads of Abacus (AVX2)" in note and "random weights" in note and "sd15" in note
-    assert any("failed: not made" in row for row in rows)
-
-
-def test_unet_step_note_has_the_versions_of_both_environments(result):
-    assert "torch 9, openvino 7; 2 threads" in readme.unet_step_table(result)
-
-
-def test_onnx_quality_table():
-    report = json.loads((readme.RESULTS / "recipes.json").read_text(encoding="utf-8"))["reports"]["int8"]
-    *rows, empty, note = readme.onnx_quality_table({"reports": {"int8": {**report, "label": "int8"}}}).splitlines()
-    psnr = report["similarity"]["psnr_db"]["mean"]
-    assert f"| {psnr:.1f} dB |" in rows[-1] and len({row.count("|") for row in rows}) == 1
-    assert empty == "" and f"{report['settings']['prompt_count']} prompts, 20 steps" in note
-
-
-def test_picture(result, tmp_path):
-    pytest.importorskip("matplotlib")
-    from PIL import Image
-
-    file = draw_race(result, "sd15, unet", tmp_path / "docs" / "race.png")
-    with Image.open(file) as picture:
-        assert picture.width > 800 and picture.getextrema() != ((255, 255),) * 3
-
-
 def test_baseline_and_reference_always_race():
     assert [one.name for one in choose(["onnx-int8"])] == [REFERENCE, BASELINE, "onnx-int8"]
     assert [one.name for one in choose(["onnx-int8"], pipelines=True)] == [REFERENCE, BASELINE, "onnx-int8"]
-
-
-def test_unknown_contenders_are_refused():
-    with pytest.raises(UserError, match="onnx-int3 is none of torch-fp32"):
-        choose(["onnx-int3"])
-    with pytest.raises(UserError, match="openvino-int8 is none of"):
-        choose(["openvino-int8"], pipelines=True)
 
 
 def test_what_is_needed_is_made_first():
@@ -311,34 +195,6 @@ def test_making_that_needs_too_much_memory_is_stopped(tmp_path):
     assert made["peak_bytes"] > 150_000_000 and made["seconds"] < 50
 
 
-def test_making_tells_how_it_failed(tmp_path):
-    made = make.run_watched([sys.executable, "-c", "raise ValueError('no such thing')"], tmp_path / "log", 1, GB)
-    assert made["failed"] == "return code 1: ValueError: no such thing"
-    done = make.run_watched(
-        [sys.executable, "-c", 'print(\'{"peak_bytes": 4, "details": {}}\')'], tmp_path / "log", 1, GB
-    )
-    assert done["failed"] is None and done["peak_bytes"] == 4
-    assert not (tmp_path / "scratch").exists()
-
-
-class Declared:
-    def __init__(self, name, kind, shape):
-        self.name, self.type, self.shape = name, kind, shape
-
-
-def test_inputs_are_given_as_the_graph_declares_them():
-    given = {"sample": np.zeros((2, 4, 8, 8), np.float32), "timestep": np.float32(961.0)}
-    ours = {
-        "sample": Declared("sample", "tensor(float16)", [2, 4, 8, 8]),
-        "timestep": Declared("timestep", "tensor(float)", []),
-    }
-    feed = onnx_runtime.fit_inputs(ours, given)
-    assert feed["sample"].dtype == np.float16 and feed["timestep"].shape == () and feed["timestep"].dtype == np.float32
-    other = {"timestep": Declared("timestep", "tensor(int64)", ["steps"])}
-    feed = onnx_runtime.fit_inputs(other, given)
-    assert feed["timestep"].tolist() == [961] and feed["timestep"].dtype == np.int64
-
-
 def test_recipes_calibrate_with_as_much_as_the_peers(tmp_path):
     settings = {"source": "tiny-sd", "calibration_prompts": 3, "steps": 7}
     file = onnx_runtime.write_recipe("onnx-int8", settings, tmp_path / "recipes")
@@ -353,9 +209,3 @@ def test_recipes_calibrate_with_as_much_as_the_peers(tmp_path):
 def test_those_recipes_are_calibrated_that_quantize_activations(name):
     text = shipped_recipes()[CONTENDERS[name].options["recipe"]].read_text(encoding="utf-8")
     assert CONTENDERS[name].calibrated == ("activations: int8" in text)
-
-
-def test_a_job_survives_its_trip():
-    job = Job("optimum", "tiny-sd", "/models/tiny-sd", "unet", os.sep + "work", 2)
-    assert Job.from_json(job.to_json()) == job
-    assert job.part("openvino-fp32") == Path(os.sep, "work", "openvino-fp32", "unet")

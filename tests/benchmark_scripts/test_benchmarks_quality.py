@@ -4,7 +4,6 @@ The results are invented; no peer is needed here.
 """
 
 import json
-import math
 import subprocess
 import sys
 from dataclasses import asdict
@@ -15,16 +14,12 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from benchmarks import quality_per_byte
 from benchmarks.quality import running
 from benchmarks.quality.contender import COUNTED, ORIGINAL, OURS, PEERS, SCOPES, Contender
-from benchmarks.quality.ours import list_ours, recipe_of, why_not_here
-from benchmarks.quality.peers import list_peers
-from benchmarks.quality.plot import draw_quality
-from benchmarks.quality.points import above_frontier, frontier, make_points, paired_difference, psnr_of
-from benchmarks.quality.table import every_point, quality_per_byte_table
+from benchmarks.quality.ours import recipe_of
+from benchmarks.quality.points import above_frontier, frontier, make_points, paired_difference
+from benchmarks.quality.table import quality_per_byte_table
 from benchmarks.quality.weight_bytes import left_alone, spare_bytes, stored_tensors, weight_bytes
-from sdcompress.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -103,27 +98,6 @@ def test_what_a_library_adds_counts_in_its_own_dtype():
     assert left_alone(layer, originals) == {}
 
 
-def test_a_float_under_its_name_in_another_shape_is_no_weight_left_alone():
-    layer = torch.nn.Linear(8, 4, bias=False)
-    originals = originals_of(layer)
-    layer.weight = torch.nn.Parameter(torch.zeros(2, 8), requires_grad=False)
-    assert weight_bytes(layer, originals) == 4 * 16
-
-
-def test_tied_weights_count_once():
-    first, second = torch.nn.Linear(8, 8, bias=False), torch.nn.Linear(8, 8, bias=False)
-    second.weight = first.weight
-    both = torch.nn.Sequential(first, second)
-    assert list(stored_tensors(both)) == ["0.weight"]
-    assert weight_bytes(both, originals_of(both)) == 2 * 64
-
-
-def test_what_is_not_saved_does_not_count():
-    layer = torch.nn.Linear(8, 4, bias=False)
-    layer.register_buffer("cache", torch.zeros(100), persistent=False)
-    assert weight_bytes(layer, originals_of(layer)) == 64
-
-
 def test_tensor_subclasses_are_taken_apart():
     layer = torch.nn.Linear(8, 4, bias=False)
     originals = originals_of(layer)
@@ -160,11 +134,6 @@ def test_frontier_is_better_with_every_byte():
     assert [one["key"] for one in frontier(points)] == ["a@unet", "d@unet"]
 
 
-def test_identical_pictures_do_not_enter_the_mean():
-    assert psnr_of(point("a", OURS, 1, 30.0, None, 40.0)) == 35.0
-    assert psnr_of(point("a", OURS, 1, None, None)) == math.inf
-
-
 def test_a_peer_is_beaten_by_no_more_bytes_and_no_less_quality():
     ours = point("ours-4", OURS, 100, 30.0, 32.0)
     same = point("peer-same", PEERS, 100, 30.0, 32.0)
@@ -194,27 +163,6 @@ def test_table_names_the_peers_above():
     assert "Another seed: 15.5 dB [15.0, 16.0]" in table
 
 
-def test_table_says_when_no_peer_is_above():
-    table = quality_per_byte_table(
-        result(point("int4", OURS, 3000, 30.0, 31.0), point("sdnq-4", PEERS, 3200, 29.0, 30.0))
-    )
-    assert "None of the peers' 1 points" in table
-
-
-def test_every_point_lists_what_failed_and_what_was_not_run():
-    failed = {"key": "torchao-int4@unet", "label": "torchao int4", "name": "torchao-int4", "owner": PEERS}
-    table = every_point(result({**failed, "failed": "ImportError: Requires mslk >= 1.0.0", "scope": "unet"}))
-    assert "torchao int4 (torchao-int4@unet): ImportError: Requires mslk >= 1.0.0" in table
-    assert "gptq-3@unet: no such format" in table
-    assert "identical" in table  # the original with itself
-
-
-def test_plot_draws(tmp_path):
-    points = [point(f"sdnq-{bits}", PEERS, 1000 * bits, 5.0 * bits, 6.0 * bits) for bits in (2, 4, 8)]
-    points += [point(f"search-{bits}", OURS, 1000 * bits, 7.0 * bits, 8.0 * bits, scope="all") for bits in (2, 4, 8)]
-    assert draw_quality(result(*points), tmp_path / "plot.png").stat().st_size > 10_000
-
-
 def test_loosely_stored_codes_give_a_second_point_as_if_packed():
     contender = Contender("torchao-intx4", "torchao", PEERS, "torchao", 4)
     found = {
@@ -229,20 +177,6 @@ def test_loosely_stored_codes_give_a_second_point_as_if_packed():
     assert real["left_in_float"] == {"unet": 0.5} and real["layers_left_in_float"] == {"unet": 1}
 
 
-def test_keys_are_unique_and_scopes_known():
-    contenders = [*quality_per_byte.ORIGINALS, *list_peers(), *list_ours()]
-    keys = [one.key for one in contenders]
-    assert len(set(keys)) == len(keys)
-    assert {one.scope for one in contenders} <= set(SCOPES)
-
-
-def test_every_library_that_a_peer_names_is_known():
-    from benchmarks.quality.peer_libraries import QUANTIZE
-    from benchmarks.quality.peers import EIGHT_BITS
-
-    assert {one.library for one in list_peers()} == set(QUANTIZE) == set(EIGHT_BITS)
-
-
 def test_recipes_quantize_what_the_scope_says():
     parts = {}
     for scope in SCOPES:
@@ -253,25 +187,6 @@ def test_recipes_quantize_what_the_scope_says():
     assert parts["unet"] == {"unet": "int4"}
     assert parts["all"] == dict.fromkeys(COUNTED, "int4")
     assert parts["rest8"] == {"text_encoder": "int8", "unet": "int4", "vae": "int8"}
-
-
-def test_a_format_that_is_not_here_is_told():
-    there = Contender("x", "x", OURS, "x", 8, options={"format": "int8"})
-    absent = Contender("x", "x", OURS, "x", 4, options={"format": "int99"})
-    assert why_not_here(there, "tiny-sd") is None
-    assert "int99" in str(why_not_here(absent, "tiny-sd"))
-
-
-def test_a_pattern_that_matches_nothing_is_an_error():
-    assert {one.scope for one in quality_per_byte.choose(["bnb-nf4@*"])} == {"unet", "all", "rest8"}
-    with pytest.raises(UserError, match="bnb-nf5"):
-        quality_per_byte.choose(["bnb-nf5@*"])
-
-
-def test_the_peers_side_imports_no_sdcompress():
-    script = "import sys; import benchmarks.quality.peer_worker; print('sdcompress' in sys.modules)"
-    answer = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert answer.stdout.strip() == "False"
 
 
 def test_peers_pins_agree_with_the_main_set():
@@ -325,24 +240,6 @@ def test_what_was_drawn_is_not_drawn_again(pretender):
     assert sorted(names_run(pretender)) == ["a", "a", "b", "c"]
 
 
-def test_an_interrupted_job_is_drawn_again(pretender):
-    job = job_of("a")
-    folder = pretender / "work" / "a"
-    folder.mkdir(parents=True)
-    (folder / "result.json.partial").write_text("{")
-    assert running.read_result(folder, job) is None
-    running.run_all({"a": job}, pretender / "work", {"peers": "p", "sdcompress": "s"}, 1, lambda text: None)
-    assert running.read_result(folder, job)["failed"] is None
-
-
-def test_a_worker_that_dies_is_a_failed_contender(pretender):
-    results = running.run_all(
-        {"fails": job_of("fails"), "a": job_of("a")}, pretender / "work", {"peers": "p", "sdcompress": "s"}, 1, print
-    )
-    assert results["fails"]["failed"] == "ended with code 1: boom"
-    assert results["a"]["failed"] is None
-
-
 def test_identity_holds_what_the_result_depends_on():
     assert job_of("a")["identity"] == job_of("a")["identity"]
     contender = Contender("a", "a", PEERS, "family", 4, library="sdnq")
@@ -357,9 +254,3 @@ def test_identity_holds_what_the_result_depends_on():
     assert json.loads(json.dumps(job_of("a")["contender"])) == asdict(
         Contender("a", "a", PEERS, "family", 4, library="sdnq")
     ) | {"options": {}}
-
-
-def test_another_seed_shifts_every_seed():
-    shifted = next(one for one in quality_per_byte.ORIGINALS if one.name == "original-other-seed")
-    job = running.make_job(shifted, "model", [{"index": 0, "prompt": "a", "seed": 3}], {}, "versions")
-    assert job["drawings"][0]["seed"] == 3 + running.OTHER_SEED
