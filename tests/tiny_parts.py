@@ -30,6 +30,38 @@ def clip_tokenizer(folder: Path) -> Any:
     return CLIPTokenizer.from_pretrained(folder)
 
 
+def t5_tokenizer() -> Any:
+    """A T5 tokenizer that knows single characters."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import T5TokenizerFast
+
+    special = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    pieces = [(piece, 0.0) for piece in special.values()] + [(piece, -1.0) for piece in ("\u2581", *LETTERS)]
+    tokenizer = Tokenizer(models.Unigram(pieces, unk_id=2))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.post_processor = _ends_with("</s>", 1)
+    return T5TokenizerFast(tokenizer_object=tokenizer, extra_ids=0, **special)
+
+
+def gemma_tokenizer() -> Any:
+    """A tokenizer of single letters of the class that has no rules of its own; Gemma's really has subwords."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    special = {"pad_token": "<pad>", "eos_token": "<eos>", "bos_token": "<bos>", "unk_token": "<unk>"}
+    vocabulary = {piece: index for index, piece in enumerate((*special.values(), *LETTERS))}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    tokenizer.post_processor = _ends_with("<eos>", 1)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
+
+
+def _ends_with(token: str, index: int) -> Any:
+    from tokenizers import processors
+
+    return processors.TemplateProcessing(single=f"$A {token}", special_tokens=[(token, index)])
+
+
 def clip_text(projected: bool = False, hidden: int = 32, projection: int = 32) -> Any:
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 

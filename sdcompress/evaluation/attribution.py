@@ -6,7 +6,6 @@ What each of them cost and saved is in the report; `step_ladder` says how a comp
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -18,7 +17,7 @@ from sdcompress.errors import EvaluationError
 from sdcompress.evaluation.drawing import Session, check_device
 from sdcompress.evaluation.settings import choose_some
 from sdcompress.evaluation.step_ladder import Rung, list_ladder, make_rung, model_index_entry
-from sdcompress.files.artifact import MANIFEST_NAME
+from sdcompress.files.artifact import MANIFEST_NAME, link_folder
 from sdcompress.sources.source import Source
 
 RUNGS_FOLDER = "rungs"  # in the evaluation's folder: components made for the ladder, until their pictures are drawn
@@ -169,15 +168,8 @@ def mixed_folder(original: Path, component: str, part: Path, entry: Sequence[str
     for name, value in merged.items():
         source = part if name == component else original / name
         if isinstance(value, list) and source.is_dir():
-            _link(source.resolve(), folder / name)
+            link_folder(source, folder / name)
     return folder
-
-
-def _link(source: Path, target: Path) -> None:
-    try:
-        os.symlink(source, target, target_is_directory=True)
-    except (OSError, NotImplementedError):  # Windows lets few users make links
-        shutil.copytree(source, target)
 
 
 def _with_ladders(swaps: Sequence[Swap], original: Source, compressed: Source) -> list[Swap]:

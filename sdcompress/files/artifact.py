@@ -56,7 +56,7 @@ def replace_files(folder: Path, contents: Mapping[str, bytes]) -> None:
     changed = folder.with_name(folder.name + ".changed")
     try:
         shutil.rmtree(changed, ignore_errors=True)
-        shutil.copytree(folder, changed, copy_function=_link)
+        shutil.copytree(folder, changed, copy_function=_link_file)
         for name, content in contents.items():
             file = changed / name
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -71,7 +71,15 @@ def replace_files(folder: Path, contents: Mapping[str, bytes]) -> None:
         raise ArtifactError(f"{error.filename or folder}: cannot be written ({error.strerror})") from None
 
 
-def _link(source: str, target: str) -> None:
+def link_folder(source: Path, target: Path) -> None:
+    """Makes `target` a link to the folder `source`, or a copy of it where links are not allowed."""
+    try:
+        os.symlink(source.resolve(), target, target_is_directory=True)
+    except (OSError, NotImplementedError):  # Windows lets few users make links
+        shutil.copytree(source, target)
+
+
+def _link_file(source: str, target: str) -> None:
     try:
         os.link(source, target)
     except OSError:  # no links on this kind of disk

@@ -12,11 +12,11 @@ from sdcompress.errors import SourceError
 from sdcompress.files.safetensors_file import TensorRange, read_header
 from sdcompress.sources import catalog
 from sdcompress.sources.opening import open_source
+from sdcompress.sources.portable_parts import portable_part
 from sdcompress.sources.pruned_config import is_quantized
 from sdcompress.sources.source import (
     BUILT_IN,
     Source,
-    canonical_name,
     check_shard_count,
     choose_weight_files,
     component_entries,
@@ -24,6 +24,7 @@ from sdcompress.sources.source import (
     specs_of_ranges,
 )
 from sdcompress.sources.spec import ComponentSpec
+from sdcompress.sources.tensor_names import canonical_name
 
 AUTOENCODERS = ("AutoencoderKL", "AutoencoderTiny", "AsymmetricAutoencoderKL")
 _TOKENIZER_FILES = (
@@ -133,12 +134,11 @@ def _from_folder(
         tokenizer_entry = ("transformers", str(settings.get("tokenizer_class", "AutoTokenizer")))
     parts = {}
     if component.startswith("text_encoder") and tokenizer is not None and tokenizer_entry is not None:
-        parts[tokenizer_of(component)] = tokenizer_entry
-        files |= {
-            Path(tokenizer_of(component), name): (tokenizer / name).read_bytes()
-            for name in _TOKENIZER_FILES
-            if (tokenizer / name).is_file()
-        }
+        part = tokenizer_of(component)
+        contents = {name: (tokenizer / name).read_bytes() for name in _TOKENIZER_FILES if (tokenizer / name).is_file()}
+        portable, changed = portable_part(tokenizer_entry[1], contents, contents.__getitem__)
+        parts[part] = (tokenizer_entry[0], portable)
+        files |= {Path(part, name): content for name, content in (contents | changed).items()}
     spec = ComponentSpec(component, library, class_name, config, specs_of_ranges(ranges))
     return Replacement(spec, ranges, files, parts)
 

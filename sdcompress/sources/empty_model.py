@@ -15,9 +15,15 @@ def empty_model(spec: ComponentSpec) -> Any:
     """
     from accelerate import init_empty_weights
 
-    model_class = getattr(importlib.import_module(spec.library), spec.class_name)
+    model_class = component_class(spec.library, spec.class_name)
     config = {name: value for name, value in spec.config.items() if name != "quantization_config"}
     with init_empty_weights(include_buffers=False):
         if spec.library == "diffusers":
             return model_class.from_config(config)
         return model_class(model_class.config_class.from_dict(config))
+
+
+def component_class(library: str, class_name: str) -> Any:
+    """Return the class of an entry of model_index.json, whose library may be a folder of diffusers' pipelines."""
+    module = library if library in ("diffusers", "transformers") else f"diffusers.pipelines.{library}"
+    return getattr(importlib.import_module(module), class_name)

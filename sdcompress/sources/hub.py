@@ -14,8 +14,9 @@ from typing import Any
 from sdcompress.errors import SourceError
 from sdcompress.files.safetensors_file import MAX_HEADER_BYTES, TensorRange, ranges_of_header
 from sdcompress.sources.opening import open_folder
-from sdcompress.sources.source import Source, canonical_name, component_entries, pipeline_class_of, specs_of_ranges
+from sdcompress.sources.source import Source, component_entries, pipeline_class_of, specs_of_ranges
 from sdcompress.sources.spec import ComponentSpec
+from sdcompress.sources.tensor_names import canonical_name
 from sdcompress.sources.weight_files import (
     check_shard_count,
     choose_weight_files,

@@ -9,11 +9,11 @@ from typing import Any, Literal
 
 from sdcompress.errors import SourceError
 from sdcompress.files.safetensors_file import TensorRange
+from sdcompress.sources.portable_parts import portable_folder
 from sdcompress.sources.source import (
     ASSETS,
     BUILT_IN,
     Source,
-    canonical_name,
     component_entries,
     component_ranges,
     counted_parameters,
@@ -23,6 +23,7 @@ from sdcompress.sources.source import (
     with_counts,
 )
 from sdcompress.sources.spec import ComponentSpec
+from sdcompress.sources.tensor_names import canonical_name
 from sdcompress.sources.weight_files import is_weight_file, variant_of
 
 
@@ -120,6 +121,7 @@ def open_folder(
     counted = counted_parameters(path)
     other_files = [Path("model_index.json")]
     other_files += [Path(file.name) for file in sorted(path.glob("LICENSE*")) if file.is_file()]
+    names_in: dict[str, list[str]] = {}
     for part, (library, class_name) in component_entries(model_index).items():
         folder = path / part
         if not folder.is_dir():
@@ -128,6 +130,7 @@ def open_folder(
                 f"[null, null] for it in model_index.json"
             )
         files = sorted(file for file in folder.rglob("*") if file.is_file())
+        names_in[part] = [file.name for file in files]
         # Nothing in a component's folder is dropped but weights in other formats and variants.
         kept = (file for file in files if not is_weight_file(file.name))
         other_files += [file.relative_to(path) for file in kept]
@@ -139,7 +142,8 @@ def open_folder(
         ranges = {canonical_name(class_name, tensor): where for tensor, where in ranges.items()}
         specs = specs_of_ranges(ranges)
         if part in counted:
-            specs = with_counts(specs, counted[part])
+            counts = {canonical_name(class_name, tensor): count for tensor, count in counted[part].items()}
+            specs = with_counts(specs, counts)
         components[part] = ComponentSpec(part, library, class_name, config, specs, pipeline_class_of(model_index))
         tensors[part] = ranges
     if not components:
@@ -147,6 +151,16 @@ def open_folder(
     given = {**(options or {}), "allow_pickle": allow_pickle}
     if variants:  # asked for, or the only one there is: whoever opens the folder has to name it
         given["variant"] = variant if variant in variants else min(variants)
+    model_index, changed = portable_folder(model_index, names_in, lambda file: (path / file).read_bytes())
     return Source(
-        name or str(path), kind, model_index, components, path, hub_id, tensors, tuple(other_files), options=given
-    )  # fmt: skip
+        name or str(path),
+        kind,
+        model_index,
+        components,
+        path,
+        hub_id,
+        tensors,
+        tuple(other_files),
+        changed_files={Path(file): content for file, content in changed.items()},
+        options=given,
+    )

@@ -29,10 +29,6 @@ BUILT_IN = ("tiny-sd",)
 
 DENOISERS = ("unet", "transformer")
 SAFETY_CHECKERS = frozenset({"safety_checker"})
-# Attention of AutoencoderKL as it was saved before diffusers 0.18; loaders rename it and so do we.
-_OLD_VAE_ATTENTION = re.compile(r"(?<=\.attentions\.)(\d+)\.(query|key|value|proj_attn)\.")
-_NEW_VAE_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-
 # Tensors that files hold though they are no parameters of the module.
 _BUFFERS = re.compile(r"(^|\.)(position_ids|pos_embed\.pos_embed|num_batches_tracked|running_mean|running_var)$")
 
@@ -53,7 +49,7 @@ class Source:
     format: Literal["safetensors", "onnx", "openvino"] = "safetensors"
     # Component -> reader of its tensors by name, where steps compute them (execution/pruned_source.py).
     readers: Mapping[str, Callable[[str], torch.Tensor]] = field(default_factory=dict)
-    # Of other_files those whose content is not that of the file below `path` (steps/replace_component.py).
+    # Of other_files those whose content is not that of the file below `path` (portable_parts, steps/replace_component).
     changed_files: Mapping[Path, bytes] = field(default_factory=dict)
     onnx_files: tuple[Path, ...] = ()  # graphs and data of an ONNX or OpenVINO folder, whose tensors have no ranges
     options: Mapping[str, Any] = field(default_factory=dict)  # of open_source, where the name alone would not give this
@@ -120,13 +116,6 @@ def component_entries(model_index: Mapping[str, Any]) -> dict[str, tuple[str, st
         if not part.startswith("_") and isinstance(value, list) and len(value) == 2 and all(value):
             entries[part] = (str(value[0]), str(value[1]))
     return entries
-
-
-def canonical_name(class_name: str, tensor: str) -> str:
-    """The tensor's name in today's diffusers, whatever version saved it."""
-    if class_name.startswith("AutoencoderKL"):
-        return _OLD_VAE_ATTENTION.sub(lambda m: f"{m[1]}.{_NEW_VAE_ATTENTION[m[2]]}.", tensor)
-    return tensor
 
 
 def is_buffer(tensor: str) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tiny_parts import LETTERS, clip_text, clip_tokenizer, tiny_unet, tiny_vae
+from tiny_parts import clip_text, clip_tokenizer, gemma_tokenizer, t5_tokenizer, tiny_unet, tiny_vae
 
 
 def make(family: str, folder: Path) -> Path:
@@ -16,26 +16,6 @@ def make(family: str, folder: Path) -> Path:
     torch.manual_seed(0)
     FAMILIES[family](folder.parent / f"{folder.name}-tokenizers").save_pretrained(folder)
     return folder
-
-
-def _fast_tokenizer(class_name: str, **special: str) -> Any:
-    """A tokenizer of single letters of one of the fast classes; T5 and Gemma really have subwords."""
-    import transformers
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-
-    pieces = [*special.values(), *LETTERS]
-    vocabulary = {piece: index for index, piece in enumerate(dict.fromkeys(pieces))}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=special["unk_token"]))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    end = special["eos_token"]
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"$A {end}", special_tokens=[(end, vocabulary[end])]
-    )
-    return getattr(transformers, class_name)(tokenizer_object=tokenizer, **special)
-
-
-def _t5_tokenizer() -> Any:
-    return _fast_tokenizer("T5TokenizerFast", pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
 
 
 def _t5_text(hidden: int = 32) -> Any:
@@ -204,7 +184,7 @@ def _sd3(tokenizers: Path) -> Any:
         text_encoder_2=clip_text(projected=True),
         tokenizer_2=clip_tokenizer(tokenizers / "clip"),
         text_encoder_3=_t5_text(64),
-        tokenizer_3=_t5_tokenizer(),
+        tokenizer_3=t5_tokenizer(),
     )
 
 
@@ -230,7 +210,7 @@ def _flux(tokenizers: Path, guidance_embeds: bool = False) -> Any:
         text_encoder=clip_text(),
         tokenizer=clip_tokenizer(tokenizers / "clip"),
         text_encoder_2=_t5_text(32),
-        tokenizer_2=_t5_tokenizer(),
+        tokenizer_2=t5_tokenizer(),
     )
 
 
@@ -253,7 +233,7 @@ def _pixart(tokenizers: Path) -> Any:
         scheduler=DPMSolverMultistepScheduler(),
         vae=tiny_vae(),
         text_encoder=_t5_text(32),
-        tokenizer=_t5_tokenizer(),
+        tokenizer=t5_tokenizer(),
     )
 
 
@@ -306,15 +286,12 @@ def _sana(tokenizers: Path) -> Any:
             pad_token_id=0,
         )
     )
-    tokenizer = _fast_tokenizer(
-        "PreTrainedTokenizerFast", pad_token="<pad>", eos_token="<eos>", bos_token="<bos>", unk_token="<unk>"
-    )
     return SanaPipeline(
         transformer=transformer,
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
         vae=vae,
         text_encoder=text_encoder,
-        tokenizer=tokenizer,
+        tokenizer=gemma_tokenizer(),
     )
 
 

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import json
 from pathlib import Path
 from typing import Any
 
 from sdcompress.backends.onnx.runtime import Part, Runtime, choose_runtime
+from sdcompress.backends.small_parts import open_small_part
 from sdcompress.errors import ArtifactError, UserError
 from sdcompress.families.registry import known_architectures
 from sdcompress.sources.source import component_entries
-
-# Names that transformers 5 no longer has.
-_RENAMED = {"CLIPFeatureExtractor": "CLIPImageProcessor"}
 
 
 def open_onnx_pipeline(folder: Path, device: str = "auto", threads: int | None = None, low_memory: bool = False) -> Any:
@@ -89,11 +86,7 @@ def open_component(folder: Path, name: str, library: str, class_name: str, runti
             f"{', '.join(sorted(known_architectures()))} (optimum.onnxruntime's ORTDiffusionPipeline may open the "
             f"folder)"
         )
-    try:
-        original = getattr(importlib.import_module(library), _RENAMED.get(class_name, class_name))
-        return original.from_pretrained(str(part), local_files_only=True)
-    except (OSError, ValueError, KeyError, ImportError, AttributeError) as error:
-        raise ArtifactError(f"{part}: cannot be opened as {library}.{class_name}: {error}") from error
+    return open_small_part(part, library, class_name)
 
 
 def runtime_of(pipeline: Any) -> Runtime:

@@ -16,10 +16,10 @@ import torch
 from torch import nn
 
 from sdcompress.backends.onnx.modules import empty_component, wrap
-from sdcompress.backends.torch.names import living_name
 from sdcompress.errors import InternalError
 from sdcompress.families.onnx_parts import OnnxInput, OnnxPart, traced_shape
 from sdcompress.sources.spec import ComponentSpec
+from sdcompress.sources.tensor_names import name_in_model
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -35,7 +35,7 @@ def trace(spec: ComponentSpec, part: OnnxPart, inputs: tuple[OnnxInput, ...], dt
 
     model = empty_component(spec)
     aliases = _aliases(model)
-    living = {name: f"model.{living_name(model, name)}" for name in spec.tensors if part.holds(name)}
+    living = {name: f"model.{name_in_model(model, name)}" for name in spec.tensors if part.holds(name)}
     names = {alias: name for name, first in living.items() for alias in aliases.get(first, (first,))}
     compute = getattr(torch, dtype)
     # Buffers stay real: the graph holds their values. What the file stores is fake, whether parameter or buffer.

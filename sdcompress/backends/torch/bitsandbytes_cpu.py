@@ -6,7 +6,6 @@ diffusers' loader refuses a machine without a GPU though bitsandbytes itself run
 
 from __future__ import annotations
 
-import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,11 @@ import torch
 from torch import nn
 
 from sdcompress.backends.torch.modules import QuantizedLinear, set_layer
-from sdcompress.backends.torch.names import living_name
 from sdcompress.errors import ArtifactError
 from sdcompress.quant.registry import known_formats
+from sdcompress.sources.empty_model import empty_model
+from sdcompress.sources.spec import ComponentSpec
+from sdcompress.sources.tensor_names import canonical_name, name_in_model
 
 
 def open_component(folder: Path, library: str, class_name: str, dtype: torch.dtype) -> nn.Module:
@@ -32,8 +33,8 @@ def open_component(folder: Path, library: str, class_name: str, dtype: torch.dty
     state: dict[str, torch.Tensor] = {}
     for file in sorted(folder.glob("*.safetensors")):
         state.update(load_file(file))
-    model = _empty_model(library, class_name, folder, config)
-    state = {_living_tensor_name(model, name): value for name, value in state.items()}
+    model = empty_model(ComponentSpec(folder.name, library, class_name, config, {}))
+    state = {_name_in_model(model, canonical_name(class_name, name)): value for name, value in state.items()}
     layers = [name.removesuffix(".SCB") for name in state if name.endswith(".SCB")]
     layers += [name.partition(".weight.quant_state.")[0] for name in state if ".weight.quant_state." in name]
     for layer in layers:
@@ -48,28 +49,10 @@ def open_component(folder: Path, library: str, class_name: str, dtype: torch.dty
     return model
 
 
-def _living_tensor_name(model: nn.Module, name: str) -> str:
+def _name_in_model(model: nn.Module, name: str) -> str:
     """The tensor's name with its layer called as in `model`; packed ones end in `.weight.absmax`, `.SCB` and so on."""
     layer = name.partition(".weight")[0] if ".weight" in name else name.rpartition(".")[0]
-    return (living_name(model, layer) or layer) + name[len(layer) :] if layer else name
-
-
-def _empty_model(library: str, class_name: str, folder: Path, config: dict[str, Any]) -> nn.Module:
-    from accelerate import init_empty_weights
-
-    model_class = _model_class(library, class_name)
-    with init_empty_weights(include_buffers=False):
-        if hasattr(model_class, "load_config"):  # diffusers
-            plain = {key: value for key, value in config.items() if key != "quantization_config"}
-            return model_class.from_config(plain)  # type: ignore[no-any-return]
-        settings = model_class.config_class.from_pretrained(folder)
-        del settings.quantization_config
-        return model_class(settings)  # type: ignore[no-any-return]
-
-
-def _model_class(library: str, class_name: str) -> Any:
-    module = library if library in ("diffusers", "transformers") else f"diffusers.pipelines.{library}"
-    return getattr(importlib.import_module(module), class_name)
+    return (name_in_model(model, layer) or layer) + name[len(layer) :] if layer else name
 
 
 def _linear(

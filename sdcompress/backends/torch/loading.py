@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sdcompress.backends.small_parts import as_portable
 from sdcompress.errors import ArtifactError, UserError
+from sdcompress.sources.opening import open_folder
+from sdcompress.sources.pruned_config import is_quantized
 from sdcompress.sources.single_file.opening import open_linked
-from sdcompress.sources.source import ASSETS, BUILT_IN, Source, component_entries
+from sdcompress.sources.source import (
+    ASSETS,
+    BUILT_IN,
+    Source,
+    component_entries,
+    component_ranges,
+    has_weights,
+    read_json,
+)
+from sdcompress.sources.spec import ComponentSpec
+from sdcompress.sources.tensor_names import MISSING_LEVELS, canonical_name, name_in_model
 
 if TYPE_CHECKING:
     import torch
@@ -39,10 +53,15 @@ def open_pipeline(path: str | Path, *, device: str = "auto", dtype: str = "auto"
             part: _open_on_cpu(folder / part, *entry, precision)
             for part, entry in _bitsandbytes_parts(folder, model_index).items()
         }
+    entries = component_entries(model_index)
+    for part in _unknown_names(folder, {part: entry for part, entry in entries.items() if part not in ours}, variant):
+        ours[part] = _open_renamed(folder, part, variant, precision)
     try:
-        pipeline = DiffusionPipeline.from_pretrained(
-            str(folder), torch_dtype=precision, variant=variant, local_files_only=True, **ours
-        )
+        with as_portable(folder) as portable:
+            pipeline = DiffusionPipeline.from_pretrained(
+                str(portable), torch_dtype=precision, variant=variant, local_files_only=True, **ours
+            )
+        pipeline.register_to_config(_name_or_path=str(folder))
         pipeline = pipeline.to(target)
     except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
         raise ArtifactError(f"{folder}: cannot be opened as a pipeline: {error}") from error
@@ -84,6 +103,43 @@ def _open_checkpoint(source: Source, dtype: torch.dtype) -> dict[str, Any]:
     from sdcompress.backends.torch.source_parts import open_component
 
     return {part: open_component(source, part, torch.device("cpu"), dtype) for part in source.components}
+
+
+def _unknown_names(folder: Path, entries: Mapping[str, tuple[str, str]], variant: str | None) -> list[str]:
+    """The components whose files name tensors in a way that the installed transformers does not know.
+
+    entries: component -> library and class.
+    """
+    from sdcompress.sources.empty_model import empty_model
+
+    unknown = []
+    for part, (library, class_name) in entries.items():
+        if class_name not in MISSING_LEVELS or not (folder / part).is_dir() or not has_weights(folder / part):
+            continue
+        stored = component_ranges(folder / part, variant) or {}
+        renamed = [name for name in stored if canonical_name(class_name, name) != name]
+        if renamed:
+            config = read_json(folder / part / "config.json", missing=f"{folder / part}: has no config.json")
+            model = empty_model(ComponentSpec(part, library, class_name, config, {}))
+            if name_in_model(model, renamed[0].rpartition(".")[0]) is None:
+                unknown.append(part)
+    return unknown
+
+
+def _open_renamed(folder: Path, part: str, variant: str | None, dtype: torch.dtype) -> Any:
+    """The component whose files have names of a later transformers. ArtifactError where it is quantized."""
+    import torch
+    import transformers
+
+    from sdcompress.backends.torch.source_parts import open_component
+
+    source = open_folder(folder, variant=variant)
+    if is_quantized(source.components[part].config):
+        raise ArtifactError(
+            f"{folder / part}: has names of tensors that transformers {transformers.__version__} does not know yet; "
+            f"update transformers, or compress the original again"
+        )
+    return open_component(source, part, torch.device("cpu"), dtype)
 
 
 def _bitsandbytes_parts(folder: Path, model_index: dict[str, Any]) -> dict[str, tuple[str, str]]:

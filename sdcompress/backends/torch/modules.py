@@ -16,7 +16,6 @@ from torch import nn
 
 from sdcompress.backends.torch.computed_weight import ComputedWeight
 from sdcompress.backends.torch.integer_linear import integer_linear
-from sdcompress.backends.torch.names import living_name
 from sdcompress.backends.torch.packaging import packed_specs, rounds_inputs
 from sdcompress.backends.torch.unpacking import dequantize_stored, logical, pick_rows
 from sdcompress.errors import ArtifactError
@@ -25,6 +24,7 @@ from sdcompress.quant import scales
 from sdcompress.quant.format import QuantFormat
 from sdcompress.quant.grid_format import GridFormat
 from sdcompress.sources.spec import TensorSpec, parameter
+from sdcompress.sources.tensor_names import name_in_model
 
 PIECE = 2**22  # weights dequantized before they are used: few enough to stay in a CPU's last-level cache until then
 PIECE_ROWS = 64  # that a piece has a multiple of, as the kernels' blocks do
@@ -181,7 +181,7 @@ def replace_layers(model: nn.Module, formats: Mapping[str, QuantFormat], dynamic
     dynamic: those, all of them linear and in 8 bits, that round what goes into them too.
     """
     for name, fmt in formats.items():
-        living = living_name(model, name)
+        living = name_in_model(model, name)
         if living is None:
             raise ArtifactError(f"{type(model).__name__} has no layer {name}, which its config lists")
         original = model.get_submodule(living)

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from sdcompress.backends.torch.names import living_name
 from sdcompress.backends.torch.trajectories import Advance, Observer, Walk, check_walk
 from sdcompress.calibration.settings import Calibration, Observed, Watch
 from sdcompress.errors import SourceError
 from sdcompress.quant.activations import Histogram
 from sdcompress.sources.source import Source
+from sdcompress.sources.tensor_names import name_in_model
 
 Wanted = Mapping[str, Mapping[str, Watch]]
 Observations = dict[str, dict[str, Observed]]
@@ -78,7 +78,7 @@ class HistogramObserver(Observer):
 
 def find_layer(model: nn.Module, component: str, name: str) -> nn.Linear | nn.Conv2d:
     """The module that files call `name`. SourceError where it is no linear layer or two-dimensional convolution."""
-    living = living_name(model, name)
+    living = name_in_model(model, name)
     layer = model.get_submodule(living) if living else None
     if isinstance(layer, nn.Linear | nn.Conv2d):
         return layer

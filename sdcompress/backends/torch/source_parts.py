@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from sdcompress.backends.torch.names import living_name
 from sdcompress.backends.torch.pruned_modules import rebuild
 from sdcompress.errors import SourceError
 from sdcompress.sources.empty_model import empty_model
 from sdcompress.sources.pruned_config import is_quantized, pruning_of
 from sdcompress.sources.source import Source, is_buffer
 from sdcompress.sources.spec import ComponentSpec
+from sdcompress.sources.tensor_names import name_in_model
 from sdcompress.sources.tensor_reading import reader_of
 
 _OPTIONAL = ("safety_checker", "image_encoder", "feature_extractor")
@@ -92,7 +92,7 @@ def fill_model(
     """
     fragile = set(getattr(model, "_keep_in_fp32_modules", None) or ())  # as from_pretrained treats them
     for name in names:
-        living = None if is_buffer(name) else living_name(model, name)
+        living = None if is_buffer(name) else name_in_model(model, name)
         if living is not None:
             value = read(name).to(device, torch.float32 if fragile & {*name.split(".")} else dtype)
             owner, _, leaf = living.rpartition(".")

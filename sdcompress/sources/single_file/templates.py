@@ -11,11 +11,11 @@ from typing import Any
 from sdcompress.errors import SourceError, nearest
 from sdcompress.files.safetensors_file import TensorRange
 from sdcompress.sources import catalog
+from sdcompress.sources.portable_parts import portable_folder
 from sdcompress.sources.single_file.tokenizers import FACTS
 from sdcompress.sources.source import (
     ASSETS,
     BUILT_IN,
-    canonical_name,
     component_entries,
     component_ranges,
     has_weights,
@@ -24,6 +24,7 @@ from sdcompress.sources.source import (
     specs_of_ranges,
 )
 from sdcompress.sources.spec import ComponentSpec, TensorSpec, parameter
+from sdcompress.sources.tensor_names import canonical_name
 from sdcompress.sources.weight_files import is_weight_file
 
 SCHEDULER = "scheduler/scheduler_config.json"
@@ -87,8 +88,10 @@ def _of_folder(path: Path) -> Template:
     components: dict[str, ComponentSpec] = {}
     tensors: dict[str, Mapping[str, TensorRange]] = {}
     files: dict[str, bytes] = {}
+    names_in: dict[str, list[str]] = {}
     for part, (library, class_name) in component_entries(model_index).items():
         folder = path / part
+        names_in[part] = [file.name for file in folder.rglob("*")]
         for file in sorted(folder.rglob("*")):
             if file.is_file() and not is_weight_file(file.name):
                 files[file.relative_to(path).as_posix()] = file.read_bytes()
@@ -104,7 +107,9 @@ def _of_folder(path: Path) -> Template:
             components[part] = spec.replace(tensors=_tensors_of_class(spec))
     if not components:
         raise SourceError(f"--like {path}: has no component with a config.json; give the folder of a pipeline")
-    return Template(str(path), dict(model_index), components, files, tensors=tensors)
+    model_index, changed = portable_folder(model_index, names_in, files.__getitem__)
+    changed.pop("model_index.json", None)  # which the checkpoint's own is made of
+    return Template(str(path), model_index, components, files | changed, tensors=tensors)
 
 
 def _tensors_of_class(spec: ComponentSpec) -> dict[str, TensorSpec]:
@@ -112,4 +117,7 @@ def _tensors_of_class(spec: ComponentSpec) -> dict[str, TensorSpec]:
     from sdcompress.sources.empty_model import empty_model
 
     state = empty_model(spec).state_dict()
-    return {name: parameter(tuple(tensor.shape), catalog.COUNTED_DTYPE) for name, tensor in state.items()}
+    return {
+        canonical_name(spec.class_name, name): parameter(tuple(tensor.shape), catalog.COUNTED_DTYPE)
+        for name, tensor in state.items()
+    }

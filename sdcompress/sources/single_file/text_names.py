@@ -34,8 +34,6 @@ def open_clip_piece(tensor: str, config: Mapping[str, Any]) -> Piece | None:
     """What `tensor` of a CLIP text model is in OpenCLIP's layout; None if it has no such."""
     if tensor == "text_projection.weight":
         return Piece("text_projection", arrangement="transposed")
-    if not tensor.startswith("text_model."):
-        tensor = f"text_model.{tensor}"  # as later versions of transformers leave it out
     if tensor in _OPEN_CLIP:
         return Piece(_OPEN_CLIP[tensor])
     match = _LAYER.fullmatch(tensor)

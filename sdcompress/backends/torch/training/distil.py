@@ -14,7 +14,6 @@ import torch
 from torch import nn
 
 from sdcompress.backends.component import TrainingContext
-from sdcompress.backends.torch.names import living_name
 from sdcompress.backends.torch.source_parts import empty_model_of, fill_model, open_component
 from sdcompress.backends.torch.training import checkpoint
 from sdcompress.backends.torch.training.adapters import add_adapters, merge_adapters
@@ -26,6 +25,7 @@ from sdcompress.backends.torch.training.settings import TrainingSettings
 from sdcompress.errors import TrainingError
 from sdcompress.sources.source import is_buffer
 from sdcompress.sources.spec import ComponentSpec
+from sdcompress.sources.tensor_names import name_in_model
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -75,7 +75,7 @@ def recover(
     tensors = {
         name: student.get_parameter(living).detach().cpu()
         for name in spec.tensors
-        if not is_buffer(name) and (living := living_name(student, name)) is not None
+        if not is_buffer(name) and (living := name_in_model(student, name)) is not None
     }
     facts = run.facts()
     del run, teacher
