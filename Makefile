@@ -10,12 +10,13 @@ BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 DEMO = out/demo
 
-.PHONY: help setup demo test test-full lint bench clean
+.PHONY: help setup demo test test-full test-smoke test-latest lint bench clean
 
 help:
 	@echo "make demo       set up, compress the built-in tiny-sd to int8 and compare it with the original"
 	@echo "make test       set up and run the tests (under 10 minutes on 2 cores)"
 	@echo "make test-full  also the tests that take gigabytes or many minutes"
+	@echo "make test-latest  set up the newest libraries beside, and run a few minutes of tests against them"
 	@echo "make lint       ruff and mypy"
 	@echo "make bench      the benchmarks; writes benchmarks/results/ and the tables of README.md"
 	@echo "make clean      remove environments, caches and out/"
@@ -36,6 +37,12 @@ test: $(READY)
 
 test-full: $(READY)
 	$(BIN)/python -m pytest
+
+test-smoke: $(READY)
+	$(BIN)/python -m pytest -m "smoke and not full" --numprocesses 2 --dist loadfile
+
+test-latest:
+	$(MAKE) test-smoke CONSTRAINTS=constraints-latest.txt
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -653,11 +653,9 @@ def test_vocabularies_are_fetched_or_it_is_said_what_to_do(
 def test_published_vocabularies_give_the_published_tokens(model: str, tmp_path: Path) -> None:
     from transformers import CLIPTokenizer
 
-    reference = ROOT / "shared" / "reference" / "models" / model
+    reference = ROOT.parent / "shared" / "reference" / "models" / model
     if not reference.is_dir():
-        reference = Path("/work/shared/reference/models") / model
-    if not reference.is_dir():
-        pytest.skip("no published tokenizers on this machine (they are not committed)")
+        pytest.skip(f"{reference} is not here (published tokenizers, which are not committed)")
     entry = {"stable-diffusion-v1-5": "sd15", "stable-diffusion-2-1": "sd21"}.get(model, "sdxl")
     facts = catalog.load_entry(entry).tokenizers
     found = tokenizers.find_tokenizers(facts, reference, fetch=False)
