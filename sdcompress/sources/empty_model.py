@@ -20,7 +20,23 @@ def empty_model(spec: ComponentSpec) -> Any:
     with init_empty_weights(include_buffers=False):
         if spec.library == "diffusers":
             return model_class.from_config(config)
-        return model_class(model_class.config_class.from_dict(config))
+        model = model_class(model_class.config_class.from_dict(config))
+    return tie_weights(model)
+
+
+def tie_weights(model: Any) -> Any:
+    """Put each tensor that the class ties in both of its places, and return the model.
+
+    In transformers 5 the places are two modules, such as T5's `shared` and `encoder.embed_tokens`; files hold one of
+    them. In transformers 4 they are one module.
+    """
+    for places in getattr(model, "all_tied_weights_keys", {}).items():
+        tensors = [model.get_parameter(place) for place in places]
+        filled = tensors[0] if tensors[1].is_meta else tensors[1]
+        for place in places:
+            owner, _, leaf = place.rpartition(".")
+            setattr(model.get_submodule(owner), leaf, filled)
+    return model
 
 
 def component_class(library: str, class_name: str) -> Any:

@@ -11,6 +11,7 @@ from torch import nn
 
 from sdcompress.backends.torch.pruned_modules import rebuild
 from sdcompress.families.onnx_parts import ADDED, DOWN_RESIDUAL, MID_RESIDUAL, OnnxPart
+from sdcompress.sources.empty_model import tie_weights
 from sdcompress.sources.pruned_config import pruning_of
 from sdcompress.sources.spec import ComponentSpec
 
@@ -30,7 +31,8 @@ def empty_component(spec: ComponentSpec) -> nn.Module:
             model = getattr(diffusers, spec.class_name).from_config(config)
             rebuild(model, pruning_of(spec.config))
             return model.eval()  # type: ignore[no-any-return]
-        return _transformers_module(spec).eval()
+        model = _transformers_module(spec)
+    return tie_weights(model).eval()  # type: ignore[no-any-return]
 
 
 def wrap(part: OnnxPart, model: nn.Module) -> nn.Module:

@@ -16,7 +16,7 @@ from torch import nn
 from sdcompress.backends.torch.modules import QuantizedLinear, set_layer
 from sdcompress.errors import ArtifactError
 from sdcompress.quant.registry import known_formats
-from sdcompress.sources.empty_model import empty_model
+from sdcompress.sources.empty_model import empty_model, tie_weights
 from sdcompress.sources.spec import ComponentSpec
 from sdcompress.sources.tensor_names import canonical_name, name_in_model
 
@@ -40,8 +40,8 @@ def open_component(folder: Path, library: str, class_name: str, dtype: torch.dty
     for layer in layers:
         set_layer(model, layer, _linear(model.get_submodule(layer), layer, state, quantization, dtype))
     rest = {name: value.to(dtype) if value.is_floating_point() else value for name, value in state.items()}
-    missing, unexpected = model.load_state_dict(rest, strict=False, assign=True)
-    missing = [name for name in missing if name.endswith(".bias") or name.rpartition(".")[0] not in layers]
+    _, unexpected = model.load_state_dict(rest, strict=False, assign=True)
+    missing = [name for name, value in tie_weights(model).named_parameters() if value.is_meta]
     if missing or unexpected:
         raise ArtifactError(f"{folder}: does not fit {class_name}: {(missing or unexpected)[0]} is missing or too much")
     model.eval()

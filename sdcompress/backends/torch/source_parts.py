@@ -14,7 +14,7 @@ from torch import nn
 
 from sdcompress.backends.torch.pruned_modules import rebuild
 from sdcompress.errors import SourceError
-from sdcompress.sources.empty_model import empty_model
+from sdcompress.sources.empty_model import empty_model, tie_weights
 from sdcompress.sources.pruned_config import is_quantized, pruning_of
 from sdcompress.sources.source import Source, is_buffer
 from sdcompress.sources.spec import ComponentSpec
@@ -97,7 +97,7 @@ def fill_model(
             value = read(name).to(device, torch.float32 if fragile & {*name.split(".")} else dtype)
             owner, _, leaf = living.rpartition(".")
             setattr(model.get_submodule(owner), leaf, nn.Parameter(value, requires_grad=False))
-    missing = [name for name, value in model.named_parameters() if value.is_meta]
+    missing = [name for name, value in tie_weights(model).named_parameters() if value.is_meta]
     if missing:
         raise SourceError(f"{what} lacks {missing[0]}; download or save it again")
     return model.to(device).eval()
