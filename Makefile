@@ -10,7 +10,7 @@ BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 DEMO = out/demo
 
-.PHONY: help setup demo test test-full test-smoke test-latest lint bench clean
+.PHONY: help setup demo test test-full test-smoke test-latest lint docs bench clean
 
 help:
 	@echo "make demo       set up, compress the built-in tiny-sd to int8 and compare it with the original"
@@ -18,7 +18,8 @@ help:
 	@echo "make test-full  also the tests that take gigabytes or many minutes"
 	@echo "make test-latest  set up the newest libraries beside, and run a few minutes of tests against them"
 	@echo "make lint       ruff and mypy"
-	@echo "make bench      the benchmarks; writes benchmarks/results/ and the tables of README.md"
+	@echo "make docs       build the documentation as a site in site/"
+	@echo "make bench      the benchmarks; writes benchmarks/results/ and the tables of README.md and docs/benchmarks.md"
 	@echo "make clean      remove environments, caches and out/"
 
 $(READY): pyproject.toml $(CONSTRAINTS)
@@ -50,6 +51,17 @@ lint: $(READY)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# The site needs none of the package's libraries: mkdocstrings reads the sources without importing them.
+DOCS_READY = .venv-docs/.ready
+
+$(DOCS_READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python -m pip install --quiet --constraint constraints.txt zensical mkdocstrings-python ruff
+	@touch $@
+
+docs: $(DOCS_READY)
+	.venv-docs/bin/zensical build --strict --clean
+
 bench: $(READY)
 	$(BIN)/python benchmarks/full_size.py
 	$(BIN)/python benchmarks/recipes.py
@@ -61,8 +73,8 @@ bench: $(READY)
 	$(BIN)/python benchmarks/pruned_step.py
 	$(BIN)/python benchmarks/pruning.py
 	$(BIN)/python benchmarks/report_page.py
-	$(BIN)/python benchmarks/readme.py
+	$(BIN)/python benchmarks/docs_tables.py
 
 clean:
-	rm -rf .venv .venv-* build dist out .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-* .cache build dist out site .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
