@@ -37,7 +37,7 @@ def sizes_table(model: str, recipes: list[str]) -> str:
     source = open_source(model)
     names = list(source.components)
     head = ["recipe", *(f"{name}, MB" for name in names), "all, MB", "of float16", "memory to compress, MB"]
-    rows = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+    rows = [f"| {' | '.join(head)} |", "|---|" + "---:|" * (len(head) - 1)]
     cells = [_megabytes(source.components[name].weights_bytes) for name in names]
     rows.append(f"| float16 | {' | '.join(cells)} | {_megabytes(source.weights_bytes)} | | |")
     for recipe in recipes:

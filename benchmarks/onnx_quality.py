@@ -29,8 +29,8 @@ from benchmarks.contenders.contest import make_all  # noqa: E402
 from benchmarks.contenders.inputs import record_inputs  # noqa: E402
 from benchmarks.contenders.job import MADE, Job  # noqa: E402
 from benchmarks.contenders.models import open_model  # noqa: E402
+from benchmarks.docs_tables import onnx_quality_table  # noqa: E402
 from benchmarks.full_size import commit  # noqa: E402
-from benchmarks.readme import onnx_quality_table  # noqa: E402
 from sdcompress.calibration.prompts import default_prompts  # noqa: E402
 from sdcompress.calibration.settings import Calibration  # noqa: E402
 from sdcompress.errors import SdcompressError  # noqa: E402

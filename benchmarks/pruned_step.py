@@ -27,12 +27,12 @@ from torch import nn  # noqa: E402
 
 from benchmarks.full_size import commit  # noqa: E402
 from benchmarks.torch_step import random_unet, step_inputs, take_turns  # noqa: E402
-from sdcompress import catalog  # noqa: E402
 from sdcompress.backends.component import Component  # noqa: E402
 from sdcompress.backends.torch.pruned_modules import rebuild  # noqa: E402
 from sdcompress.environment import describe_cpu, describe_environment  # noqa: E402
 from sdcompress.planning.steps import Record  # noqa: E402
 from sdcompress.planning.steps.prune import Prune  # noqa: E402
+from sdcompress.sources import catalog  # noqa: E402
 from sdcompress.sources.pruned_config import pruning_of  # noqa: E402
 from sdcompress.sources.spec import ComponentSpec  # noqa: E402
 

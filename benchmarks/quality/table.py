@@ -1,4 +1,4 @@
-"""Tables of quality over bytes: the one in the README, and one with every point."""
+"""Tables of quality over bytes: the one of docs/benchmarks.md, and one with every point."""
 
 from __future__ import annotations
 

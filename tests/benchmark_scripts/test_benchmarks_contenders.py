@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import onnx_quality, readme
+from benchmarks import docs_tables, onnx_quality
 from benchmarks.contenders import make, onnx_runtime
 from benchmarks.contenders.catalog import BASELINE, CONTENDERS, REFERENCE, choose, with_needs
 from benchmarks.contenders.race import Entrant, form_groups, order_turns, run_race
@@ -165,7 +165,7 @@ def test_a_result_that_is_not_finite_shows(result):
     bad = {"relative_l2": None, "rmse": None, "sqnr_db": None, "not_finite": 0.2}
     result["contenders"]["openvino-fp32"]["error"] = bad
     assert "not finite" in race_table(result).splitlines()[-1]
-    assert "not finite" in readme.unet_step_table(result)
+    assert "not finite" in docs_tables.unet_step_table(result)
     assert picture_psnr(bad) == "not finite"
 
 

@@ -1,8 +1,8 @@
-"""Writes the tables of README.md from benchmarks/results/*.json.
+"""Write the tables of README.md and docs/benchmarks.md from benchmarks/results/*.json.
 
-    python benchmarks/readme.py
+    python benchmarks/docs_tables.py
 
-A table stands between `<!-- NAME -->` and `<!-- /NAME -->`; tests/test_readme.py fails when one differs from its file.
+A table stands between `<!-- NAME -->` and `<!-- /NAME -->`; tests/test_docs.py fails when one differs from its file.
 """
 
 from __future__ import annotations
@@ -22,24 +22,34 @@ from benchmarks.contenders.summary import describe_error, digits, megabytes, sum
 from benchmarks.pruning_faces import pruning_table  # noqa: E402
 from benchmarks.quality.table import quality_per_byte_table  # noqa: E402
 
-README = ROOT / "README.md"
 RESULTS = ROOT / "benchmarks" / "results"
 
 
+# What README.md shows of the recipes, from the largest artifact to the smallest.
+README_RECIPES = ("onnx-fp32", "nf4", "onnx-int8", "int8", "onnx-int4", "int4-gptq", "int3-gptq")
+
+
 def main() -> None:
-    README.write_text(with_tables(README.read_text(encoding="utf-8")), encoding="utf-8")
-    print(f"written: {README}")
+    for page in PAGES:
+        page.write_text(with_tables(page), encoding="utf-8")
+        print(f"written: {page}")
 
 
-def with_tables(text: str) -> str:
-    """README.md's text with every generated table as the results say."""
-    for name, make in TABLES.items():
+def with_tables(page: Path) -> str:
+    """Return the page's text with every generated table as the result files say."""
+    text = page.read_text(encoding="utf-8")
+    for name, make in PAGES[page].items():
         result = json.loads((RESULTS / f"{name.replace('-', '_')}.json").read_text(encoding="utf-8"))
         block = f"<!-- {name} -->\n{make(result)}\n<!-- /{name} -->"
         text, count = re.subn(f"<!-- {name} -->.*<!-- /{name} -->", lambda _, block=block: block, text, flags=re.DOTALL)
         if count != 1:
-            raise ValueError(f"README.md: {count} places for the table {name}; there must be one")
+            raise ValueError(f"{page}: {count} places for the table {name}; there must be one")
     return text
+
+
+def readme_table(result: dict[str, Any]) -> str:
+    """Return the rows of README_RECIPES alone."""
+    return recipes_table({**result, "reports": {name: result["reports"][name] for name in README_RECIPES}})
 
 
 def recipes_table(result: dict[str, Any]) -> str:
@@ -206,22 +216,25 @@ def pruned_step_table(result: dict[str, Any]) -> str:
     return table(result)
 
 
-# Name -> maker of the table between the markers of that name; its result file has underscores for dashes.
-TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
-    "recipes": recipes_table,
-    "onnx-quality": onnx_quality_table,
-    "unet-step": unet_step_table,
-    "unet-step-openvino": unet_step_table,
-    "vae-decoder-step": unet_step_table,
-    "text-encoder-step": unet_step_table,
-    "pipeline": pipeline_table,
-    "full-size": full_size_table,
-    "full-size-sdxl": full_size_table,
-    "quality-per-byte": quality_per_byte_table,
-    "torch-step": torch_step_table,
-    "pruned-step": pruned_step_table,
-    "pruned-step-onnx": unet_step_table,
-    "pruning": pruning_table,
+# Page -> name of a table -> the function that makes it from its result file (with underscores for dashes).
+PAGES: dict[Path, dict[str, Callable[[dict[str, Any]], str]]] = {
+    ROOT / "README.md": {"recipes": readme_table},
+    ROOT / "docs" / "benchmarks.md": {
+        "recipes": recipes_table,
+        "onnx-quality": onnx_quality_table,
+        "unet-step": unet_step_table,
+        "unet-step-openvino": unet_step_table,
+        "vae-decoder-step": unet_step_table,
+        "text-encoder-step": unet_step_table,
+        "pipeline": pipeline_table,
+        "full-size": full_size_table,
+        "full-size-sdxl": full_size_table,
+        "quality-per-byte": quality_per_byte_table,
+        "torch-step": torch_step_table,
+        "pruned-step": pruned_step_table,
+        "pruned-step-onnx": unet_step_table,
+        "pruning": pruning_table,
+    },
 }
 
 
