@@ -17,11 +17,16 @@ from __future__ import annotations
 import argparse
 import inspect
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.shape_tree_writer import compact, difference
 from sdcompress.sources import catalog
-from sdcompress.sources.catalog.shape_tree import compact, difference, expand
+from sdcompress.sources.catalog.shape_tree import expand
+from sdcompress.sources.empty_model import component_class, empty_model
 
 SD15, SD21, SDXL = "stable-diffusion-v1-5", "stable-diffusion-2-1", "stable-diffusion-xl-base-1.0"
 SD3, FLUX = "stable-diffusion-3-medium-diffusers", "FLUX.1-schnell"
@@ -203,24 +208,11 @@ FLUX_DEV_PROMPT_TOKENS = 512
 
 
 def build_on_meta(library: str, class_name: str, config: dict[str, Any]) -> Any:
-    """The real class built from `config` on the meta device: shapes without memory."""
+    """The real class built from `config` on the meta device, buffers too: shapes without memory."""
     import torch
 
     with torch.device("meta"):
-        cls = find_class(library, class_name)
-        if library == "diffusers":
-            return cls.from_config(dict(config))
-        return cls(cls.config_class.from_dict(dict(config)))
-
-
-def find_class(library: str, class_name: str) -> Any:
-    """The class a model_index.json entry names; a pipeline module's name as library means diffusers.pipelines.NAME."""
-    import diffusers.pipelines
-    import transformers
-
-    if library in ("diffusers", "transformers"):
-        return getattr({"diffusers": diffusers, "transformers": transformers}[library], class_name)
-    return getattr(getattr(diffusers.pipelines, library), class_name)
+        return empty_model(library, class_name, config)
 
 
 def stored_shapes(model: Any) -> dict[str, tuple[int, ...]]:
@@ -244,7 +236,7 @@ def build_components(folder: Path) -> dict[str, dict[str, Any]]:
     for file, (pipeline, part, _) in PUBLISHED.items():
         library, class_name = read_json(folder / pipeline / "model_index.json")[part]
         published = read_json(folder / pipeline / part / "config.json")
-        config_class = getattr(find_class(library, class_name), "config_class", None)
+        config_class = getattr(component_class(library, class_name), "config_class", None)
         config = architecture_config(published, config_class)
         contents[file] = component_content(library, class_name, config)
     for file, (start, changes, _) in CHANGED.items():
@@ -263,7 +255,7 @@ def component_content(library: str, class_name: str, config: dict[str, Any]) -> 
 
 def default_config(library: str, class_name: str, changes: dict[str, Any]) -> dict[str, Any]:
     """The config.json of a class with what is not as by default."""
-    cls = find_class(library, class_name)
+    cls = component_class(library, class_name)
     if library == "transformers":
         config = json.loads(cls.config_class(**changes).to_json_string(use_diff=True))
         return architecture_config({**config, "architectures": [class_name]})

@@ -18,7 +18,6 @@ import torch
 
 from sdcompress import open_pipeline
 from sdcompress.backends.torch.packaging import layer_formats, unpack_codes
-from sdcompress.files.safetensors_file import read_bytes
 from sdcompress.quant.compose import restored
 from sdcompress.quant.format import QuantizedTensor, from_label
 from sdcompress.quant.grid_format import GridFormat
@@ -44,14 +43,14 @@ def main() -> None:
 
 def dequantized(module: torch.nn.Module, artifact: Path, name: str, formats: dict[str, str]) -> torch.nn.Module:
     """A stock module of the same class with the artifact's weights dequantized to float32."""
-    from sdcompress.sources.tensor_reading import to_tensor
+    from sdcompress.files.torch_tensors import read_tensor
 
     source = open_source(str(artifact))
     known = known_formats()
     state: dict[str, torch.Tensor] = {}
     parts: dict[str, dict[str, torch.Tensor]] = {layer: {} for layer in formats}
     for tensor, where in source.tensors[name].items():
-        value = to_tensor(read_bytes(where), where)
+        value = read_tensor(where)
         layer, _, leaf = tensor.rpartition(".")
         if layer in formats and leaf != "bias":
             parts[layer][leaf] = value

@@ -1,4 +1,4 @@
-"""Where a measurement was taken: machine, system and the versions of what ran."""
+"""Where a measurement is taken: the machine, its processor and memory, and the versions of the libraries."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import sys
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 LIBRARIES = (
     "sdcompress",
@@ -34,63 +34,19 @@ LIBRARIES = (
 
 CPUINFO = Path("/proc/cpuinfo")
 CGROUP = Path("/sys/fs/cgroup")
-SYSCTL = ("sysctl", "hw.optional", "machdep.cpu.brand_string")
-SYSCTL_TIMEOUT_S = 5.0
+COMMAND_TIMEOUT_S = 5.0
 
-
-class InstructionSet(NamedTuple):
-    """What Linux (`/proc/cpuinfo`), macOS (`sysctl`; None: it does not tell) and torch call an instruction set."""
-
-    cpuinfo: str
-    sysctl: str | None
-    torch: str
-
-
-# Those that matter for 8-bit integers and bfloat16.
-INSTRUCTION_SETS: Mapping[str, Mapping[str, InstructionSet]] = {
-    "x86": {
-        "AVX2": InstructionSet("avx2", "hw.optional.avx2_0", "avx2"),
-        "AVX-VNNI": InstructionSet("avx_vnni", None, "avx_vnni"),
-        "AVX512F": InstructionSet("avx512f", "hw.optional.avx512f", "avx512_f"),
-        "AVX512-VNNI": InstructionSet("avx512_vnni", None, "avx512_vnni"),
-        "AVX512-BF16": InstructionSet("avx512_bf16", None, "avx512_bf16"),
-        "AMX-TILE": InstructionSet("amx_tile", None, "amx_tile"),
-        "AMX-INT8": InstructionSet("amx_int8", None, "amx_int8"),
-        "AMX-BF16": InstructionSet("amx_bf16", None, "amx_bf16"),
-    },
-    "arm": {
-        "dotprod": InstructionSet("asimddp", "hw.optional.arm.FEAT_DotProd", "dot"),
-        "i8mm": InstructionSet("i8mm", "hw.optional.arm.FEAT_I8MM", "i8mm"),
-        "bf16": InstructionSet("bf16", "hw.optional.arm.FEAT_BF16", "bf16"),
-        "SVE": InstructionSet("sve", None, "sve"),
-    },
+# The instruction sets that matter for 8-bit integers and bfloat16, by processor family. Linux and torch call them the
+# same but for hyphens and underscores, and for "dotprod".
+INSTRUCTION_SETS = {
+    "x86": ("AVX2", "AVX-VNNI", "AVX512F", "AVX512-VNNI", "AVX512-BF16", "AMX-TILE", "AMX-INT8", "AMX-BF16"),
+    "arm": ("dotprod", "i8mm", "bf16", "SVE"),
 }
-FAMILIES = {
-    "x86_64": "x86",
-    "amd64": "x86",
-    "i386": "x86",
-    "i686": "x86",
-    "x86": "x86",
-    "aarch64": "arm",
-    "arm64": "arm",
-}
-# Every processor of the family that torch runs on has this: where torch denies it, torch could not look.
-CERTAIN = {"x86": "sse2", "arm": "neon"}
-
-# Linux names ARM processors by implementer and part alone; these are the server and board cores one meets.
-ARM_IMPLEMENTERS = {"0x41": "Arm", "0x61": "Apple", "0xc0": "Ampere", "0x51": "Qualcomm"}
-ARM_PARTS = {
-    ("0x41", "0xd08"): "Cortex-A72",
-    ("0x41", "0xd0b"): "Cortex-A76",
-    ("0x41", "0xd0c"): "Neoverse-N1",
-    ("0x41", "0xd40"): "Neoverse-V1",
-    ("0x41", "0xd49"): "Neoverse-N2",
-    ("0x41", "0xd4f"): "Neoverse-V2",
-}
+_OTHER_NAMES = {"asimddp": "dotprod", "dot": "dotprod"}
 
 
 def describe_environment() -> dict[str, Any]:
-    """Versions of the libraries that are installed, the processor, its cores, and memory in bytes."""
+    """Return the versions of Python and the installed libraries, the processor, its cores, and the memory in bytes."""
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -102,90 +58,86 @@ def describe_environment() -> dict[str, Any]:
 
 
 def describe_cpu(torch: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The processor's name, usable cores, memory in bytes and instruction sets (None: unknown).
+    """Return the processor's name, usable cores, memory in bytes, and instruction sets (None: unknown).
 
-    torch: what `torch.cpu.get_capabilities()` gave, if it was asked.
+    Args:
+        torch: what `torch.cpu.get_capabilities()` returns; None if it was not asked.
     """
     import psutil
 
-    cpuinfo, sysctl, machine = read_cpuinfo(), read_sysctl(), platform.machine()
+    machine = platform.machine()
     memory_bytes = usable_memory_bytes()
     return {
-        "name": cpu_name(cpuinfo, sysctl),
+        "name": cpu_name(),
         "machine": machine,
         "cores": usable_cores(),
         "memory_bytes": memory_bytes,
         "memory_available_bytes": min(memory_bytes, int(psutil.virtual_memory().available)),
-        "instructions": instruction_sets(machine, cpuinfo, sysctl, torch),
+        "instructions": instruction_sets(machine, _read(CPUINFO), torch),
     }
 
 
-def describe_room(what: str, folder: Path) -> dict[str, Any]:
-    """Free bytes where `folder` is, or will be made; `problem` says why they are unknown."""
+def describe_disk(what: str, folder: Path) -> dict[str, Any]:
+    """Return the free bytes of the disk on which `folder` is or will be made; `problem` says why they are unknown."""
     free_bytes, problem = None, None
     try:
         folder = folder.absolute()
-        there = next((each for each in (folder, *folder.parents) if each.exists()), folder)
-        free_bytes = shutil.disk_usage(there).free
+        existing = next((each for each in (folder, *folder.parents) if each.exists()), folder)
+        free_bytes = shutil.disk_usage(existing).free
     except OSError as error:
         problem = str(error)
     return {"what": what, "path": str(folder), "free_bytes": free_bytes, "problem": problem}
 
 
 def installed_versions() -> dict[str, str]:
-    """Distribution -> version of those of LIBRARIES that are installed."""
+    """Return distribution -> version of those of LIBRARIES that are installed."""
     return {name: version for name in LIBRARIES if (version := distribution_version(name)) is not None}
 
 
 def distribution_version(distribution: str) -> str | None:
-    """The version of an installed distribution; None when it is not installed."""
+    """Return the version of a distribution; None if it is not installed."""
     try:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
         return None
 
 
-def cpu_name(cpuinfo: str | None = None, sysctl: str | None = None) -> str:
-    """The processor's name as the system gives it; the texts are read from the system unless given."""
-    cpuinfo = read_cpuinfo() if cpuinfo is None else cpuinfo
-    sysctl = read_sysctl() if sysctl is None else sysctl
-    named = [*_values(cpuinfo, "model name"), *_values(sysctl, "machdep.cpu.brand_string")]
-    implementers, parts = _values(cpuinfo, "CPU implementer"), _values(cpuinfo, "CPU part")
-    if not named and implementers and parts:
-        kinds = dict.fromkeys(zip(implementers, parts, strict=False))
-        makers = (ARM_IMPLEMENTERS.get(maker, f"implementer {maker}") for maker, _ in kinds)
-        cores = (ARM_PARTS.get(kind, f"part {kind[1]}") for kind in kinds)
-        return " + ".join(f"{maker} {core}" for maker, core in zip(makers, cores, strict=True))
-    return named[0] if named else platform.processor() or platform.machine()
+def cpu_name() -> str:
+    """Return the processor's name, as Linux or macOS gives it."""
+    names = _values(_read(CPUINFO), "model name")
+    if not names and sys.platform == "darwin":
+        names = _values(_output_of("sysctl", "machdep.cpu.brand_string"), "machdep.cpu.brand_string")
+    elif not names and sys.platform == "linux":  # on ARM, /proc/cpuinfo has numbers and lscpu knows their names
+        text = _output_of("lscpu")
+        models = [f"{' '.join(_values(text, 'Vendor ID'))} {model}" for model in _values(text, "Model name")]
+        names = [" + ".join(models).strip()]
+    return next(filter(None, names), "") or platform.processor() or platform.machine()
 
 
-def instruction_sets(
-    machine: str, cpuinfo: str = "", sysctl: str = "", torch: Mapping[str, Any] | None = None
-) -> dict[str, bool | None]:
-    """Name -> there or not, None for unknown, of the instruction sets of INSTRUCTION_SETS that suit `machine`.
+def instruction_sets(machine: str, cpuinfo: str = "", torch: Mapping[str, Any] | None = None) -> dict[str, bool | None]:
+    """Return name -> whether the processor has it, or None if unknown, of the INSTRUCTION_SETS of its family.
 
-    machine: as `platform.machine()` gives it; cpuinfo, sysctl: the systems' texts, empty where there is none;
-    torch: what `torch.cpu.get_capabilities()` gave. torch fills in what the system does not tell.
+    Args:
+        machine: as `platform.machine()` returns it.
+        cpuinfo: the text of Linux' /proc/cpuinfo; empty elsewhere.
+        torch: what `torch.cpu.get_capabilities()` returns, for systems without that file.
+
+    Example:
+        >>> instruction_sets("aarch64", "Features : fp asimd asimddp")
+        {'dotprod': True, 'i8mm': False, 'bf16': False, 'SVE': False}
     """
-    family = FAMILIES.get(machine.lower(), "")
     lines = [*_values(cpuinfo, "flags"), *_values(cpuinfo, "Features")]
-    # What is to be relied on is what all cores have: they can differ on ARM.
-    flags = set.intersection(*(set(line.split()) for line in lines)) if lines else None
-    told = torch if torch is not None and torch.get(CERTAIN.get(family, ""), True) else {}
-    found: dict[str, bool | None] = {}
-    for name, called in INSTRUCTION_SETS.get(family, {}).items():
-        values = _values(sysctl, called.sysctl) if called.sysctl else []
-        if flags is not None:
-            found[name] = called.cpuinfo in flags
-        elif values:
-            found[name] = values[0] == "1"
-        else:
-            found[name] = bool(told[called.torch]) if called.torch in told else None
-    return found
+    known: dict[str, bool] = {}
+    if lines:  # the cores of ARM processors can differ: all must have it
+        flags = set.intersection(*({_plain_name(flag) for flag in line.split()} for line in lines))
+        known = {_plain_name(name): _plain_name(name) in flags for names in INSTRUCTION_SETS.values() for name in names}
+    elif torch is not None and any(torch.values()):  # a torch that could not look denies everything
+        known = {_plain_name(name): bool(value) for name, value in torch.items()}
+    return {name: known.get(_plain_name(name)) for name in INSTRUCTION_SETS.get(_family(machine.lower()), ())}
 
 
 def usable_cores(cgroup: Path = CGROUP) -> int | None:
-    """Cores this process may use: those it is allowed to run on, and no more than a container's quota, rounded up."""
+    """Return how many cores this process may use: its affinity, or a container's quota, rounded up, if that is less."""
     cores = _allowed_cores()
     quota, _, period = _first_line(cgroup / "cpu.max").partition(" ")
     if not (quota.isdigit() and period.isdigit()):
@@ -196,34 +148,35 @@ def usable_cores(cgroup: Path = CGROUP) -> int | None:
 
 
 def usable_memory_bytes(cgroup: Path = CGROUP) -> int:
-    """Memory this process may use: the machine's, or a container's limit where that is lower."""
+    """Return how many bytes of memory this process may use: the machine's, or a container's limit if that is less."""
     limits = (_first_line(cgroup / name) for name in ("memory.max", "memory/memory.limit_in_bytes"))
     return min([_memory_bytes(), *(int(limit) for limit in limits if limit.isdigit())])
 
 
-def read_cpuinfo() -> str:
-    """Linux's description of the processor; empty elsewhere."""
-    try:
-        return CPUINFO.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
+def _family(machine: str) -> str:
+    if machine.startswith(("arm", "aarch64")):
+        return "arm"
+    return "x86" if machine in ("x86_64", "amd64", "i386", "i686", "x86") else ""
 
 
-def read_sysctl() -> str:
-    """macOS's description of the processor, lines of `key: value`; empty elsewhere."""
-    if sys.platform != "darwin":
-        return ""
-    try:
-        result = subprocess.run(SYSCTL, capture_output=True, text=True, timeout=SYSCTL_TIMEOUT_S)
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return result.stdout
+def _plain_name(name: str) -> str:
+    plain = name.lower().replace("-", "").replace("_", "")
+    return _OTHER_NAMES.get(plain, plain)
 
 
 def _values(text: str, key: str) -> list[str]:
-    """The values of every line `key: value` of a text."""
+    """Return the values of all lines `key: value` of a text."""
     pairs = (line.partition(":") for line in text.splitlines())
     return [value.strip() for name, _, value in pairs if name.strip() == key]
+
+
+def _output_of(*command: str) -> str:
+    try:
+        environment = {**os.environ, "LC_ALL": "C"}
+        result = subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_TIMEOUT_S, env=environment)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return result.stdout
 
 
 def _allowed_cores() -> int | None:
@@ -237,7 +190,11 @@ def _memory_bytes() -> int:
 
 
 def _first_line(file: Path) -> str:
+    return _read(file).partition("\n")[0].strip()
+
+
+def _read(file: Path) -> str:
     try:
-        return file.read_text(encoding="utf-8").partition("\n")[0].strip()
+        return file.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from sdcompress.environment import cpu_name, describe_cpu, describe_room, distribution_version, installed_versions
+from sdcompress.environment import cpu_name, describe_cpu, describe_disk, distribution_version, installed_versions
 from sdcompress.planning.advice import NOTES, advise, traits_of
 
 PROBE_TIMEOUT_S = 60.0
@@ -57,7 +57,7 @@ def diagnose() -> dict[str, Any]:
         "cpu": describe_cpu(instructions),
         **answers,
         "versions": installed_versions(),
-        "disk": [describe_room("current folder", Path()), describe_room("Hugging Face cache", _cache_folder())],
+        "disk": [describe_disk("current folder", Path()), describe_disk("Hugging Face cache", _cache_folder())],
     }
     findings["traits"] = sorted(traits_of(findings))
     findings["advice"] = advise(findings, shipped_recipes())

@@ -19,8 +19,7 @@ from sdcompress.calibration.input_pictures import (
 )
 from sdcompress.calibration.prompts import default_prompts, is_tiny_sd
 from sdcompress.errors import SourceError, UserError
-from sdcompress.sources.hub import with_weights
-from sdcompress.sources.opening import open_source
+from sdcompress.sources.opening import open_source, with_weights
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture

@@ -33,8 +33,7 @@ def open_pipeline(
     cannot be opened, UserError for what is not there.
     """
     if Path(path).is_file():
-        from sdcompress.sources.hub import with_weights
-        from sdcompress.sources.opening import open_source
+        from sdcompress.sources.opening import open_source, with_weights
 
         source = with_weights(open_source(str(path), variant, **options))
         assert source.path is not None

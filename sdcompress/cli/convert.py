@@ -90,7 +90,7 @@ def _gguf(source: Source, out: Path, **choice: Any) -> dict[str, Any]:
     """What was written; `choice` is what `write_gguf` takes by name."""
     from sdcompress.backends.gguf.convert import check_plan, denoiser_of, write_gguf
     from sdcompress.cli.progress import byte_progress
-    from sdcompress.sources.hub import with_weights
+    from sdcompress.sources.opening import with_weights
 
     check_plan(source, out, **choice)  # before gigabytes are downloaded
     source = with_weights(source)

@@ -275,8 +275,7 @@ def _compress(model: str, recipe: str, out: Path, source_options: dict[str, Any]
     from sdcompress.planning.plan import make_plan
     from sdcompress.planning.recipe import load_recipe, measures
     from sdcompress.report.graph_view import graph_lines
-    from sdcompress.sources.hub import with_weights
-    from sdcompress.sources.opening import open_source
+    from sdcompress.sources.opening import open_source, with_weights
 
     if not is_follower():
         check_output(out, resume=resume, force=force)

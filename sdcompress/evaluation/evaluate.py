@@ -22,8 +22,7 @@ from sdcompress.files.artifact import MANIFEST_NAME, made_with, read_manifest
 from sdcompress.planning.gates import check_gates, parse_gate
 from sdcompress.report import write_report
 from sdcompress.report.build import build_report
-from sdcompress.sources.hub import with_weights
-from sdcompress.sources.opening import open_source
+from sdcompress.sources.opening import open_source, with_weights
 from sdcompress.sources.source import Source
 
 if TYPE_CHECKING:

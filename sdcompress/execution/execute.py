@@ -37,7 +37,6 @@ from sdcompress.planning.steps.export import Export
 from sdcompress.sources.quantized_source import copy_component, quantized_as
 from sdcompress.sources.source import Source
 from sdcompress.sources.spec import ComponentSpec, TensorSpec
-from sdcompress.sources.tensor_reading import reader_of
 from sdcompress.version import __version__
 
 if TYPE_CHECKING:
@@ -72,7 +71,7 @@ def execute(
     if source.path is None:
         if source.kind == "single-file":
             raise SourceError(
-                f"{source.name}: its tokenizers' vocabularies are not here; `sdcompress.sources.hub.with_weights` "
+                f"{source.name}: its tokenizers' vocabularies are not here; `sdcompress.sources.opening.with_weights` "
                 f"fetches them, or name a pipeline's folder that has them with --like"
             )
         raise SourceError(
@@ -201,7 +200,7 @@ def begin_component(
 ) -> Begun:
     """The component pruned and, once it is read, recovered; `statistics` are those of the original's layers."""
     spec = plan.prepared.components[name]
-    stored = reader_of(plan.prepared, name)
+    stored = plan.prepared.reader(name)
     unread = set(spec.tensors)
 
     def read(tensor: str) -> torch.Tensor:
@@ -264,7 +263,7 @@ def _emptied(folder: Path) -> Path:
 def _as_bytes(tensor: torch.Tensor, spec: TensorSpec, name: str) -> memoryview:
     import torch
 
-    from sdcompress.files.torch_dtypes import TORCH_DTYPE
+    from sdcompress.files.torch_tensors import TORCH_DTYPE
 
     if tuple(tensor.shape) != spec.shape or tensor.dtype != TORCH_DTYPE[spec.dtype]:
         raise InternalError(f"{name}: planned as {spec.dtype} {spec.shape}, computed as {tensor.dtype} {tensor.shape}")

@@ -13,7 +13,6 @@ from sdcompress.execution.run_state import STATE_NAME
 from sdcompress.files.artifact import partial_folder
 from sdcompress.planning.plan import Plan
 from sdcompress.planning.steps import Record
-from sdcompress.sources.tensor_reading import reader_of
 
 
 def is_follower() -> bool:
@@ -36,7 +35,7 @@ def follow(plan: Plan, out: Path, *, resume: bool) -> None:
             )
         folder = partial_folder(out) / TRAINING_FOLDER / name
         context = TrainingContext(plan.prepared, folder, lambda *_: None, lambda *_: None)
-        part = Component(spec, reader_of(plan.prepared, name), training=context)
+        part = Component(spec, plan.prepared.reader(name), training=context)
         for step in steps[: training[-1] + 1]:
             part = step.step.apply(part, step.planned, Record())
         part.read(next(iter(part.spec.tensors)))  # which trains

@@ -1,1 +1,1 @@
-"""Files and folders on disk, whatever is in them: safetensors, the cache, artifacts."""
+"""Files and folders of any kind: safetensors, the cache, artifacts."""

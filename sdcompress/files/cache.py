@@ -1,6 +1,6 @@
-"""Where things are kept that can be made again, and files in it that are whole or not there.
+"""The cache folder, and writing a file so that it is never half written.
 
-The folder is `$SDCOMPRESS_CACHE`, else `sdcompress` in the user's cache folder; it can be deleted at any time.
+The folder is `$SDCOMPRESS_CACHE`, or else `sdcompress` in the user's cache folder. It can be deleted at any time.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ CACHE_VARIABLE = "SDCOMPRESS_CACHE"
 
 
 def cache_folder() -> Path:
-    """The folder; it may not exist yet."""
+    """Return the cache folder. It may not exist yet."""
     if chosen := os.environ.get(CACHE_VARIABLE):
         return Path(chosen).expanduser()
     base = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA")
@@ -24,7 +24,7 @@ def cache_folder() -> Path:
 
 @contextmanager
 def replacing(file: Path) -> Iterator[Path]:
-    """A path beside `file` to write to, which takes its place at the end of the context unless something was raised."""
+    """Yield a path to write to. It is renamed to `file` at the end of the context, and deleted if that raises."""
     file.parent.mkdir(parents=True, exist_ok=True)
     handle, unfinished = tempfile.mkstemp(dir=file.parent, suffix=".unfinished")
     os.close(handle)

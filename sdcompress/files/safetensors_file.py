@@ -1,4 +1,4 @@
-"""Safetensors files without torch: checked headers, ranges of bytes, and a writer that streams tensor by tensor.
+"""Safetensors files without torch: reading headers and ranges of bytes, and writing tensor by tensor.
 
 The format (https://huggingface.co/docs/safetensors): 8 bytes little-endian header length, a JSON header
 `{name: {dtype, shape, data_offsets}}`, then the raw little-endian data.
@@ -23,16 +23,20 @@ DTYPE_BYTES: dict[str, int] = {
 }  # fmt: skip
 FLOAT_DTYPES = frozenset({"F64", "F32", "F16", "BF16"})
 MAX_HEADER_BYTES = 100_000_000  # the limit of the reference implementation
-
-
-# How a file's bytes become the tensor's: as they are; a matrix stored in the other order; the halves of its first axis
-# exchanged. Files in other layouts than diffusers' need the last two (sdcompress/sources/single_file).
+# How the bytes of a file become those of the tensor: they are; a matrix is transposed; the two halves of the first axis
+# are swapped. Checkpoints in the original layouts need the last two (sdcompress/sources/single_file).
 Arrangement = Literal["plain", "transposed", "halves_swapped"]
 
 
 @dataclass(frozen=True)
 class TensorRange:
-    """Where one tensor lies: `size_bytes` bytes of `file` from `offset`, and how they are arranged there."""
+    """Where a tensor is stored: `size_bytes` bytes of `file`, starting at byte `offset`.
+
+    Attributes:
+        dtype: safetensors' name, such as `F16`.
+        shape: shape of the tensor after its bytes are arranged.
+        arrangement: how the stored bytes are turned into the tensor's.
+    """
 
     file: Path
     dtype: str
@@ -43,19 +47,23 @@ class TensorRange:
 
 
 def read_header(file: Path) -> dict[str, TensorRange]:
-    """Name -> range for every tensor of `file`. SourceError says what is wrong with a file that is not whole."""
+    """Return name -> range of every tensor of `file`.
+
+    Raises:
+        SourceError: the file cannot be read, is truncated, or is no safetensors file.
+    """
     header, data_start, total_bytes = _read_json(file)
     return ranges_of_header(file, header, data_start, total_bytes)
 
 
 def read_metadata(file: Path) -> dict[str, str]:
-    """The texts under `__metadata__` in the header of `file`, by name. Raises SourceError as `read_header` does."""
+    """Return the texts under `__metadata__` in the header of `file`, by name. Raises SourceError as `read_header`."""
     metadata = _read_json(file)[0].get("__metadata__")
     return {str(name): str(value) for name, value in metadata.items()} if isinstance(metadata, dict) else {}
 
 
 def _read_json(file: Path) -> tuple[dict[str, object], int, int]:
-    """The header as JSON, where the data after it start, and the file's size in bytes."""
+    """Return the header as JSON, the offset in bytes at which the data starts, and the file's size in bytes."""
     try:
         total_bytes = file.stat().st_size
         with file.open("rb") as stream:
@@ -76,7 +84,17 @@ def _read_json(file: Path) -> tuple[dict[str, object], int, int]:
 def ranges_of_header(
     file: Path, header: Mapping[str, object], data_start: int, total_bytes: int | None
 ) -> dict[str, TensorRange]:
-    """The header's tensors as ranges, sizes and ends checked (`total_bytes=None`: the file's end is not known)."""
+    """Return name -> range of the tensors in a header.
+
+    Args:
+        file: the file, for errors and the ranges.
+        header: the JSON object.
+        data_start: offset in bytes at which the data starts.
+        total_bytes: size of the file; None if it is not known.
+
+    Raises:
+        SourceError: an entry is malformed, has a dtype that is not supported, or does not fit the file.
+    """
     ranges = {}
     for name, entry in header.items():
         if name == "__metadata__":
@@ -100,7 +118,13 @@ def ranges_of_header(
 
 
 def read_bytes(where: TensorRange) -> bytearray:
-    """The tensor's raw bytes, read (not mapped, so that the process's memory holds one tensor and no page cache)."""
+    """Return the tensor's raw bytes.
+
+    The file is read, not mapped into memory, so that the memory of the process does not grow by what was read before.
+
+    Raises:
+        SourceError: the file ends before the tensor does.
+    """
     data = bytearray(where.size_bytes)
     with where.file.open("rb", buffering=0) as stream:
         stream.seek(where.offset)
@@ -125,7 +149,16 @@ def _arranged(data: bytearray, where: TensorRange) -> bytearray:
 
 
 class StreamWriter:
-    """Writes one safetensors file tensor by tensor, in the header's order; shapes and dtypes are known beforehand."""
+    """A context in which one safetensors file is written tensor by tensor.
+
+    Args:
+        file: the file to write.
+        tensors: name -> dtype and shape of every tensor, in the order in which they are written.
+        metadata: texts for the header.
+
+    Raises:
+        InternalError: the context ends before all tensors are written.
+    """
 
     def __init__(self, file: Path, tensors: Mapping[str, tuple[str, tuple[int, ...]]], metadata: Mapping[str, str]):
         header: dict[str, object] = {"__metadata__": dict(metadata)}
@@ -137,14 +170,14 @@ class StreamWriter:
             self._pending.append((name, size))
             offset += size
         text = json.dumps(header, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 8)  # data aligned to 8 bytes, as the reference implementation does
+        text += b" " * (-len(text) % 8)  # align the data to 8 bytes, as the reference implementation does
         self._pending.reverse()
         self.file = file
         self._stream: BinaryIO = file.open("wb")
         self._stream.write(len(text).to_bytes(8, "little") + text)
 
     def write(self, name: str, data: bytes | bytearray | memoryview) -> None:
-        """Appends the next tensor's bytes. InternalError if it is not the next one or has another size."""
+        """Write the bytes of the next tensor. Raises InternalError if it is not the next or has another size."""
         if not self._pending or self._pending[-1] != (name, memoryview(data).nbytes):
             due = self._pending[-1] if self._pending else None
             raise InternalError(f"{self.file}: {name} ({memoryview(data).nbytes} bytes) written where {due} was due")

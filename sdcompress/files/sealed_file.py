@@ -1,32 +1,35 @@
-"""Safetensors files that end with a digest of what they hold, so that a damaged one is known before it is used."""
+"""Safetensors files that end with a digest of their content, so that a damaged file is recognised before it is used."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import torch
 
 from sdcompress.errors import SourceError
 from sdcompress.files.cache import replacing
 from sdcompress.files.safetensors_file import StreamWriter, TensorRange, read_bytes, read_header
+from sdcompress.files.torch_tensors import NAME_OF_DTYPE, tensor_bytes
 
-if TYPE_CHECKING:
-    import torch
-
-SEAL = "sha256"  # name of the last tensor: [32] U8, of everything before it but the header
-_DTYPES = {"float32": "F32", "float64": "F64", "float16": "F16", "bfloat16": "BF16", "int64": "I64"}
+SEAL = "sha256"  # name of the last tensor: U8 of shape [32]
 _CHUNK_BYTES = 2**22
 
-Spec = tuple[str, tuple[int, ...]]  # dtype, shape
+Spec = tuple[str, tuple[int, ...]]  # safetensors' name of the dtype, shape
 
 
 def write_sealed(file: Path, specs: dict[str, Spec], tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
-    """Writes `tensors`, which come in the order of `specs`, one at a time; the file is there when it is whole."""
+    """Write `tensors` to `file` one at a time. The file appears when all of it is written.
+
+    Args:
+        specs: name -> dtype and shape of every tensor.
+        tensors: name and tensor, in the order of `specs`.
+    """
     digest = hashlib.sha256()
     with replacing(file) as unfinished, StreamWriter(unfinished, {**specs, SEAL: ("U8", (32,))}, {}) as writer:
         for name, tensor in tensors:
-            data = _bytes_of(tensor)
+            data = tensor_bytes(tensor)
             digest.update(_entry(name, *specs[name]))
             digest.update(data)
             writer.write(name, data)
@@ -34,7 +37,7 @@ def write_sealed(file: Path, specs: dict[str, Spec], tensors: Iterable[tuple[str
 
 
 def read_sealed(file: Path) -> dict[str, TensorRange] | None:
-    """Name -> range of the tensors, when the file is there and holds what was written to it; else None."""
+    """Return name -> range of the tensors; None if there is no such file or its content does not fit its digest."""
     try:
         ranges = read_header(file)
         seal = bytes(read_bytes(ranges.pop(SEAL)))
@@ -49,7 +52,11 @@ def read_sealed(file: Path) -> dict[str, TensorRange] | None:
 
 
 def read_chunks(where: TensorRange) -> Iterator[bytes]:
-    """The tensor's bytes, a few MB at a time. SourceError where the file ends too soon."""
+    """Yield the tensor's bytes in chunks of at most 4 MiB.
+
+    Raises:
+        SourceError: the file ends before the tensor does.
+    """
     with where.file.open("rb", buffering=0) as stream:
         stream.seek(where.offset)
         left = where.size_bytes
@@ -61,24 +68,9 @@ def read_chunks(where: TensorRange) -> Iterator[bytes]:
             yield chunk
 
 
-def read_tensor(where: TensorRange) -> torch.Tensor:
-    """The tensor, in memory of its own."""
-    import torch
-
-    from sdcompress.files.torch_dtypes import TORCH_DTYPE
-
-    return torch.frombuffer(read_bytes(where), dtype=TORCH_DTYPE[where.dtype]).view(where.shape)
-
-
 def spec_of(tensor: torch.Tensor) -> Spec:
-    """The tensor's dtype, as safetensors call it, and shape."""
-    return _DTYPES[str(tensor.dtype).removeprefix("torch.")], tuple(tensor.shape)
-
-
-def _bytes_of(tensor: torch.Tensor) -> memoryview:
-    import torch
-
-    return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
+    """Return the tensor's dtype, by safetensors' name, and its shape."""
+    return NAME_OF_DTYPE[tensor.dtype], tuple(tensor.shape)
 
 
 def _entry(name: str, dtype: str, shape: tuple[int, ...]) -> bytes:

@@ -15,7 +15,7 @@ from typing import Any
 from sdcompress.errors import SdcompressError, UserError
 from sdcompress.files.safetensors_file import TensorRange, read_bytes, read_header, read_metadata
 from sdcompress.lora.keys import Key, module_names, other_kind, parse_key
-from sdcompress.sources.single_file.unet_names import unet_piece
+from sdcompress.sources.single_file.unet_names import locate_in_unet
 from sdcompress.sources.spec import CONVOLUTIONS, ComponentSpec, layers_of
 
 FILE_NAMES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")  # in folders of diffusers and PEFT
@@ -107,9 +107,9 @@ def layer_names(spec: ComponentSpec) -> dict[str, str]:
     able = [layer.name for layer in layers_of(spec) if layer.kind == "linear" or layer.kind in CONVOLUTIONS]
     known = {name.replace(".", "_"): name for name in able}
     if spec.class_name == "UNet2DConditionModel":  # whose layers some files call as the published checkpoint does
-        published = {name: unet_piece(f"{name}.weight", spec.config) for name in able}
-        known |= {piece.name.removesuffix(".weight").replace(".", "_"): name
-                  for name, piece in published.items() if piece is not None}  # fmt: skip
+        published = {name: locate_in_unet(f"{name}.weight", spec.config) for name in able}
+        known |= {found.name.removesuffix(".weight").replace(".", "_"): name
+                  for name, found in published.items() if found is not None}  # fmt: skip
     return known
 
 

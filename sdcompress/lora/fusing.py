@@ -6,19 +6,18 @@ from collections.abc import Sequence
 
 import torch
 
-from sdcompress.files.safetensors_file import TensorRange, read_bytes
-from sdcompress.files.torch_dtypes import TORCH_DTYPE
+from sdcompress.files.torch_tensors import read_tensor
 from sdcompress.lora.file import LowRank
 
 
 def difference(update: LowRank, shape: tuple[int, ...]) -> torch.Tensor:
     """What the update adds to a weight of that shape, in float32, the file's own weight in a recipe apart."""
-    down, up = read_stored(update.down).float(), read_stored(update.up).float()
+    down, up = read_tensor(update.down).float(), read_tensor(update.up).float()
     up = up.flatten(1)  # [out, rank]
     if update.mid is None:
         product = up @ down.flatten(1)  # [out, in*kh*kw]
     else:  # LoCon's with a kernel of its own: https://github.com/KohakuBlueleaf/LyCORIS, rebuild_tucker
-        mid = read_stored(update.mid).float()  # [rank, rank, kh, kw]
+        mid = read_tensor(update.mid).float()  # [rank, rank, kh, kw]
         product = torch.einsum("or,rskl,si->oikl", up, mid, down.flatten(1))
     return product.mul_(update.scale).reshape(shape)
 
@@ -29,8 +28,3 @@ def fused(tensor: torch.Tensor, updates: Sequence[tuple[float, LowRank]]) -> tor
     for weight, update in updates:
         total.add_(difference(update, tuple(tensor.shape)), alpha=weight)
     return total
-
-
-def read_stored(where: TensorRange) -> torch.Tensor:
-    """The tensor as it lies in its file."""
-    return torch.frombuffer(read_bytes(where), dtype=TORCH_DTYPE[where.dtype]).view(where.shape)

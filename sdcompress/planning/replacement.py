@@ -9,22 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from sdcompress.errors import SourceError
-from sdcompress.files.safetensors_file import TensorRange, read_header
+from sdcompress.files.safetensors_file import TensorRange
 from sdcompress.sources import catalog
+from sdcompress.sources.component_folder import component_ranges, read_json, specs_of_ranges
 from sdcompress.sources.opening import open_source
 from sdcompress.sources.portable_parts import portable_part
 from sdcompress.sources.pruned_config import is_quantized
-from sdcompress.sources.source import (
-    BUILT_IN,
-    Source,
-    check_shard_count,
-    choose_weight_files,
-    component_entries,
-    read_json,
-    specs_of_ranges,
-)
+from sdcompress.sources.source import BUILT_IN, Source, component_entries
 from sdcompress.sources.spec import ComponentSpec
-from sdcompress.sources.tensor_names import canonical_name
 
 AUTOENCODERS = ("AutoencoderKL", "AutoencoderTiny", "AsymmetricAutoencoderKL")
 _TOKENIZER_FILES = (
@@ -115,14 +107,10 @@ def _from_folder(
     """The component in the folder; of a pipeline's, `entry` says its class, and where its tokenizer lies is known."""
     config = read_json(path / "config.json", missing=f"{path}: holds no component (it has no config.json)")
     library, class_name = entry or _class_of(config, path)
-    names = sorted(file.name for file in path.iterdir() if file.is_file())
-    chosen = choose_weight_files(names, variant, str(path))
-    if not chosen:
+    ranges = component_ranges(path, class_name, variant)
+    if not ranges:
         raise SourceError(f"{path}: has a config.json but no safetensors weights; download the folder again")
-    check_shard_count(str(path), chosen)
-    ranges: dict[str, TensorRange] = {}
-    for name in chosen:
-        ranges |= {canonical_name(class_name, tensor): where for tensor, where in read_header(path / name).items()}
+    names = sorted(file.name for file in path.iterdir() if file.is_file())
     files = {
         Path(component, name): (path / name).read_bytes()
         for name in names

@@ -1,1 +1,1 @@
-"""What a model is, read without loading its weights."""
+"""What a model is, without its weights: reading folders, checkpoints, pickles, the hub and the catalog."""

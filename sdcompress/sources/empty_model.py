@@ -1,26 +1,28 @@
-"""A component as an object of its own class, without memory for its parameters."""
+"""A component as a module of its class, without memory for its parameters."""
 
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from typing import Any
 
-from sdcompress.sources.spec import ComponentSpec
 
+def empty_model(library: str, class_name: str, config: Mapping[str, Any]) -> Any:
+    """Return a module with parameters on the meta device. Buffers are computed.
 
-def empty_model(spec: ComponentSpec) -> Any:
-    """Return the component as a module of its class, made of its config, with parameters on the meta device.
-
-    Quantization and pruning that the config mentions are not applied.
+    Args:
+        library: library that model_index.json names, see `component_class`.
+        class_name: class that model_index.json names.
+        config: content of config.json. Quantization and pruning in it are not applied.
     """
     from accelerate import init_empty_weights
 
-    model_class = component_class(spec.library, spec.class_name)
-    config = {name: value for name, value in spec.config.items() if name != "quantization_config"}
+    model_class = component_class(library, class_name)
+    plain = {name: value for name, value in config.items() if name != "quantization_config"}
     with init_empty_weights(include_buffers=False):
-        if spec.library == "diffusers":
-            return model_class.from_config(config)
-        model = model_class(model_class.config_class.from_dict(config))
+        if hasattr(model_class, "load_config"):  # of diffusers
+            return model_class.from_config(plain)
+        model = model_class(model_class.config_class.from_dict(plain))
     return tie_weights(model)
 
 
@@ -40,6 +42,6 @@ def tie_weights(model: Any) -> Any:
 
 
 def component_class(library: str, class_name: str) -> Any:
-    """Return the class of an entry of model_index.json, whose library may be a folder of diffusers' pipelines."""
+    """Return a class of diffusers or transformers, or of diffusers.pipelines.NAME for any other `library` NAME."""
     module = library if library in ("diffusers", "transformers") else f"diffusers.pipelines.{library}"
     return getattr(importlib.import_module(module), class_name)

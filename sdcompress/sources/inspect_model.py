@@ -1,4 +1,4 @@
-"""What a pipeline consists of: exact parameters per component and layer kind, and their bytes at given widths."""
+"""What a pipeline consists of: the parameters of each component and kind of layer, and their size in bytes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,13 @@ BYTES_NOTE = (
 
 
 def describe(source: Source) -> dict[str, Any]:
-    """The pipeline as JSON-able data: per component and in total, parameters (count) and sizes (bytes)."""
+    """Return the pipeline as data for JSON: number of parameters and sizes in bytes, of each component and in total.
+
+    Example:
+        >>> from sdcompress import open_source
+        >>> describe(open_source("tiny-sd"))["pipeline_class"]
+        'StableDiffusionPipeline'
+    """
     components = {name: _describe_component(spec) for name, spec in sorted(source.components.items())}
     counted = [spec for name, spec in source.components.items() if name not in SAFETY_CHECKERS]
     return {
@@ -40,12 +46,17 @@ def describe(source: Source) -> dict[str, Any]:
 
 
 def bytes_at(parameters: int, bits: int) -> int:
-    """Bytes that `parameters` weights of `bits` bits take, without scales."""
+    """Return the size in bytes of `parameters` weights of `bits` bits each, without scales.
+
+    Example:
+        >>> bytes_at(3, 4)
+        2
+    """
     return -(-parameters * bits // 8)
 
 
 def _quantized_notes(source: Source) -> list[str]:
-    """What comes quantized already; sdcompress's own artifacts know what their codes stand for, others do not say."""
+    """Return a remark for each component that is quantized. Only sdcompress's artifacts say how many weights it has."""
     notes = []
     for name, spec in source.components.items():
         quantized = quantized_as(spec)

@@ -1,4 +1,4 @@
-"""Patterns of module names, as recipes write them."""
+"""Patterns of module names, as recipes have them."""
 
 from __future__ import annotations
 
@@ -7,15 +7,20 @@ from fnmatch import fnmatchcase
 
 
 def matches(pattern: str, module: str) -> bool:
-    """Whether `pattern` (with `*`) is the module's full name, or the name of a module it lies in."""
+    """Return whether the pattern, which may contain `*`, matches the module's name or that of a module around it.
+
+    Example:
+        >>> matches("down_blocks.*.attentions", "down_blocks.0.attentions.1.proj_in")
+        True
+    """
     return fnmatchcase(module, pattern) or fnmatchcase(module, f"{pattern}.*")
 
 
 def first_match(patterns: Iterable[str], module: str) -> str | None:
-    """The first pattern that takes the module in."""
+    """Return the first pattern that matches the module; None if none does."""
     return next((pattern for pattern in patterns if matches(pattern, module)), None)
 
 
 def unmatched(patterns: Sequence[str], modules: Sequence[str]) -> list[str]:
-    """The patterns that take in none of the modules."""
+    """Return the patterns that match none of the modules."""
     return [pattern for pattern in patterns if not any(matches(pattern, module) for module in modules)]

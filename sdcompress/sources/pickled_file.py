@@ -1,8 +1,8 @@
-"""Pickled weights (`.bin`, `.ckpt`, `.pt`) as ranges of bytes, so that only the unpickler's restricted kind ever runs.
+"""Pickled weights (`.bin`, `.ckpt`, `.pt`) as ranges of bytes, found by an unpickler that runs no code.
 
-torch's weights_only unpickler builds tensors and plain containers, and refuses whatever else a pickle asks for before
-it is run. What it finds out is where each tensor lies: the file is a zip archive of uncompressed records, which are
-read later as those of a safetensors file are.
+torch's weights_only unpickler makes tensors and plain containers, and refuses everything else that a pickle asks for.
+It tells where each tensor is stored: the file is a zip archive of uncompressed records, so that its tensors can be read
+later as ranges of bytes, like those of a safetensors file.
 """
 
 from __future__ import annotations
@@ -19,12 +19,16 @@ from sdcompress.files.safetensors_file import DTYPE_BYTES, TensorRange
 if TYPE_CHECKING:
     import torch
 
-_LOCAL_HEADER_BYTES = 30  # of a zip record, before its name and extra field
-_NESTED = ("state_dict", "model", "module")  # where a checkpoint keeps its weights beside what training needed
+_RECORD_HEADER_BYTES = 30  # of a zip record, before its name and extra field
+_NESTED = ("state_dict", "model", "module")  # keys of the weights in files that hold a training state too
 
 
 def read_pickled(file: Path, allow_pickle: bool) -> Mapping[str, TensorRange]:
-    """Name -> range of every tensor of the file. SourceError when it is not allowed, or holds more than weights."""
+    """Return name -> range of every tensor of a pickled file.
+
+    Raises:
+        SourceError: pickles are not allowed, or the file holds more than weights, or it cannot be read.
+    """
     if not allow_pickle:
         raise SourceError(
             f"{file}: is a pickle, which can run code when opened; save it as safetensors, or give --allow-pickle to "
@@ -37,10 +41,10 @@ def read_pickled(file: Path, allow_pickle: bool) -> Mapping[str, TensorRange]:
     if not tensors:
         raise SourceError(f"{file}: holds no tensor at its top, nor under {' or '.join(_NESTED)}; give another file")
     starts = {tensor.untyped_storage().data_ptr() for tensor in _tensors_in(content) if tensor.numel()}
-    # The file is mapped as a whole, so its tensors lie in memory as far apart as in the file.
+    # The whole file is mapped into memory, so tensors are as far apart in memory as they are in the file.
     base = _base_address(starts, records)
     if base is None:
-        raise SourceError(f"{file}: its tensors cannot be told apart in it; save it as safetensors")
+        raise SourceError(f"{file}: its tensors cannot be located in it; save it as safetensors")
     return {name: _range_of(file, name, tensor, base) for name, tensor in tensors.items()}
 
 
@@ -79,28 +83,33 @@ def _tensors_in(content: Any) -> Iterator[torch.Tensor]:
 
 
 def _reason(message: str) -> str:
-    """What the unpickler says it was asked for, without its advice to trust the file."""
+    """Return what the unpickler refused, without its advice to trust the file."""
     found = message.partition("WeightsUnpickler error: ")[2] or message
     return found.partition(" Please ")[0].strip().rstrip(".")
 
 
 def _records(file: Path) -> list[int]:
-    """Offsets in the file of the records that hold tensors, in order."""
+    """Return the offsets in bytes of the records that hold tensors, sorted."""
     offsets = []
     with zipfile.ZipFile(file) as archive, file.open("rb") as stream:
         for record in archive.infolist():
             if "/data/" not in record.filename:
                 continue
             stream.seek(record.header_offset)
-            header = stream.read(_LOCAL_HEADER_BYTES)
+            header = stream.read(_RECORD_HEADER_BYTES)
             name_bytes, extra_bytes = int.from_bytes(header[26:28], "little"), int.from_bytes(header[28:30], "little")
             if record.file_size:
-                offsets.append(record.header_offset + _LOCAL_HEADER_BYTES + name_bytes + extra_bytes)
+                offsets.append(record.header_offset + _RECORD_HEADER_BYTES + name_bytes + extra_bytes)
     return sorted(offsets)
 
 
 def _base_address(starts: set[int], records: list[int]) -> int | None:
-    """Where the file begins in memory: the one address from which every tensor's storage is at a record."""
+    """Return the memory address at which the mapped file starts; None if it is ambiguous.
+
+    Args:
+        starts: addresses of the tensors' storages.
+        records: offsets of the records in the file.
+    """
     if not starts or not records:
         return 0 if not starts else None
     known, first = set(records), min(starts)
@@ -109,7 +118,7 @@ def _base_address(starts: set[int], records: list[int]) -> int | None:
 
 
 def _range_of(file: Path, name: str, tensor: torch.Tensor, base: int) -> TensorRange:
-    from sdcompress.files.torch_dtypes import NAME_OF_DTYPE
+    from sdcompress.files.torch_tensors import NAME_OF_DTYPE
 
     dtype = NAME_OF_DTYPE.get(tensor.dtype)
     if dtype is None:

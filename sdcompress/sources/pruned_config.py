@@ -1,8 +1,8 @@
-"""How a component says in its config.json what was pruned that no stock config can say.
+"""What a component's config.json says of modules that were pruned, where the fields of stock configs cannot say it.
 
-`quantization_config.pruning` = {"removed": modules that are bypassed, "widths": {module: heads or channels inside}}:
-the quantizer that `import sdcompress` registers with diffusers rebuilds the modules before weights are loaded, whether
-or not layers are quantized as well. A stock loader alone says that it does not know the method.
+`quantization_config.pruning` = {"removed": bypassed modules, "widths": {module: heads or inner channels left}}. The
+quantizer that `import sdcompress` registers with diffusers rebuilds the modules before weights are loaded, whether or
+not layers are quantized too. A stock loader alone refuses the unknown method.
 """
 
 from __future__ import annotations
@@ -14,12 +14,17 @@ from typing import Any
 from sdcompress.sources.spec import ComponentSpec
 
 METHOD = "sdcompress"
-SCHEMA = 2  # of a quantization_config with pruning: versions that do not know it say so
+SCHEMA = 2  # of a quantization_config with pruning, so that earlier versions refuse it
 
 
 @dataclass(frozen=True)
 class Pruning:
-    """Modules that are bypassed, and module -> how many heads (attention) or inner channels (others) it has left."""
+    """What was pruned of a component.
+
+    Attributes:
+        removed: modules that are bypassed.
+        widths: module -> number of heads (attention) or inner channels (other modules) left.
+    """
 
     removed: tuple[str, ...] = ()
     widths: Mapping[str, int] = field(default_factory=dict)
@@ -28,42 +33,47 @@ class Pruning:
         return bool(self.removed or self.widths)
 
     def to_dict(self) -> dict[str, Any]:
+        """Return what config.json holds."""
         return {"removed": list(self.removed), "widths": dict(self.widths)}
 
 
 def pruning_of(config: Mapping[str, Any]) -> Pruning:
-    """What a component's config says was pruned; nothing for a stock one."""
+    """Return what was pruned according to a component's config."""
     quantization = config.get("quantization_config")
     return parse_pruning(quantization.get("pruning") if isinstance(quantization, Mapping) else None)
 
 
 def parse_pruning(value: Mapping[str, Any] | None) -> Pruning:
-    """The inverse of `Pruning.to_dict`; None is no pruning."""
+    """Return the pruning that `Pruning.to_dict` gave `value` for; None stands for no pruning."""
     return Pruning(tuple(value["removed"]), dict(value["widths"])) if value else Pruning()
 
 
 def marked(spec: ComponentSpec, pruning: Pruning) -> ComponentSpec:
-    """The component with a config that says so; no word of it where nothing was pruned."""
-    if not pruning:
-        return spec
-    quantization = {"quant_method": METHOD, "schema_version": SCHEMA, "layers": {}, "pruning": pruning.to_dict()}
-    return spec.replace(config={**spec.config, "quantization_config": quantization})
+    """Return the component with the pruning in its config, or unchanged where nothing was pruned."""
+    return spec.replace(config={**spec.config, **_quantization_config(pruning)}) if pruning else spec
 
 
 def without_quantization(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config without its quantization, what was pruned still said."""
+    """Return the config without its quantization, but with its pruning."""
     plain = {name: value for name, value in config.items() if name != "quantization_config"}
     pruning = pruning_of(config)
-    if pruning:
-        plain["quantization_config"] = {
-            "quant_method": METHOD, "schema_version": SCHEMA, "layers": {}, "pruning": pruning.to_dict(),
-        }  # fmt: skip
-    return plain
+    return {**plain, **_quantization_config(pruning)} if pruning else plain
 
 
 def is_quantized(config: Mapping[str, Any]) -> bool:
-    """Whether layers are quantized, by whatever method; being pruned is not being quantized."""
+    """Return whether layers are quantized, by any method. A component that is only pruned is not quantized."""
     quantization = config.get("quantization_config")
     if not isinstance(quantization, Mapping) or not quantization.get("quant_method"):
         return False
     return quantization["quant_method"] != METHOD or bool(quantization.get("layers"))
+
+
+def _quantization_config(pruning: Pruning) -> dict[str, Any]:
+    return {
+        "quantization_config": {
+            "quant_method": METHOD,
+            "schema_version": SCHEMA,
+            "layers": {},
+            "pruning": pruning.to_dict(),
+        }
+    }

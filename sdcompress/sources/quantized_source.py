@@ -1,4 +1,4 @@
-"""Components that come quantized already: known by their config or their tensors, kept as they are or refused."""
+"""Components that are quantized already: recognised by their config or tensors, and copied or refused."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sdcompress.sources.weight_files import is_shard_index, variant_of
 
 _EIGHT_BITS = {"F8_E4M3": "fp8 (e4m3)", "F8_E5M2": "fp8 (e5m2)", "I8": "8-bit integers", "U8": "packed integers"}
 
-# Ends of names under which other tools keep what turns codes back into weights.
+# Ends of names of tensors by which other tools turn codes back into weights.
 _SCALES = (
     ".scale_weight", ".weight_scale", ".scale_input", ".input_scale", ".weight.absmax", ".weight._data", ".SCB",
     ".weight.quant_map", ".weight_qdata", "scaled_fp8",
@@ -23,7 +23,14 @@ _SCALES = (
 
 
 def quantized_as(spec: ComponentSpec) -> str | None:
-    """What the component is quantized as, in words; None for one that holds plain weights."""
+    """Return how the component is quantized, such as `bitsandbytes nf4`; None if it is not.
+
+    Example:
+        >>> from sdcompress.sources.spec import parameter
+        >>> tensors = {"fc.weight": parameter((8, 8), "F8_E4M3")}
+        >>> quantized_as(ComponentSpec("unet", "diffusers", "UNet2DConditionModel", {}, tensors))
+        'fp8 (e4m3)'
+    """
     if is_quantized(spec.config):
         return _method_of(spec.config["quantization_config"])
     for name, tensor in spec.tensors.items():
@@ -33,12 +40,12 @@ def quantized_as(spec: ComponentSpec) -> str | None:
 
 
 def scale_in(names: list[str]) -> str | None:
-    """The first of these tensors' names that is a scale or a code of quantized weights; None if there is none."""
+    """Return the first name that a scale or another tensor of quantized weights has; None if there is none."""
     return next((name for name in names if name.endswith(_SCALES) or ".quant_state." in name), None)
 
 
 def what_to_do(component: str, format_name: str) -> str:
-    """Why a step cannot take the component, and what can be done."""
+    """Return an error message: why a step cannot use the component, and what to do."""
     return (
         f"{component} is quantized already ({format_name}); start from the original weights, or leave {component} out "
         f"of the recipe to keep it as it is"
@@ -46,10 +53,12 @@ def what_to_do(component: str, format_name: str) -> str:
 
 
 def copy_component(source: Source, component: str, folder: Path) -> bool:
-    """Copies a component's weights, shard index and config.json into `folder`, byte for byte; False if it cannot.
+    """Copy a component's weights, shard index and config.json into `folder`, byte for byte.
 
-    What other tools keep in a file's metadata comes along. A variant's files lose its name, which the artifact does not
-    have. Only whole files of the component's own folder can be copied.
+    Files of a variant lose its name, since artifacts have none.
+
+    Returns:
+        False if nothing was copied, since the weights are not in files of the component's own folder.
     """
     files = sorted({where.file for where in source.tensors[component].values()})
     if source.path is None or any(file.parent != source.path / component for file in files):

@@ -1,8 +1,7 @@
-"""A pipeline as configs and safetensors headers or ONNX graphs: what a model is, read without loading a weight."""
+"""`Source`: a pipeline as configs and tensor specs, without its weights."""
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from collections.abc import Callable, Mapping
@@ -10,16 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from sdcompress.errors import SourceError
-from sdcompress.files.artifact import MANIFEST_NAME
-from sdcompress.files.safetensors_file import TensorRange, read_header
-from sdcompress.sources.spec import ComponentSpec, TensorSpec, parameter
-from sdcompress.sources.weight_files import (
-    check_shard_count,
-    choose_weight_files,
-    is_pickle,
-    is_shard_index,
-)
+from sdcompress.files.safetensors_file import TensorRange
+from sdcompress.sources.spec import ComponentSpec
 
 if TYPE_CHECKING:
     import torch
@@ -29,49 +20,107 @@ BUILT_IN = ("tiny-sd",)
 
 DENOISERS = ("unet", "transformer")
 SAFETY_CHECKERS = frozenset({"safety_checker"})
-# Tensors that files hold though they are no parameters of the module.
+
+Kind = Literal["built-in", "catalog", "folder", "hub", "single-file"]
+Format = Literal["safetensors", "onnx", "openvino"]
+
+# Tensors in files that are no parameters of the module.
 _BUFFERS = re.compile(r"(^|\.)(position_ids|pos_embed\.pos_embed|num_batches_tracked|running_mean|running_var)$")
 
 
 @dataclass(frozen=True)
 class Source:
-    """A pipeline before any work: every component's spec, and where its tensors and other files lie."""
+    """A pipeline as it is before compression. `open_source` makes one. It holds no weights.
+
+    Attributes:
+        name: the name by which the pipeline was opened.
+        kind: what the name was: `built-in`, `catalog`, `folder`, `hub` or `single-file`.
+        model_index: the content of model_index.json.
+        components: component -> class, config and the spec of each tensor, of all components with weights.
+        path: the diffusers folder of the pipeline; None while it is not on this machine.
+        hub_id: the repository on the Hugging Face Hub (`org/name`), if there is one.
+        tensors: component -> tensor -> where it is stored. Empty for ONNX and OpenVINO, and without a `path`.
+        other_files: files without weights (configs, tokenizers, licences), relative to `path`.
+        notes: remarks for the user.
+        format: format of the weights: `safetensors`, `onnx` or `openvino`.
+        readers: component -> function that returns a tensor by name, where a step computes the tensors.
+        changed_files: those of `other_files` whose content differs from the file's below `path` -> content.
+        onnx_files: files with the graphs and weights of an ONNX or OpenVINO folder.
+        options: options of `open_source` that are needed to open the same pipeline again.
+
+    Example:
+        >>> from sdcompress import open_source
+        >>> source = open_source("sd15")
+        >>> f"{source.components['unet'].parameters:,}"
+        '859,520,964'
+    """
 
     name: str
-    kind: Literal["built-in", "catalog", "folder", "hub", "single-file"]
+    kind: Kind
     model_index: Mapping[str, Any]
     components: Mapping[str, ComponentSpec]
     path: Path | None = None
     hub_id: str | None = None
     tensors: Mapping[str, Mapping[str, TensorRange]] = field(default_factory=dict)
-    other_files: tuple[Path, ...] = ()  # relative to path: configs, tokenizers, licences
+    other_files: tuple[Path, ...] = ()
     notes: tuple[str, ...] = ()
-    format: Literal["safetensors", "onnx", "openvino"] = "safetensors"
-    # Component -> reader of its tensors by name, where steps compute them (execution/pruned_source.py).
+    format: Format = "safetensors"
     readers: Mapping[str, Callable[[str], torch.Tensor]] = field(default_factory=dict)
-    # Of other_files those whose content is not that of the file below `path` (portable_parts, steps/replace_component).
     changed_files: Mapping[Path, bytes] = field(default_factory=dict)
-    onnx_files: tuple[Path, ...] = ()  # graphs and data of an ONNX or OpenVINO folder, whose tensors have no ranges
-    options: Mapping[str, Any] = field(default_factory=dict)  # of open_source, where the name alone would not give this
+    onnx_files: tuple[Path, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def given_options(self) -> dict[str, Any]:
-        """The options that are not as they are by default."""
+        """The options that differ from their defaults."""
         return {name: value for name, value in sorted(self.options.items()) if value not in (None, False)}
 
     @property
     def pipeline_class(self) -> str:
+        """Name of the pipeline's class in diffusers."""
         return pipeline_class_of(self.model_index)
 
+    @property
+    def parameters(self) -> int:
+        """Number of parameters of all components."""
+        return sum(component.parameters for component in self.components.values())
+
+    @property
+    def weights_bytes(self) -> int:
+        """Size of all tensors in bytes."""
+        return sum(component.weights_bytes for component in self.components.values())
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of the pipeline on disk in bytes: whole weight files, configs and tokenizers."""
+        if self.path is None:
+            return self.weights_bytes
+        weights = {where.file for ranges in self.tensors.values() for where in ranges.values()} | {*self.onnx_files}
+        others = {self.path / relative for relative in self.other_files}
+        return sum(file.stat().st_size for file in weights | others)
+
+    def reader(self, component: str) -> Callable[[str], torch.Tensor]:
+        """Return a function that returns one of the component's tensors by name: read from its file, or computed."""
+        if component in self.readers:
+            return self.readers[component]
+        ranges = self.tensors[component]
+
+        def read(tensor: str) -> torch.Tensor:
+            from sdcompress.files.torch_tensors import read_tensor
+
+            return read_tensor(ranges[tensor])
+
+        return read
+
     def read_file(self, relative: Path) -> bytes:
-        """The content of one of `other_files`."""
+        """Return the content of one of `other_files`."""
         if relative in self.changed_files:
             return self.changed_files[relative]
         assert self.path is not None
         return (self.path / relative).read_bytes()
 
     def copy_file(self, relative: Path, target: Path) -> None:
-        """Writes one of `other_files` to `target`, whose folder is made."""
+        """Write one of `other_files` to `target`. Missing folders are made."""
         target.parent.mkdir(parents=True, exist_ok=True)
         if relative in self.changed_files:
             target.write_bytes(self.changed_files[relative])
@@ -80,125 +129,37 @@ class Source:
             shutil.copyfile(self.path / relative, target)
 
     def file_bytes(self, relative: Path) -> int:
-        """The size of one of `other_files`."""
+        """Return the size in bytes of one of `other_files`."""
         if relative in self.changed_files:
             return len(self.changed_files[relative])
         assert self.path is not None
         return (self.path / relative).stat().st_size
 
-    @property
-    def parameters(self) -> int:
-        return sum(component.parameters for component in self.components.values())
-
-    @property
-    def weights_bytes(self) -> int:
-        return sum(component.weights_bytes for component in self.components.values())
-
-    @property
-    def size_bytes(self) -> int:
-        """Bytes on disk of all that belongs to the pipeline: weights files whole, configs, tokenizers."""
-        if self.path is None:
-            return self.weights_bytes
-        weights = {where.file for ranges in self.tensors.values() for where in ranges.values()} | {*self.onnx_files}
-        others = {self.path / relative for relative in self.other_files}
-        return sum(file.stat().st_size for file in weights | others)
-
 
 def pipeline_class_of(model_index: Mapping[str, Any]) -> str:
-    """The diffusers class that a model_index.json names."""
+    """Return the diffusers class that a model_index.json names."""
     return str(model_index.get("_class_name", "DiffusionPipeline"))
 
 
 def component_entries(model_index: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
-    """Component name -> (library, class) of the parts a model_index.json really has."""
-    entries = {}
-    for part, value in model_index.items():
-        if not part.startswith("_") and isinstance(value, list) and len(value) == 2 and all(value):
-            entries[part] = (str(value[0]), str(value[1]))
-    return entries
+    """Return component -> (library, class) of a model_index.json, tokenizers and schedulers too, absent ones not.
+
+    Example:
+        >>> component_entries({"unet": ["diffusers", "UNet2DConditionModel"], "safety_checker": [None, None]})
+        {'unet': ('diffusers', 'UNet2DConditionModel')}
+    """
+    return {
+        component: (str(value[0]), str(value[1]))
+        for component, value in model_index.items()
+        if not component.startswith("_") and isinstance(value, list) and len(value) == 2 and all(value)
+    }
 
 
 def is_buffer(tensor: str) -> bool:
-    """Whether a stored tensor is a buffer rather than a parameter."""
+    """Return whether a stored tensor of this name is a buffer rather than a parameter.
+
+    Example:
+        >>> is_buffer("text_model.embeddings.position_ids")
+        True
+    """
     return bool(_BUFFERS.search(tensor))
-
-
-def has_weights(folder: Path) -> bool:
-    """Whether a component's folder holds safetensors."""
-    return any(file.suffix == ".safetensors" for file in folder.iterdir())
-
-
-def component_ranges(folder: Path, variant: str | None, allow_pickle: bool = False) -> dict[str, TensorRange] | None:
-    """Name -> range of the tensors in a component's folder; None for a part without weights, such as a tokenizer."""
-    names = [file.name for file in sorted(folder.iterdir()) if file.is_file()]
-    chosen = choose_weight_files(names, variant, str(folder), allow_pickle)
-    if not chosen:
-        if any(is_shard_index(name) for name in names):
-            raise SourceError(f"{folder}: has a weights index but no safetensors shard; download the folder again")
-        if "config.json" in names and not any(name.startswith(("tokenizer", "preprocessor")) for name in names):
-            raise SourceError(f"{folder}: has a config.json but no weights; download the folder again")
-        return None
-    ranges: dict[str, TensorRange] = {}
-    for name in chosen:
-        ranges.update(_read_ranges(folder / name, allow_pickle))
-    _check_shards(folder, chosen, ranges)
-    return ranges
-
-
-def _read_ranges(file: Path, allow_pickle: bool) -> Mapping[str, TensorRange]:
-    if not is_pickle(file.name):
-        return read_header(file)
-    from sdcompress.sources.pickled_file import read_pickled
-
-    return read_pickled(file, allow_pickle)
-
-
-def _check_shards(folder: Path, chosen: list[str], ranges: Mapping[str, TensorRange]) -> None:
-    check_shard_count(str(folder), chosen)
-    for index in sorted(file for file in folder.glob("*.json") if is_shard_index(file.name)):
-        listed = read_json(index, missing=str(index)).get("weight_map", {})
-        missing = sorted(set(listed) - set(ranges)) if set(listed.values()) == set(chosen) else []
-        if missing:
-            raise SourceError(f"{index}: lists {missing[0]}, which no shard holds; download the shards again")
-
-
-def specs_of_ranges(ranges: Mapping[str, TensorRange]) -> dict[str, TensorSpec]:
-    """Tensor name -> spec; buffers count no parameters."""
-    specs = {}
-    for name, where in ranges.items():
-        spec = parameter(where.shape, where.dtype)
-        specs[name] = TensorSpec(spec.shape, spec.dtype, 0) if is_buffer(name) else spec
-    return specs
-
-
-def with_counts(specs: Mapping[str, TensorSpec], counts: Mapping[str, int]) -> dict[str, TensorSpec]:
-    return {name: TensorSpec(s.shape, s.dtype, counts.get(name, s.parameters)) for name, s in specs.items()}
-
-
-def counted_parameters(path: Path) -> dict[str, dict[str, int]]:
-    """Component -> tensor -> parameters it stands for, where an sdcompress manifest says that it differs."""
-    file = path / MANIFEST_NAME
-    if not file.exists():
-        return {}
-    components = read_json(file, missing=str(file)).get("components", {})
-    try:
-        return {name: dict(entry.get("parameters_of_packed", {})) for name, entry in components.items()}
-    except (AttributeError, TypeError, ValueError):
-        raise SourceError(
-            f"{file}: its components are malformed; compress again, or download the folder again"
-        ) from None
-
-
-def read_json(file: Path, missing: str) -> dict[str, Any]:
-    """The JSON object in `file`. SourceError says what is wrong with it, or `missing` when it is not there."""
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise SourceError(missing) from None
-    except OSError as error:
-        raise SourceError(f"{file}: cannot be read ({error.strerror})") from None
-    except ValueError as error:
-        raise SourceError(f"{file}: is not valid JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise SourceError(f"{file}: is not a JSON object")
-    return value

@@ -1,4 +1,4 @@
-"""Names of files with weights: which formats there are, which variant and which shards they are, which are meant."""
+"""Names of weight files: their formats, variants and shards, and which of them a component is read from."""
 
 from __future__ import annotations
 
@@ -14,25 +14,36 @@ _SHARD_INDEX = re.compile(r"\.index(\.[\w-]+)?\.json$")  # with or without a var
 
 
 def is_weight_file(file: str) -> bool:
-    """Whether a file of this name holds weights of whatever format, or the index of their shards."""
+    """Return whether a file of this name holds weights in any format, or is the index of their shards."""
     return file.endswith(_WEIGHT_SUFFIXES) or is_shard_index(file)
 
 
 def is_shard_index(file: str) -> bool:
-    """Whether a file of this name is the index of sharded weights, such as `model.safetensors.index.fp16.json`."""
+    """Return whether a file of this name is a shard index, such as `model.safetensors.index.fp16.json`."""
     return bool(_SHARD_INDEX.search(file))
 
 
 def is_pickle(file: str) -> bool:
-    """Whether a file of this name holds pickled weights, which can run code when they are opened carelessly."""
+    """Return whether a file of this name holds pickled weights, which can run code when they are opened."""
     return file.endswith(_PICKLES)
 
 
 def choose_weight_files(files: list[str], variant: str | None, where: str, allow_pickle: bool = False) -> list[str]:
-    """The safetensors among one component's file names: plain ones unless `variant` is given or there is no other.
+    """Return the names of the weight files that a component is read from, sorted; none if it has no weights.
 
-    With `allow_pickle` those of a component that has only pickles. A lone variant is taken; several without a plain set
-    raise SourceError, as does a folder with nothing but pickles that are not allowed, or GGUF.
+    Args:
+        files: names of all files in the component's folder.
+        variant: the wanted variant, such as `fp16`. A component that has only one set of files is read from that.
+            None: the files without a variant, or the only variant.
+        where: the component, for errors.
+        allow_pickle: whether pickled files are chosen where there are no safetensors.
+
+    Raises:
+        SourceError: the variant is missing or ambiguous, or there are only pickles that are not allowed, or only GGUF.
+
+    Example:
+        >>> choose_weight_files(["model.safetensors", "model.fp16.safetensors"], "fp16", "text_encoder")
+        ['model.fp16.safetensors']
     """
     by_variant = _by_variant(files, ".safetensors")
     pickles = [file for file in files if is_pickle(file)]
@@ -65,7 +76,12 @@ def choose_weight_files(files: list[str], variant: str | None, where: str, allow
 
 
 def variant_of(file: str) -> str:
-    """The variant in the name of a file of weights: `fp16` of `model.fp16-00001-of-00002.safetensors`; "" for none."""
+    """Return the variant in the name of a weight file; "" if it has none.
+
+    Example:
+        >>> variant_of("model.fp16-00001-of-00002.safetensors")
+        'fp16'
+    """
     stem = re.sub(r"-\d{5}-of-\d{5}", "", file.rpartition(".")[0])
     return stem.partition(".")[2]
 
@@ -79,10 +95,10 @@ def _by_variant(files: list[str], suffix: str) -> dict[str, list[str]]:
 
 
 def check_shard_count(where: str, chosen: list[str]) -> None:
-    """Raises SourceError unless the chosen files are one file, or all shards of one set."""
+    """Raise SourceError unless the chosen files are one file or all shards of one set."""
     sharded = re.search(r"-\d{5}-of-(\d{5})", chosen[0]) if chosen else None
     if not sharded and len(chosen) > 1:
         kind = "safetensors" if chosen[0].endswith(".safetensors") else "pickled"
-        raise SourceError(f"{where}: several {kind} files ({', '.join(chosen)}); keep the one that is meant")
+        raise SourceError(f"{where}: several {kind} files ({', '.join(chosen)}); keep one of them")
     if sharded and len(chosen) != int(sharded[1]):
         raise SourceError(f"{where}: {len(chosen)} of {int(sharded[1])} shards are there; download the rest")

@@ -14,176 +14,25 @@ from typing import Any
 
 import pytest
 
-from sdcompress import environment
 from sdcompress.backends import doctor
-from sdcompress.environment import (
-    cpu_name,
-    describe_room,
-    instruction_sets,
-    usable_cores,
-    usable_memory_bytes,
-)
+from sdcompress.environment import INSTRUCTION_SETS, instruction_sets
 from sdcompress.planning import advice
 from sdcompress.planning.recipe import shipped_recipes
 
-# Flags as these processors' kernels list them, shortened to the vector ones and their neighbours.
-X86_FLAGS = {
-    "AMD Ryzen 7 5800X 8-Core Processor": "fpu sse2 avx f16c fma bmi1 avx2 smep bmi2 sha_ni vaes vpclmulqdq rdpid",
-    "AMD Ryzen 9 9950X 16-Core Processor": "fpu sse2 avx f16c fma bmi1 avx2 avx512f avx512dq avx512cd avx512bw "
-    "avx512vl avx_vnni avx512_bf16 avx512vbmi avx512_vbmi2 vaes avx512_vnni avx512_bitalg avx512_vp2intersect movdiri",
-    "Intel(R) Xeon(R) Platinum 8480+": "fpu sse2 avx f16c fma bmi1 avx2 avx512f avx512dq avx512bw avx512vl avx_vnni "
-    "avx512_bf16 wbnoinvd avx512vbmi avx512_vnni avx512_fp16 amx_bf16 amx_tile amx_int8 flush_l1d",
-    "12th Gen Intel(R) Core(TM) i7-12700": "fpu sse2 avx f16c fma bmi1 avx2 sha_ni split_lock_detect avx_vnni dtherm",
-    "Intel(R) Core(TM) i7-7800X CPU @ 3.50GHz": "fpu sse2 avx f16c fma bmi1 avx2 avx512f avx512dq avx512bw avx512vl",
-    "Intel(R) Xeon(R) CPU E5-2670 0 @ 2.60GHz": "fpu sse2 ssse3 sse4_1 sse4_2 aes avx",
-}
-ZEN3, ZEN5, SAPPHIRE_RAPIDS, ALDER_LAKE, SKYLAKE_X, SANDY_BRIDGE = X86_FLAGS
 
-ARM_FEATURES = {
-    "Arm Cortex-A72": ("0x41", "0xd08", "fp asimd evtstrm crc32 cpuid"),
-    "Arm Neoverse-N1": (
-        "0x41",
-        "0xd0c",
-        "fp asimd evtstrm aes atomics fphp asimdhp cpuid asimdrdm lrcpc dcpop asimddp",
-    ),
-    "Arm Neoverse-V1": (
-        "0x41",
-        "0xd40",
-        "fp asimd asimdhp cpuid asimddp sha512 sve asimdfhm svei8mm svebf16 i8mm bf16 dgh",
-    ),
-    "Apple part 0x022": (
-        "0x61",
-        "0x022",
-        "fp asimd evtstrm aes asimdhp cpuid asimdrdm jscvt asimddp sha512 asimdfhm dit",
-    ),
-}
-RASPBERRY_PI_4, GRAVITON2, GRAVITON3, APPLE_M1 = ARM_FEATURES
-
-MACOS_M2 = """hw.optional.arm.FEAT_DotProd: 1
-hw.optional.arm.FEAT_I8MM: 1
-hw.optional.arm.FEAT_BF16: 0
-hw.optional.floatingpoint: 1
-machdep.cpu.brand_string: Apple M2
-"""
-MACOS_INTEL = """hw.optional.avx1_0: 1
-hw.optional.avx2_0: 1
-hw.optional.avx512f: 0
-machdep.cpu.brand_string: Intel(R) Core(TM) i5-8259U CPU @ 2.30GHz
-"""
+def cpu(family: str, *names: str) -> dict[str, bool | None]:
+    return {name: name in names for name in INSTRUCTION_SETS[family]}
 
 
-def x86_cpuinfo(name: str) -> str:
-    core = f"vendor_id\t: Any\nmodel name\t: {name}\nflags\t\t: {X86_FLAGS[name]}\nvmx flags\t: vnmi avx512_vnni\n"
-    return f"processor\t: 0\n{core}\nprocessor\t: 1\n{core}\n"
-
-
-def arm_cpuinfo(name: str) -> str:
-    implementer, part, features = ARM_FEATURES[name]
-    core = f"BogoMIPS\t: 50.00\nFeatures\t: {features}\nCPU implementer\t: {implementer}\nCPU part\t: {part}\n"
-    return f"processor\t: 0\n{core}\nprocessor\t: 1\n{core}\n"
-
-
-def there(found: dict[str, bool | None]) -> set[str]:
-    assert all(value is not None for value in found.values()), found
-    return {name for name, value in found.items() if value}
-
-
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        (ZEN3, {"AVX2"}),
-        (ZEN5, {"AVX2", "AVX-VNNI", "AVX512F", "AVX512-VNNI", "AVX512-BF16"}),
-        (SAPPHIRE_RAPIDS, set(environment.INSTRUCTION_SETS["x86"])),
-        (ALDER_LAKE, {"AVX2", "AVX-VNNI"}),
-        (SKYLAKE_X, {"AVX2", "AVX512F"}),
-        (SANDY_BRIDGE, set()),
-    ],
-)
-def test_x86_instruction_sets_of_linux(name: str, expected: set[str]) -> None:
-    assert there(instruction_sets("x86_64", x86_cpuinfo(name))) == expected
-    assert cpu_name(x86_cpuinfo(name), "") == name
-
-
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        (RASPBERRY_PI_4, set()),
-        (GRAVITON2, {"dotprod"}),
-        (GRAVITON3, {"dotprod", "i8mm", "bf16", "SVE"}),
-        (APPLE_M1, {"dotprod"}),
-    ],
-)
-def test_arm_instruction_sets_of_linux(name: str, expected: set[str]) -> None:
-    assert there(instruction_sets("aarch64", arm_cpuinfo(name))) == expected
-    assert cpu_name(arm_cpuinfo(name), "") == name
-
-
-def test_an_instruction_set_counts_only_where_all_cores_have_it() -> None:
-    mixed = arm_cpuinfo(GRAVITON3) + arm_cpuinfo(GRAVITON2)
-    assert there(instruction_sets("aarch64", mixed)) == {"dotprod"}
-    assert cpu_name(mixed, "") == "Arm Neoverse-V1 + Arm Neoverse-N1"
-
-
-def test_macos_tells_some_instruction_sets_and_the_rest_is_unknown() -> None:
-    assert instruction_sets("arm64", sysctl=MACOS_M2) == {"dotprod": True, "i8mm": True, "bf16": False, "SVE": None}
-    assert cpu_name("", MACOS_M2) == "Apple M2"
-    intel = instruction_sets("x86_64", sysctl=MACOS_INTEL)
-    assert (intel["AVX2"], intel["AVX512F"], intel["AVX-VNNI"], intel["AMX-INT8"]) == (True, False, None, None)
-
-
-def test_torch_fills_in_what_the_system_does_not_tell() -> None:
-    told = {"sse2": True, "avx2": True, "avx512_f": False, "avx_vnni": True}
-    found = instruction_sets("AMD64", torch=told)  # Windows
-    assert {name for name, value in found.items() if value} == {"AVX2", "AVX-VNNI"}
-    assert found["AVX512F"] is False and found["AVX512-VNNI"] is None
-    assert instruction_sets("x86_64", x86_cpuinfo(ZEN3), torch=told)["AVX-VNNI"] is False
-    assert instruction_sets("arm64", torch={"neon": True, "dot": True, "sve": False})["dotprod"] is True
-
-
-@pytest.mark.parametrize(("machine", "count"), [("x86_64", 8), ("AMD64", 8), ("aarch64", 4), ("arm64", 4)])
-def test_what_nobody_tells_is_unknown(machine: str, count: int) -> None:
-    silent = {"sse2": False, "neon": False, "avx2": False, "dot": False}  # a torch that could not look
-    for found in (instruction_sets(machine), instruction_sets(machine, "processor: 0\n", "", silent)):
-        assert list(found.values()) == [None] * count
-
-
-def test_other_machines_have_none_of_these_sets() -> None:
-    assert instruction_sets("riscv64", "isa\t: rv64imafdc\n") == {}
-
-
-def test_a_containers_limits_count(tmp_path: Path) -> None:
-    cores, memory_bytes = usable_cores(tmp_path), usable_memory_bytes(tmp_path)
-    assert cores is not None and cores >= 1
-    assert memory_bytes == environment.describe_environment()["memory_bytes"]
-    (tmp_path / "cpu.max").write_text("max 100000\n")
-    (tmp_path / "memory.max").write_text("max\n")
-    assert (usable_cores(tmp_path), usable_memory_bytes(tmp_path)) == (cores, memory_bytes)
-    (tmp_path / "cpu.max").write_text("50000 100000\n")
-    (tmp_path / "memory.max").write_text("4096000\n")
-    assert (usable_cores(tmp_path), usable_memory_bytes(tmp_path)) == (1, 4_096_000)
-
-
-def test_the_older_way_of_limiting_containers_counts_too(tmp_path: Path) -> None:
-    (tmp_path / "cpu").mkdir()
-    (tmp_path / "memory").mkdir()
-    (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("50000\n")
-    (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000\n")
-    (tmp_path / "memory" / "memory.limit_in_bytes").write_text("4096000\n")
-    assert (usable_cores(tmp_path), usable_memory_bytes(tmp_path)) == (1, 4_096_000)
-
-
-def test_room_is_that_of_the_nearest_folder_there_is(tmp_path: Path) -> None:
-    room = describe_room("cache", tmp_path / "not" / "yet")
-    assert room["free_bytes"] > 0 and room["problem"] is None and room["path"] == str(tmp_path / "not" / "yet")
-
-
-def test_a_folder_that_cannot_be_asked_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(_: Path) -> None:
-        raise PermissionError("Permission denied")
-
-    monkeypatch.setattr(environment.shutil, "disk_usage", refuse)
-    room = describe_room("cache", tmp_path)
-    assert room["free_bytes"] is None and room["problem"] == "Permission denied"
+ZEN3 = cpu("x86", "AVX2")
+ZEN5 = cpu("x86", "AVX2", "AVX-VNNI", "AVX512F", "AVX512-VNNI", "AVX512-BF16")
+SAPPHIRE_RAPIDS = cpu("x86", *INSTRUCTION_SETS["x86"])
+ALDER_LAKE = cpu("x86", "AVX2", "AVX-VNNI")
+SKYLAKE_X = cpu("x86", "AVX2", "AVX512F")
+SANDY_BRIDGE = cpu("x86")
+RASPBERRY_PI_4 = cpu("arm")
+GRAVITON2 = APPLE_M1 = cpu("arm", "dotprod")
+GRAVITON3 = cpu("arm", "dotprod", "i8mm", "bf16", "SVE")
 
 
 # The probes
@@ -394,14 +243,6 @@ def findings(instructions: dict[str, bool | None], gpus: tuple[str, ...] = (), *
     }
 
 
-def x86(name: str, **changes: Any) -> dict[str, Any]:
-    return findings(instruction_sets("x86_64", x86_cpuinfo(name)), **changes)
-
-
-def arm(name: str, **changes: Any) -> dict[str, Any]:
-    return findings(instruction_sets("aarch64", arm_cpuinfo(name)), **changes)
-
-
 def advised(
     found: dict[str, Any], shipped: tuple[str, ...] = TORCH_RECIPES + ONNX_RECIPES
 ) -> dict[str, dict[str, Any]]:
@@ -409,7 +250,15 @@ def advised(
 
 
 @pytest.mark.parametrize(
-    "found", [x86(ZEN5), x86(SAPPHIRE_RAPIDS), x86(ALDER_LAKE), arm(GRAVITON2), arm(GRAVITON3), arm(APPLE_M1)]
+    "found",
+    [
+        findings(ZEN5),
+        findings(SAPPHIRE_RAPIDS),
+        findings(ALDER_LAKE),
+        findings(GRAVITON2),
+        findings(GRAVITON3),
+        findings(APPLE_M1),
+    ],
 )
 def test_processors_that_multiply_8_bit_integers_get_onnx_int8(found: dict[str, Any]) -> None:
     assert "int8-cpu" in doctor.traits_of(found)
@@ -420,14 +269,14 @@ def test_processors_that_multiply_8_bit_integers_get_onnx_int8(found: dict[str, 
 
 @pytest.mark.parametrize("name", [ZEN3, SKYLAKE_X])
 def test_avx2_alone_gets_onnx_int8_with_a_warning_of_saturation(name: str) -> None:
-    suits = advised(x86(name))
+    suits = advised(findings(name))
     assert list(suits)[:3] == ["onnx-int8", "onnx-fp32", "onnx-int4"]
     assert "saturate" in suits["onnx-int8"]["warnings"][0]
     assert not suits["onnx-fp32"]["warnings"]
 
 
 def test_processors_without_even_avx2_do_not_get_onnx_int8() -> None:
-    for found in (x86(SANDY_BRIDGE), arm(RASPBERRY_PI_4)):
+    for found in (findings(SANDY_BRIDGE), findings(RASPBERRY_PI_4)):
         assert doctor.traits_of(found) == {"plain-cpu"}
         assert "onnx-int8" not in advised(found) and next(iter(advised(found))) == "onnx-fp32"
 
@@ -448,46 +297,48 @@ def test_unknown_is_not_taken_for_no(instructions: dict[str, bool | None]) -> No
 
 
 def test_gpus_decide_before_the_processor() -> None:
-    cuda = advised(x86(ZEN5, gpus=("cuda",), onnxruntime=ORT_GPU))
+    cuda = advised(findings(ZEN5, gpus=("cuda",), onnxruntime=ORT_GPU))
     assert list(cuda) == ["nf4", "int8", "onnx-fp16"]
     assert not any(advice["warnings"] or advice["install"] for advice in cuda.values())
-    assert list(advised(arm(APPLE_M1, gpus=("mps",)))) == ["fp16", "int8"]
-    assert list(advised(x86(ZEN5, gpus=("rocm",)))) == ["fp16", "int8"]
-    assert "--device xpu" in advised(x86(ZEN5, gpus=("xpu",)))["fp16"]["warnings"][0]
+    assert list(advised(findings(APPLE_M1, gpus=("mps",)))) == ["fp16", "int8"]
+    assert list(advised(findings(ZEN5, gpus=("rocm",)))) == ["fp16", "int8"]
+    assert "--device xpu" in advised(findings(ZEN5, gpus=("xpu",)))["fp16"]["warnings"][0]
 
 
 def test_a_gpu_that_does_not_answer_decides_nothing() -> None:
-    found = x86(ZEN5, gpus=("cuda",))
+    found = findings(ZEN5, gpus=("cuda",))
     found["torch"]["gpus"][0]["problem"] = "uncorrectable ECC error"
     assert doctor.traits_of(found) == {"int8-cpu", "bfloat16-cpu"}
-    without_torch = x86(ZEN5, torch={"version": "2", "problem": "crashed"})
+    without_torch = findings(ZEN5, torch={"version": "2", "problem": "crashed"})
     assert doctor.traits_of(without_torch) == {"int8-cpu", "bfloat16-cpu"}
 
 
 def test_little_memory_gets_8_bits() -> None:
-    found = x86(ZEN3, memory_bytes=7.9e9)
+    found = findings(ZEN3, memory_bytes=7.9e9)
     assert doctor.traits_of(found) == {"avx2-cpu", "little-memory"}
     advice = advised(found)
     assert list(advice)[:2] == ["onnx-int8", "int8"]
     assert "saturate" in advice["onnx-int8"]["warnings"][0]  # the reason changes, the warning stays
-    assert "little-memory" not in doctor.traits_of(x86(ZEN3, memory_bytes=8.1e9))
+    assert "little-memory" not in doctor.traits_of(findings(ZEN3, memory_bytes=8.1e9))
 
 
 def test_missing_packages_come_with_the_command_that_installs_them() -> None:
     bare = {"onnxruntime": {"version": None}, "bitsandbytes": {"version": None}, "versions": {}}
-    assert advised(x86(ZEN5, **bare))["onnx-int8"]["install"] == "pip install onnx onnxscript onnxruntime"
-    assert advised(x86(ZEN5, **bare))["int8"]["install"] is None
-    cuda = advised(x86(ZEN5, gpus=("cuda",), **bare))
+    assert advised(findings(ZEN5, **bare))["onnx-int8"]["install"] == "pip install onnx onnxscript onnxruntime"
+    assert advised(findings(ZEN5, **bare))["int8"]["install"] is None
+    cuda = advised(findings(ZEN5, gpus=("cuda",), **bare))
     assert cuda["nf4"]["install"] == "pip install bitsandbytes"
     assert cuda["onnx-fp16"]["install"] == "pip install onnx onnxscript onnxruntime-gpu"
-    wrong_build = advised(x86(ZEN5, gpus=("cuda",)))["onnx-fp16"]["install"]
+    wrong_build = advised(findings(ZEN5, gpus=("cuda",)))["onnx-fp16"]["install"]
     assert wrong_build == "pip uninstall onnxruntime; pip install onnxruntime-gpu"
-    assert advised(x86(ZEN5))["onnx-int8"]["install"] is None
+    assert advised(findings(ZEN5))["onnx-int8"]["install"] is None
 
 
 def test_libraries_that_do_not_work_are_told_where_they_matter() -> None:
     failed = {"version": "0.46", "trials": [{"device": "cuda", "format": "nf4", "problem": "no kernel image"}]}
-    advice = advised(x86(ZEN5, gpus=("cuda",), bitsandbytes=failed, onnxruntime={"version": "1", "problem": "crashed"}))
+    advice = advised(
+        findings(ZEN5, gpus=("cuda",), bitsandbytes=failed, onnxruntime={"version": "1", "problem": "crashed"})
+    )
     assert advice["nf4"]["warnings"] == ["bitsandbytes on cuda: no kernel image"]
     assert advice["onnx-fp16"]["warnings"] == ["ONNX Runtime does not work here: crashed"]
     assert advice["int8"]["warnings"] == [] and advice["onnx-fp16"]["install"] is None
@@ -496,7 +347,7 @@ def test_libraries_that_do_not_work_are_told_where_they_matter() -> None:
         "builds": ["onnxruntime", "onnxruntime-gpu"],
         "providers": {"CUDAExecutionProvider": "no libcublas"},
     }
-    first, second = advised(x86(ZEN5, gpus=("cuda",), onnxruntime=both))["onnx-fp16"]["warnings"]
+    first, second = advised(findings(ZEN5, gpus=("cuda",), onnxruntime=both))["onnx-fp16"]["warnings"]
     assert first.startswith("onnxruntime and onnxruntime-gpu are installed") and second.endswith("no libcublas")
 
 
@@ -504,9 +355,11 @@ def test_libraries_that_do_not_work_are_told_where_they_matter() -> None:
 def test_advice_names_shipped_recipes_alone_and_each_once(shipped: tuple[str, ...]) -> None:
     for trait in {trait for rule in advice.RULES for trait in rule.traits} & {"cuda", "rocm", "xpu", "mps"}:
         for memory_bytes in (4e9, 64e9):
-            names = [a["recipe"] for a in doctor.advise(x86(ZEN3, gpus=(trait,), memory_bytes=memory_bytes), shipped)]
+            names = [
+                a["recipe"] for a in doctor.advise(findings(ZEN3, gpus=(trait,), memory_bytes=memory_bytes), shipped)
+            ]
             assert names and set(names) <= set(shipped) and len(set(names)) == len(names)
-    for found in (x86(ZEN5), x86(ZEN3), x86(SANDY_BRIDGE), arm(GRAVITON3), findings({})):
+    for found in (findings(ZEN5), findings(ZEN3), findings(SANDY_BRIDGE), findings(GRAVITON3), findings({})):
         names = [advice["recipe"] for advice in doctor.advise(found, shipped)]
         assert names and set(names) <= set(shipped) and len(set(names)) == len(names)
 
@@ -519,7 +372,7 @@ def test_the_tables_are_about_recipes_that_exist_and_traits_that_occur() -> None
     assert {trait for trait, _ in advice.WARNINGS} | set(advice.NOTES) <= traits
     pairs = {(trait, rule.recipe) for rule in advice.RULES for trait in rule.traits}
     assert set(advice.WARNINGS) <= pairs
-    sets = {name for family in environment.INSTRUCTION_SETS.values() for name in family}
+    sets = {name for family in INSTRUCTION_SETS.values() for name in family}
     assert {*advice.INT8_SETS, *advice.BFLOAT16_SETS} <= sets
 
 

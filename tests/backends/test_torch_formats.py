@@ -13,7 +13,7 @@ from sdcompress.backends.torch import unpacking
 from sdcompress.backends.torch.packaging import packed_specs
 from sdcompress.backends.torch.unpacking import dequantize_stored, logical, pick_rows
 from sdcompress.execution.execute import execute
-from sdcompress.files.torch_dtypes import TORCH_DTYPE
+from sdcompress.files.torch_tensors import TORCH_DTYPE
 from sdcompress.planning.recipe import parse_recipe
 from sdcompress.quant.normal_float import LEVELS
 from sdcompress.sources.spec import parameter

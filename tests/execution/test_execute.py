@@ -20,10 +20,10 @@ from sdcompress.execution.execute import execute, weights_file
 from sdcompress.execution.verify import verify
 from sdcompress.files.artifact import partial_folder
 from sdcompress.files.safetensors_file import StreamWriter, read_header
+from sdcompress.files.torch_tensors import read_tensor
 from sdcompress.planning.plan import make_plan
 from sdcompress.planning.recipe import load_recipe, parse_recipe, shipped_recipes
 from sdcompress.sources.opening import open_source
-from sdcompress.sources.tensor_reading import to_tensor
 
 SMALL_BLOCKS = "schema_version: 1\ndescription: T\ncomponents:\n"
 EXTRA_RECIPES = {
@@ -240,13 +240,11 @@ def test_old_vae_attention_names_are_written_as_new_ones(nano_copy, tmp_path):
     assert verify(tmp_path / "out") == []
 
 
-def test_to_tensor_of_every_dtype(tmp_path):
+def test_read_tensor_of_every_dtype(tmp_path):
     tensors = {
         str(dtype): torch.arange(6).reshape(2, 3).to(dtype)
         for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int8, torch.uint8, torch.int64)
     } | {"empty": torch.empty(0, 3), "scalar": torch.tensor(2.5)}
     save_file(tensors, tmp_path / "t.safetensors")
-    from sdcompress.files.safetensors_file import read_bytes
-
     for name, where in read_header(tmp_path / "t.safetensors").items():
-        assert torch.equal(to_tensor(read_bytes(where), where), tensors[name]), name
+        assert torch.equal(read_tensor(where), tensors[name]), name

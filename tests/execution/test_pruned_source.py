@@ -3,7 +3,6 @@
 import pytest
 
 from sdcompress.backends.component import Component
-from sdcompress.backends.torch.source_parts import read_tensor
 from sdcompress.execution.execute import execute
 from sdcompress.execution.pruned_source import later_steps, pruned_source, pruning_steps
 from sdcompress.execution.ranges import calibrate
@@ -39,7 +38,7 @@ def test_ranges_after_pruning_are_those_of_the_pruned_pipeline(nano_folder, tmp_
     rounded = "    - cast: {dtype: float32}\n    - quantize: {format: int8, activations: int8}\n"
     prune = "    - prune: {remove: [up_blocks.0.resnets.1], heads: 0.5}\n"
     plan = plan_of(prune + rounded, nano_folder, "onnx")
-    part = Component(plan.source.components["unet"], lambda name: read_tensor(plan.source, "unet", name))
+    part = Component(plan.source.components["unet"], plan.source.reader("unet"))
     for step in pruning_steps(plan.steps_of("unet")):
         part = step.step.apply(part, step.planned, Record())
     source = pruned_source(plan, {"unet": part})

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from benchmarks import build_catalog
+from benchmarks.shape_tree_writer import compact, difference
 from sdcompress.sources import catalog
-from sdcompress.sources.catalog.shape_tree import compact, difference, expand, overlay
+from sdcompress.sources.catalog.shape_tree import expand, overlay
 from sdcompress.sources.opening import open_source
 from sdcompress.sources.source import is_buffer
 from sdcompress.sources.spec import ComponentSpec, parameters_by_kind

@@ -29,13 +29,13 @@ HANG_S = 6.0
 # What a child process runs: HF_ENDPOINT is read once, when huggingface_hub is imported.
 CHILD = """
 import json, sys, time
-from sdcompress.sources import hub
-from sdcompress.sources.opening import open_source
+from sdcompress.sources import hub, hub_requests
+from sdcompress.sources.opening import open_source, with_weights
 from sdcompress.errors import SourceError
 action, model, variant, settings = json.loads(sys.argv[1])
 options = settings.pop("options", {})
 for name, value in settings.items():
-    setattr(hub, name, value)
+    setattr(hub_requests, name, value)
 started = time.perf_counter()
 try:
     if action == "open":
@@ -45,13 +45,13 @@ try:
                    "tensors": {tensor: [list(t.shape), t.dtype] for tensor, t in spec.tensors.items()}}
             for name, spec in source.components.items()}}
     elif action == "complete":
-        source = hub.with_weights(open_source(model, variant, **options))
+        source = with_weights(open_source(model, variant, **options))
         result = {"name": source.name, "folder": source.path.name, "options": dict(source.options),
                   "parameters": source.components["unet"].parameters}
     elif action == "file":
-        result = {"content": hub.fetch_file(model, "tokenizer/vocab.json").decode()}
+        result = {"content": hub_requests.fetch_file(model, "tokenizer/vocab.json").decode()}
     else:
-        folder = hub.fetch_weights(model, variant, progress=False, **options)
+        folder = hub.fetch_weights(model, variant, **options)
         files = sorted(file for file in folder.rglob("*") if file.is_file())
         result = {"files": {str(file.relative_to(folder)): file.stat().st_size for file in files}}
 except SourceError as error:

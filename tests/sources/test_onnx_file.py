@@ -121,7 +121,7 @@ def test_external_data_and_torch_are_not_needed(folder: Path) -> None:
     with data.open("wb") as stream:  # a hole of the same length: reading it would give zeros, its size is all we need
         stream.truncate(size)
     script = (
-        "import sys; from sdcompress.sources.source import open_source\n"
+        "import sys; from sdcompress.sources.opening import open_source\n"
         "assert open_source(sys.argv[1]).parameters == 30\n"
         "assert not {'torch', 'onnxruntime', 'diffusers'} & set(sys.modules)\n"
     )

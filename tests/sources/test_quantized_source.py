@@ -15,14 +15,13 @@ from sdcompress.backends.open_pipeline import open_pipeline
 from sdcompress.errors import RecipeError, SourceError
 from sdcompress.execution.execute import execute
 from sdcompress.execution.verify import verify
-from sdcompress.files.safetensors_file import read_bytes
+from sdcompress.files.torch_tensors import read_tensor
 from sdcompress.planning.plan import make_plan
 from sdcompress.planning.recipe import Recipe, load_recipe, parse_recipe
 from sdcompress.sources.inspect_model import describe
 from sdcompress.sources.opening import open_folder, open_source
 from sdcompress.sources.quantized_source import quantized_as
 from sdcompress.sources.spec import ComponentSpec, parameter
-from sdcompress.sources.tensor_reading import to_tensor
 
 REST = """
 schema_version: 1
@@ -138,7 +137,7 @@ def test_a_checkpoint_in_fp8(nano_folder: Path, tmp_path: Path) -> None:
     kept = open_folder(tmp_path / "out").tensors["unet"]
     for name, tensor in load_file(nano_folder / "unet" / UNET).items():
         wanted = tensor.to(torch.float8_e4m3fn).view(torch.uint8) if tensor.ndim > 1 else tensor
-        found = to_tensor(read_bytes(kept[name]), kept[name])
+        found = read_tensor(kept[name])
         assert torch.equal(found.view(wanted.dtype), wanted), name
 
     scaled = fp8 | prefixed("model.diffusion_model.", {"input_blocks.0.0.scale_weight": torch.ones(1)})

@@ -20,14 +20,14 @@ from sdcompress.backends.open_pipeline import open_pipeline
 from sdcompress.errors import SourceError
 from sdcompress.execution.execute import execute
 from sdcompress.files.safetensors_file import read_bytes
+from sdcompress.files.torch_tensors import read_tensor
 from sdcompress.planning.plan import make_plan
 from sdcompress.planning.recipe import load_recipe
 from sdcompress.sources import catalog
 from sdcompress.sources.opening import open_folder, open_source
 from sdcompress.sources.single_file import tokenizers
-from sdcompress.sources.single_file.transformer_names import flux_piece, sd3_piece
+from sdcompress.sources.single_file.transformer_names import locate_in_flux, locate_in_sd3
 from sdcompress.sources.source import Source
-from sdcompress.sources.tensor_reading import to_tensor
 
 ROOT = Path(__file__).resolve().parents[2]
 UNET, TEXT = "diffusion_pytorch_model.safetensors", "model.safetensors"
@@ -58,7 +58,7 @@ def checkpoint(nano_folder: Path, tmp_path: Path) -> Path:
 
 
 def tensors_of(source: Source, part: str) -> dict[str, torch.Tensor]:
-    return {name: to_tensor(read_bytes(where), where) for name, where in source.tensors[part].items()}
+    return {name: read_tensor(where) for name, where in source.tensors[part].items()}
 
 
 def assert_same_pipeline(source: Source, folder: Path) -> None:
@@ -348,17 +348,18 @@ def test_transformers_are_what_diffusers_makes_of_them(
     save_file(prefixed(prefix, state), file)
     ranges = read_header(file)
     specs = {name: parameter(tuple(tensor.shape), "F32") for name, tensor in theirs.items()}
-    part = detect_layout(file, ranges).parts["transformer"]
+    part = detect_layout(file, ranges).components["transformer"]
     found = find_component(ComponentSpec("transformer", "diffusers", "", config, specs), part, ranges)
     assert found is not None
     assert found.problem is None
     assert found.names == set(ranges)
     for name, tensor in theirs.items():
-        assert torch.equal(to_tensor(read_bytes(found.ranges[name]), found.ranges[name]), tensor), name
+        assert torch.equal(read_tensor(found.ranges[name]), tensor), name
 
 
 @pytest.mark.parametrize(
-    ("entry", "naming"), [("flux-schnell", flux_piece), ("flux-dev", flux_piece), ("sd3-medium", sd3_piece)]
+    ("entry", "naming"),
+    [("flux-schnell", locate_in_flux), ("flux-dev", locate_in_flux), ("sd3-medium", locate_in_sd3)],
 )
 def test_every_tensor_of_a_full_size_transformer_has_a_piece_of_its_own(entry: str, naming: Any) -> None:
     spec = catalog.open_entry(catalog.load_entry(entry), entry).components["transformer"]
@@ -381,7 +382,7 @@ def transformer_state(entry: str, naming: Any) -> State:
 
 def test_sd3_does_without_t5(tmp_path: Path) -> None:
     state = {
-        **bare("model.diffusion_model.", transformer_state("sd3-medium", sd3_piece)),
+        **bare("model.diffusion_model.", transformer_state("sd3-medium", locate_in_sd3)),
         **bare("first_stage_model.", vae_to_original(meta_state("sd3-medium", "vae"))),
         **bare("text_encoders.clip_l.transformer.", meta_state("sd3-medium", "text_encoder")),
         **bare("text_encoders.clip_g.transformer.", meta_state("sd3-medium", "text_encoder_2")),
@@ -395,7 +396,7 @@ def test_sd3_does_without_t5(tmp_path: Path) -> None:
 
 
 def test_a_transformer_alone_needs_a_folder_for_the_rest(tmp_path: Path) -> None:
-    state = transformer_state("flux-schnell", flux_piece)
+    state = transformer_state("flux-schnell", locate_in_flux)
     with pytest.raises(
         SourceError, match=r"has no text_encoder and no text_encoder_2 and no vae; name a diffusers fold"
     ):
@@ -632,7 +633,8 @@ def test_vocabularies_are_fetched_or_it_is_said_what_to_do(
     (tmp_path / "served" / "vocab.json").write_text("a")
     (tmp_path / "served" / "merges.txt").write_text("b")
     monkeypatch.setattr(
-        "sdcompress.sources.hub.fetch_file", lambda hub_id, name: (tmp_path / "served" / name).read_bytes()
+        "sdcompress.sources.single_file.tokenizers.fetch_file",
+        lambda hub_id, name: (tmp_path / "served" / name).read_bytes(),
     )
     found = tokenizers.find_tokenizers(CLIP_FACTS, tmp_path / "beside", fetch=True)
     assert found is not None
@@ -644,7 +646,7 @@ def test_vocabularies_are_fetched_or_it_is_said_what_to_do(
     def refuse(hub_id: str, name: str) -> bytes:
         raise SourceError("no connection")
 
-    monkeypatch.setattr("sdcompress.sources.hub.fetch_file", refuse)
+    monkeypatch.setattr("sdcompress.sources.single_file.tokenizers.fetch_file", refuse)
     with pytest.raises(SourceError, match=r"could not be fetched \(no connection\); put vocab.json and merges.txt of"):
         tokenizers.find_tokenizers(CLIP_FACTS, tmp_path / "beside", fetch=True)
 

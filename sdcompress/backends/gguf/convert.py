@@ -165,9 +165,7 @@ def _write(
 
 def _read(source: Source, component: str, name: str, rows: slice) -> np.ndarray[Any, Any]:
     """Those rows of a tensor in float32."""
-    from sdcompress.backends.torch.source_parts import read_tensor
-
-    tensor = read_tensor(source, component, name)
+    tensor = source.reader(component)(name)
     return (tensor[rows] if tensor.dim() else tensor.reshape(1)).float().contiguous().numpy()
 
 

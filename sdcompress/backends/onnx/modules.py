@@ -3,36 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
-from sdcompress.backends.torch.pruned_modules import rebuild
 from sdcompress.families.onnx_parts import ADDED, DOWN_RESIDUAL, MID_RESIDUAL, OnnxPart
-from sdcompress.sources.empty_model import tie_weights
-from sdcompress.sources.pruned_config import pruning_of
-from sdcompress.sources.spec import ComponentSpec
 
 # PixArt without sizes wants to be told so.
 NOTHING_ADDED = {"resolution": None, "aspect_ratio": None}
-
-
-def empty_component(spec: ComponentSpec) -> nn.Module:
-    """The component's module from its config: parameters on the meta device, buffers computed."""
-    from accelerate import init_empty_weights
-
-    with init_empty_weights(include_buffers=False):
-        if spec.library == "diffusers":
-            import diffusers
-
-            config = {name: value for name, value in spec.config.items() if name != "quantization_config"}
-            model = getattr(diffusers, spec.class_name).from_config(config)
-            rebuild(model, pruning_of(spec.config))
-            return model.eval()  # type: ignore[no-any-return]
-        model = _transformers_module(spec)
-    return tie_weights(model).eval()  # type: ignore[no-any-return]
 
 
 def wrap(part: OnnxPart, model: nn.Module) -> nn.Module:
@@ -40,19 +19,6 @@ def wrap(part: OnnxPart, model: nn.Module) -> nn.Module:
     if part.kind in _WRAPPERS:
         return _WRAPPERS[part.kind](model, part)
     return _with_named_inputs(_Denoiser(model, part), part)
-
-
-def _transformers_module(spec: ComponentSpec) -> nn.Module:
-    import transformers
-
-    config: Mapping[str, Any] = dict(spec.config)
-    if spec.class_name == "StableDiffusionSafetyChecker":
-        from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
-
-        return StableDiffusionSafetyChecker(transformers.CLIPConfig.from_dict(config))
-    cls = getattr(transformers, spec.class_name)
-    attention = "sdpa" if cls._supports_sdpa else "eager"  # T5 adds a bias for distances to its scores
-    return cls._from_config(cls.config_class.from_dict(config), attn_implementation=attention)  # type: ignore[no-any-return]
 
 
 def _with_named_inputs(denoiser: _Denoiser, part: OnnxPart) -> nn.Module:

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from sdcompress.backends.onnx.modules import empty_component, wrap
+from sdcompress.backends.onnx.modules import wrap
+from sdcompress.backends.torch.source_parts import empty_component
 from sdcompress.errors import InternalError
 from sdcompress.families.onnx_parts import OnnxInput, OnnxPart, traced_shape
 from sdcompress.sources.spec import ComponentSpec
@@ -33,7 +34,7 @@ def trace(spec: ComponentSpec, part: OnnxPart, inputs: tuple[OnnxInput, ...], dt
     """The part's graph at opset 23 in `dtype` (float32 or float16); its parameters are initializers without values."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    model = empty_component(spec)
+    model = empty_component(spec).eval()
     aliases = _aliases(model)
     living = {name: f"model.{name_in_model(model, name)}" for name in spec.tensors if part.holds(name)}
     names = {alias: name for name, first in living.items() for alias in aliases.get(first, (first,))}

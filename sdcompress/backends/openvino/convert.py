@@ -22,6 +22,7 @@ from sdcompress.files.artifact import (
 )
 from sdcompress.files.artifact import read_manifest as read_artifact
 from sdcompress.sources import onnx_file
+from sdcompress.sources.graph_folder import graph_folders
 from sdcompress.sources.openvino_file import MODEL_FILE, open_openvino_folder
 from sdcompress.sources.source import Source
 from sdcompress.version import __version__
@@ -50,7 +51,7 @@ def write_openvino(
         partial.mkdir(parents=True)
         _check_space(source, partial)
         for name in source.components:
-            for folder in onnx_file.part_folders(source.path, name):
+            for folder in graph_folders(source.path, name, onnx_file.MODEL_FILE):
                 _convert(folder, partial / folder.name)
             advance(name, source.components[name].weights_bytes)
         _copy_files(source, partial)

@@ -17,7 +17,6 @@ from sdcompress.backends.torch.modules import QuantizedLinear, set_layer
 from sdcompress.errors import ArtifactError
 from sdcompress.quant.registry import known_formats
 from sdcompress.sources.empty_model import empty_model, tie_weights
-from sdcompress.sources.spec import ComponentSpec
 from sdcompress.sources.tensor_names import canonical_name, name_in_model
 
 
@@ -33,7 +32,7 @@ def open_component(folder: Path, library: str, class_name: str, dtype: torch.dty
     state: dict[str, torch.Tensor] = {}
     for file in sorted(folder.glob("*.safetensors")):
         state.update(load_file(file))
-    model = empty_model(ComponentSpec(folder.name, library, class_name, config, {}))
+    model = empty_model(library, class_name, config)
     state = {_name_in_model(model, canonical_name(class_name, name)): value for name, value in state.items()}
     layers = [name.removesuffix(".SCB") for name in state if name.endswith(".SCB")]
     layers += [name.partition(".weight.quant_state.")[0] for name in state if ".weight.quant_state." in name]

@@ -19,7 +19,8 @@ from sdcompress.environment import installed_versions
 from sdcompress.errors import SourceError
 from sdcompress.files.cache import cache_folder
 from sdcompress.files.safetensors_file import TensorRange
-from sdcompress.files.sealed_file import Spec, read_chunks, read_sealed, read_tensor, spec_of, write_sealed
+from sdcompress.files.sealed_file import Spec, read_chunks, read_sealed, spec_of, write_sealed
+from sdcompress.files.torch_tensors import read_tensor
 from sdcompress.quant.statistics import LayerStatistics, Limits
 from sdcompress.sources.source import Source
 from sdcompress.version import __version__

@@ -9,19 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from sdcompress.backends.small_parts import as_portable
 from sdcompress.errors import ArtifactError, UserError
-from sdcompress.sources.opening import open_folder
+from sdcompress.sources.component_folder import has_weights, read_json, stored_ranges
+from sdcompress.sources.folder import open_folder
 from sdcompress.sources.pruned_config import is_quantized
-from sdcompress.sources.single_file.opening import open_linked
-from sdcompress.sources.source import (
-    ASSETS,
-    BUILT_IN,
-    Source,
-    component_entries,
-    component_ranges,
-    has_weights,
-    read_json,
-)
-from sdcompress.sources.spec import ComponentSpec
+from sdcompress.sources.single_file.opening import open_checkpoint_folder
+from sdcompress.sources.source import ASSETS, BUILT_IN, Source, component_entries
 from sdcompress.sources.tensor_names import MISSING_LEVELS, canonical_name, name_in_model
 
 if TYPE_CHECKING:
@@ -46,7 +38,7 @@ def open_pipeline(path: str | Path, *, device: str = "auto", dtype: str = "auto"
         model_index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ArtifactError(f"{folder}: is no pipeline ({error})") from None
-    linked = open_linked(folder)
+    linked = open_checkpoint_folder(folder)
     ours: dict[str, Any] = _open_checkpoint(linked, precision) if linked else {}
     if target.type == "cpu":  # where diffusers' own loader of bitsandbytes components refuses to work
         ours |= {
@@ -116,11 +108,11 @@ def _unknown_names(folder: Path, entries: Mapping[str, tuple[str, str]], variant
     for part, (library, class_name) in entries.items():
         if class_name not in MISSING_LEVELS or not (folder / part).is_dir() or not has_weights(folder / part):
             continue
-        stored = component_ranges(folder / part, variant) or {}
+        stored = stored_ranges(folder / part, variant) or {}
         renamed = [name for name in stored if canonical_name(class_name, name) != name]
         if renamed:
             config = read_json(folder / part / "config.json", missing=f"{folder / part}: has no config.json")
-            model = empty_model(ComponentSpec(part, library, class_name, config, {}))
+            model = empty_model(library, class_name, config)
             if name_in_model(model, renamed[0].rpartition(".")[0]) is None:
                 unknown.append(part)
     return unknown

@@ -19,7 +19,7 @@ from sdcompress.backends.torch.integer_linear import integer_linear
 from sdcompress.backends.torch.packaging import packed_specs, rounds_inputs
 from sdcompress.backends.torch.unpacking import dequantize_stored, logical, pick_rows
 from sdcompress.errors import ArtifactError
-from sdcompress.files.torch_dtypes import TORCH_DTYPE
+from sdcompress.files.torch_tensors import TORCH_DTYPE
 from sdcompress.quant import scales
 from sdcompress.quant.format import QuantFormat
 from sdcompress.quant.grid_format import GridFormat

@@ -19,7 +19,6 @@ from sdcompress.sources.pruned_config import is_quantized, pruning_of
 from sdcompress.sources.source import Source, is_buffer
 from sdcompress.sources.spec import ComponentSpec
 from sdcompress.sources.tensor_names import name_in_model
-from sdcompress.sources.tensor_reading import reader_of
 
 _OPTIONAL = ("safety_checker", "image_encoder", "feature_extractor")
 
@@ -68,14 +67,12 @@ def open_component(source: Source, component: str, device: torch.device, dtype: 
 
     Raises SourceError when it is quantized, or its files lack one of its tensors.
     """
-    if is_quantized(source.components[component].config):
+    spec = source.components[component]
+    if is_quantized(spec.config):
         raise SourceError(f"{source.name}: its {component} is quantized already; calibrate the original pipeline")
 
-    def read(name: str) -> torch.Tensor:
-        return read_tensor(source, component, name)
-
-    names = source.components[component].tensors
-    return fill_model(empty_component(source, component), names, read, device, f"{source.path}: its {component}", dtype)
+    model, read = empty_component(spec), source.reader(component)
+    return fill_model(model, spec.tensors, read, device, f"{source.path}: its {component}", dtype)
 
 
 def fill_model(
@@ -103,21 +100,11 @@ def fill_model(
     return model.to(device).eval()
 
 
-def read_tensor(source: Source, component: str, name: str) -> torch.Tensor:
-    """One of the component's tensors as it is stored, or as what the source was made of computes it."""
-    return reader_of(source, component)(name)
-
-
-def empty_component(source: Source, component: str) -> Any:
-    """Return the source's component as its class, as `empty_model_of` does."""
-    return empty_model_of(source.components[component])
-
-
-def empty_model_of(spec: ComponentSpec) -> Any:
+def empty_component(spec: ComponentSpec) -> Any:
     """Return the component as its class, pruned as its config says, with parameters on the meta device."""
     from accelerate import init_empty_weights
 
-    model = empty_model(spec)
+    model = empty_model(spec.library, spec.class_name, spec.config)
     with init_empty_weights(include_buffers=False):
         rebuild(model, pruning_of(spec.config))
     return model

@@ -185,7 +185,7 @@ class Walk:
         def prepare(model: Any) -> Callable[[tuple[int, Outputs]], Outputs]:
             drawn_over = bool(wanted_pictures(self._source.pipeline_class))
             encoder = open_component(self._source, "vae", self._device) if drawn_over else None
-            vae = LatentsCatcher(empty_component(self._source, "vae").config, self._device, encoder)
+            vae = LatentsCatcher(empty_component(self._source.components["vae"]).config, self._device, encoder)
             beside = {
                 name: open_component(self._source, name, self._device)
                 for name in BESIDE_THE_DENOISER

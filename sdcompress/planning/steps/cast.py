@@ -40,7 +40,7 @@ class Cast(Step):
         return Planned(spec.replace(tensors=tensors), notes=tuple(notes), working_bytes=largest)
 
     def apply(self, part: Component, planned: Planned, record: Record) -> Component:
-        from sdcompress.files.torch_dtypes import TORCH_DTYPE
+        from sdcompress.files.torch_tensors import TORCH_DTYPE
 
         def read(name: str) -> torch.Tensor:
             tensor = part.read(name)

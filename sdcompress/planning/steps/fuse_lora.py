@@ -110,10 +110,9 @@ def _read_fused(
     source: Source, component: str, updates: Mapping[str, list[tuple[float, LowRank]]], name: str
 ) -> torch.Tensor:
     """The component's tensor with what the LoRAs add to it."""
-    from sdcompress.lora.fusing import fused, read_stored
+    from sdcompress.lora.fusing import fused
 
-    reader = source.readers.get(component)
-    tensor = reader(name) if reader else read_stored(source.tensors[component][name])
+    tensor = source.reader(component)(name)
     if name not in updates:
         return tensor
     total = fused(tensor, updates[name])

@@ -76,7 +76,7 @@ class Recover(TrainingSettings, Step):
         return []
 
     def apply(self, part: Component, planned: Planned, record: Record) -> Component:
-        from sdcompress.files.torch_dtypes import TORCH_DTYPE
+        from sdcompress.files.torch_tensors import TORCH_DTYPE
 
         if part.training is None:
             raise InternalError(f"{part.spec.name}: recover was given no training context")

@@ -16,7 +16,7 @@ from sdcompress.files.artifact import sha256_of
 from sdcompress.planning.replacement import Replacement, misfits, open_replacement
 from sdcompress.planning.schedulers import SCHEDULER, SCHEDULER_FILE, make_scheduler
 from sdcompress.planning.steps import LocatedStep, Planned, Record, Stage
-from sdcompress.sources.source import read_json
+from sdcompress.sources.component_folder import read_json
 from sdcompress.sources.spec import ComponentSpec
 from sdcompress.sources.weight_files import is_weight_file
 

@@ -1,8 +1,8 @@
-"""Known architectures: pipelines whose configs and tensor shapes are built in, so that no download is needed.
+"""The catalog: pipelines whose configs and tensor shapes come with sdcompress, so that nothing is downloaded.
 
-`NAME.json` describes a pipeline and names its components; `components/NAME.json` holds each component's class, config
-and tensors (see `shape_tree`), where `extends` lays the file's own content over another component's. The files are
-written by `benchmarks/build_catalog.py` from the published configs.
+`NAME.json` describes a pipeline and names the files of its components. `components/NAME.json` holds the class, config
+and tensor shapes of a component (see `shape_tree`); with `extends` it holds what differs from another component's file.
+`benchmarks/build_catalog.py` writes the files from the published configs.
 """
 
 from __future__ import annotations
@@ -25,26 +25,43 @@ COUNTED_DTYPE = "F16"
 
 @dataclass(frozen=True)
 class Entry:
-    """A known pipeline: its model_index.json, which component file each part uses, and its small config files."""
+    """A pipeline of the catalog.
+
+    Attributes:
+        name: its name.
+        title: its name for people.
+        hub_id: its repository on the hub.
+        aliases: other names, and hub ids of pipelines of the same architecture.
+        provenance: which configs are published files, and which are written from published descriptions.
+        model_index: content of model_index.json.
+        components: component -> name of a file in `components/`.
+        files: path in the pipeline's folder -> content of other configs.
+        tokenizers: tokenizer -> fields of its tokenizer_config.json.
+    """
 
     name: str
     title: str
     hub_id: str
-    aliases: tuple[str, ...]  # other names and hub ids of the same architecture
-    provenance: str  # which of the configs are the published files, which are written from published descriptions
+    aliases: tuple[str, ...]
+    provenance: str
     model_index: Mapping[str, Any]
-    components: Mapping[str, str]  # part of the pipeline -> name of a file in components/
-    files: Mapping[str, Mapping[str, Any]]  # path in the pipeline's folder -> content
-    tokenizers: Mapping[str, Mapping[str, Any]]  # part -> what its tokenizer_config.json needs
+    components: Mapping[str, str]
+    files: Mapping[str, Mapping[str, Any]]
+    tokenizers: Mapping[str, Mapping[str, Any]]
 
 
 def names() -> list[str]:
-    """The catalog names, sorted."""
+    """Return the names in the catalog, sorted."""
     return sorted(file.stem for file in FOLDER.glob("*.json"))
 
 
 def find(model: str) -> Entry | None:
-    """The entry with this catalog name, alias or hub id, whatever its case; None if there is none."""
+    """Return the entry with this name, alias or hub id, in upper or lower case; None if there is none.
+
+    Example:
+        >>> find("runwayml/stable-diffusion-v1-5").name
+        'sd15'
+    """
     wanted = model.casefold()
     for name in names():
         entry = load_entry(name)
@@ -55,34 +72,35 @@ def find(model: str) -> Entry | None:
 
 @cache
 def load_entry(name: str) -> Entry:
-    """The entry of exactly this catalog name."""
+    """Return the entry with exactly this name."""
     content = _read(FOLDER / f"{name}.json")
     return Entry(name=name, aliases=tuple(content.pop("aliases")), **content)
 
 
 def open_entry(entry: Entry, name: str) -> Source:
-    """The entry as a Source called `name`: shapes of every tensor, dtypes taken to be float16."""
+    """Return the pipeline as a source called `name`. Its tensors count as float16."""
     classes = component_entries(entry.model_index)
     pipeline_class = pipeline_class_of(entry.model_index)
     components = {
-        part: open_component(file, part, classes[part][0], pipeline_class) for part, file in entry.components.items()
+        component: open_component(file, component, classes[component][0], pipeline_class)
+        for component, file in entry.components.items()
     }
-    notes = (f"known architecture {entry.title} ({entry.hub_id}), no weights; bytes are counted at float16",)
+    notes = (f"{entry.title} ({entry.hub_id}) from the catalog, no weights; bytes are counted at float16",)
     return Source(name, "catalog", entry.model_index, components, hub_id=entry.hub_id, notes=notes)
 
 
-def open_component(file: str, part: str, library: str, pipeline_class: str = "") -> ComponentSpec:
-    """The component described by `components/FILE.json`, as the part `part` of a pipeline."""
+def open_component(file: str, name: str, library: str, pipeline_class: str = "") -> ComponentSpec:
+    """Return the component that `components/FILE.json` describes, called `name`."""
     content = component_content(file)
     tensors = {
         tensor: TensorSpec(shape, COUNTED_DTYPE, 0) if is_buffer(tensor) else parameter(shape, COUNTED_DTYPE)
         for tensor, shape in expand(content["tensors"]).items()
     }
-    return ComponentSpec(part, library, content["class_name"], content["config"], tensors, pipeline_class)
+    return ComponentSpec(name, library, content["class_name"], content["config"], tensors, pipeline_class)
 
 
 def component_content(file: str) -> dict[str, Any]:
-    """The content of `components/FILE.json` with what it extends: class_name, config and tensors."""
+    """Return `class_name`, `config` and `tensors` of `components/FILE.json`, with those of the file that it extends."""
     content = _read(FOLDER / "components" / f"{file}.json")
     base = content.pop("extends", None)
     return overlay(component_content(base), content) if base else content

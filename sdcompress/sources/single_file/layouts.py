@@ -1,4 +1,4 @@
-"""The layouts checkpoints come in, each known by the names of its tensors; and what a file is that is none of them."""
+"""The layouts of checkpoints, recognised by the names of their tensors, and what a file in no such layout is."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ from typing import Any
 
 from sdcompress.errors import SourceError
 from sdcompress.files.safetensors_file import TensorRange
-from sdcompress.sources.single_file.pieces import Piece
-from sdcompress.sources.single_file.text_names import open_clip_piece, transformers_piece
-from sdcompress.sources.single_file.transformer_names import flux_piece, sd3_piece
-from sdcompress.sources.single_file.unet_names import unet_piece
-from sdcompress.sources.single_file.vae_names import vae_piece
+from sdcompress.sources.single_file.tensor_slice import TensorSlice
+from sdcompress.sources.single_file.text_names import locate_in_open_clip, locate_in_transformers
+from sdcompress.sources.single_file.transformer_names import locate_in_flux, locate_in_sd3
+from sdcompress.sources.single_file.unet_names import locate_in_unet
+from sdcompress.sources.single_file.vae_names import locate_in_vae
 
-Naming = Callable[[str, Mapping[str, Any]], Piece | None]
+Locate = Callable[[str, Mapping[str, Any]], TensorSlice | None]  # name in diffusers, config -> where it is stored
 DENOISER = "model.diffusion_model."
 CONV_IN = f"{DENOISER}input_blocks.0.0.weight"
 GUIDANCE = "guidance_in.in_layer.weight"
 
-# What belongs to no component: averages kept for training, schedules that the scheduler's config says.
+# Beginnings of names of tensors that belong to no component: averages for training, and schedules, which are in the
+# scheduler's config.
 _LEFT_OUT = (
     "model_ema.",
     "alphas_cumprod",
@@ -32,77 +33,96 @@ _LEFT_OUT = (
     "loss.",
     "logvar",
 )
-_BESIDE = (".position_ids", ".attn_mask", ".logit_scale")  # buffers, and what only training against pictures needs
+# Ends of such names: buffers, and what only the training of CLIP needs.
+_LEFT_OUT_ENDS = (".position_ids", ".attn_mask", ".logit_scale")
 
 
 @dataclass(frozen=True)
-class Part:
-    """How a component stands in the file: the prefixes its names may have there, and its names after that."""
+class ComponentLayout:
+    """How a checkpoint stores a component.
+
+    Attributes:
+        prefixes: prefixes that the names of its tensors may have.
+        locate: function that says which tensor, named without the prefix, holds one of diffusers.
+    """
 
     prefixes: tuple[str, ...]
-    naming: Naming
+    locate: Locate
 
 
 @dataclass(frozen=True)
 class Layout:
-    """One way of saving a whole pipeline; `entry` is the catalog's pipeline whose configs it has by default."""
+    """How checkpoints of a model family store a pipeline.
+
+    Attributes:
+        title: name of the family.
+        entry: name of the pipeline in the catalog whose configs the checkpoint is read with by default.
+        components: component -> how it is stored.
+    """
 
     title: str
     entry: str
-    denoiser: str
-    parts: Mapping[str, Part]
+    components: Mapping[str, ComponentLayout]
 
 
-_VAE = Part(("first_stage_model.", "vae."), vae_piece)
-_UNET = Part((DENOISER,), unet_piece)
+_VAE = ComponentLayout(("first_stage_model.", "vae."), locate_in_vae)
+_UNET = ComponentLayout((DENOISER,), locate_in_unet)
 _SD1 = Layout(
-    "Stable Diffusion 1.x", "sd15", "unet",
-    {"unet": _UNET, "vae": _VAE, "text_encoder": Part(("cond_stage_model.transformer.",), transformers_piece)},
-)  # fmt: skip
-_SD2 = Layout(
-    "Stable Diffusion 2.x", "sd21", "unet",
-    {"unet": _UNET, "vae": _VAE, "text_encoder": Part(("cond_stage_model.model.",), open_clip_piece)},
-)  # fmt: skip
-_SDXL = Layout(
-    "Stable Diffusion XL", "sdxl", "unet",
+    "Stable Diffusion 1.x", "sd15",
     {
         "unet": _UNET,
         "vae": _VAE,
-        "text_encoder": Part(("conditioner.embedders.0.transformer.",), transformers_piece),
-        "text_encoder_2": Part(("conditioner.embedders.1.model.",), open_clip_piece),
+        "text_encoder": ComponentLayout(("cond_stage_model.transformer.",), locate_in_transformers),
+    },
+)  # fmt: skip
+_SD2 = Layout(
+    "Stable Diffusion 2.x", "sd21",
+    {"unet": _UNET, "vae": _VAE, "text_encoder": ComponentLayout(("cond_stage_model.model.",), locate_in_open_clip)},
+)  # fmt: skip
+_SDXL = Layout(
+    "Stable Diffusion XL", "sdxl",
+    {
+        "unet": _UNET,
+        "vae": _VAE,
+        "text_encoder": ComponentLayout(("conditioner.embedders.0.transformer.",), locate_in_transformers),
+        "text_encoder_2": ComponentLayout(("conditioner.embedders.1.model.",), locate_in_open_clip),
     },
 )  # fmt: skip
 _REFINER = Layout(
-    "Stable Diffusion XL's refiner", "sdxl-refiner", "unet",
-    {"unet": _UNET, "vae": _VAE, "text_encoder_2": Part(("conditioner.embedders.0.model.",), open_clip_piece)},
+    "Stable Diffusion XL's refiner", "sdxl-refiner",
+    {
+        "unet": _UNET,
+        "vae": _VAE,
+        "text_encoder_2": ComponentLayout(("conditioner.embedders.0.model.",), locate_in_open_clip),
+    },
 )  # fmt: skip
 
 
-def _encoder(name: str) -> Part:
-    return Part((f"text_encoders.{name}.transformer.",), transformers_piece)
+def _encoder(name: str) -> ComponentLayout:
+    return ComponentLayout((f"text_encoders.{name}.transformer.",), locate_in_transformers)
 
 
 _SD3 = Layout(
-    "Stable Diffusion 3", "sd3-medium", "transformer",
+    "Stable Diffusion 3", "sd3-medium",
     {
-        "transformer": Part((DENOISER, ""), sd3_piece),
+        "transformer": ComponentLayout((DENOISER, ""), locate_in_sd3),
         "vae": _VAE,
         "text_encoder": _encoder("clip_l"),
         "text_encoder_2": _encoder("clip_g"),
         "text_encoder_3": _encoder("t5xxl"),
     },
 )  # fmt: skip
-_FLUX_PARTS = {
-    "transformer": Part((DENOISER, ""), flux_piece),
+_FLUX_COMPONENTS = {
+    "transformer": ComponentLayout((DENOISER, ""), locate_in_flux),
     "vae": _VAE,
     "text_encoder": _encoder("clip_l"),
     "text_encoder_2": _encoder("t5xxl"),
 }
-_FLUX_SCHNELL = Layout("FLUX.1-schnell", "flux-schnell", "transformer", _FLUX_PARTS)
-_FLUX_DEV = Layout("FLUX.1-dev", "flux-dev", "transformer", _FLUX_PARTS)
+_FLUX_SCHNELL = Layout("FLUX.1-schnell", "flux-schnell", _FLUX_COMPONENTS)
+_FLUX_DEV = Layout("FLUX.1-dev", "flux-dev", _FLUX_COMPONENTS)
 _CONTEXT_WIDTHS = {768: _SD1, 1024: _SD2, 2048: _SDXL, 1280: _REFINER}
 
-# Beginnings of names in files that are no pipeline -> what they are and what to do.
+# Beginning of a name in a file that is no pipeline -> what the file is and what to do.
 _OTHERS = {
     "lora_unet_": "is a LoRA; give the model it was made for, and the LoRA to a fuse_lora step",
     "lora_te": "is a LoRA; give the model it was made for, and the LoRA to a fuse_lora step",
@@ -117,7 +137,15 @@ _OTHERS = {
 
 
 def detect_layout(file: Path, ranges: Mapping[str, TensorRange]) -> Layout:
-    """The layout of the checkpoint. SourceError says what the file is where it is no pipeline in a known layout."""
+    """Return the layout of a checkpoint.
+
+    Args:
+        file: the checkpoint, for errors.
+        ranges: tensor -> where it is stored.
+
+    Raises:
+        SourceError: the file is no pipeline, or its layout is not known. The message says what it is.
+    """
     for beginning, layout in (
         ("conditioner.embedders.1.model.", _SDXL),
         ("conditioner.embedders.0.model.", _REFINER),
@@ -130,7 +158,7 @@ def detect_layout(file: Path, ranges: Mapping[str, TensorRange]) -> Layout:
     for prefix in (DENOISER, ""):
         if any(name.startswith(f"{prefix}double_blocks.") for name in ranges):
             return _FLUX_DEV if f"{prefix}{GUIDANCE}" in ranges else _FLUX_SCHNELL
-    if CONV_IN in ranges:  # a UNet without its text encoder: their widths tell which
+    if CONV_IN in ranges:  # a UNet alone: the width of its text features says which
         widths = {where.shape[-1] for name, where in ranges.items() if name.endswith(".attn2.to_k.weight")}
         return _CONTEXT_WIDTHS.get(min(widths, default=0), _SD1)
     for name in ranges:
@@ -145,5 +173,5 @@ def detect_layout(file: Path, ranges: Mapping[str, TensorRange]) -> Layout:
 
 
 def is_left_out(name: str) -> bool:
-    """Whether a checkpoint's tensor belongs to no component by its nature."""
-    return name.startswith(_LEFT_OUT) or name.endswith(_BESIDE) or name in ("v_pred", "ztsnr")
+    """Return whether a checkpoint's tensor is known to belong to no component."""
+    return name.startswith(_LEFT_OUT) or name.endswith(_LEFT_OUT_ENDS) or name in ("v_pred", "ztsnr")

@@ -1,4 +1,4 @@
-"""A checkpoint file as the Source of a diffusers pipeline, from its header alone."""
+"""Opening a checkpoint file as a diffusers pipeline, from its header alone."""
 
 from __future__ import annotations
 
@@ -9,25 +9,33 @@ from typing import Any
 
 from sdcompress.errors import SourceError
 from sdcompress.files.safetensors_file import TensorRange, read_header
+from sdcompress.sources.component_folder import specs_of_ranges
+from sdcompress.sources.pickled_file import read_pickled
 from sdcompress.sources.quantized_source import scale_in
+from sdcompress.sources.single_file.checkpoint_folder import (
+    CHECKPOINT_FILE,
+    read_checkpoint_folder,
+    write_checkpoint_folder,
+)
 from sdcompress.sources.single_file.conversion import find_component
 from sdcompress.sources.single_file.layouts import Layout, detect_layout, is_left_out
-from sdcompress.sources.single_file.linked_folder import LINK, read_link, write_link
-from sdcompress.sources.single_file.templates import Template, find_template
+from sdcompress.sources.single_file.reference_pipeline import (
+    ReferencePipeline,
+    find_reference,
+    match_input_channels,
+    set_prediction_type,
+)
 from sdcompress.sources.single_file.tokenizers import find_tokenizers
-from sdcompress.sources.single_file.variations import with_channels, with_prediction
-from sdcompress.sources.source import SAFETY_CHECKERS, Source, specs_of_ranges
+from sdcompress.sources.source import SAFETY_CHECKERS, Source
 from sdcompress.sources.spec import ComponentSpec
 from sdcompress.sources.weight_files import is_pickle
 
-# Parts a pipeline draws without -> the tokenizer that goes with them.
+# Components that a pipeline can do without -> the tokenizer or feature extractor of each.
 _OPTIONAL = {
     **dict.fromkeys(SAFETY_CHECKERS, "feature_extractor"),
     "text_encoder_3": "tokenizer_3",
     "image_encoder": "",
 }
-
-Tensors = dict[str, Mapping[str, TensorRange]]
 
 
 def open_single_file(
@@ -38,25 +46,32 @@ def open_single_file(
     allow_pickle: bool = False,
     fetch: bool = False,
 ) -> Source:
-    """The checkpoint `model` as a Source.
+    """Return the pipeline in a checkpoint file.
 
-    like: the folder or catalog name of the pipeline whose configs, scheduler and tokenizers it is read with (None: the
-    catalog's for its layout); what the checkpoint lacks is taken from there too. prediction: `epsilon` or
-    `v_prediction`, when the file does not say. fetch: whether a missing vocabulary is asked of the hub; without it the
-    Source has no path. Raises SourceError when the file is no pipeline, or of another architecture than its template.
+    Args:
+        model: path of the file.
+        like: folder or catalog name of the pipeline whose configs, scheduler and tokenizers it is read with, and whose
+            components replace those that the file lacks; None for the catalog's pipeline of the file's layout.
+        prediction: `epsilon` or `v_prediction`, where the file does not say which.
+        allow_pickle: whether a pickled file is read.
+        fetch: whether a missing vocabulary is fetched from the hub. Without it the source has no path.
+
+    Raises:
+        SourceError: the file is no pipeline, or its architecture is not that of the configs.
     """
     file = Path(model).expanduser()
-    checkpoint = read_checkpoint(file, allow_pickle)
+    checkpoint = _read_checkpoint(file, allow_pickle)
     layout = detect_layout(file, checkpoint)
-    template = with_channels(find_template(like, layout.entry), checkpoint, file)
-    template, notes = with_prediction(template, checkpoint, prediction, layout.title)
-    notes.insert(0, f"a single file in the layout of {layout.title}, read with the configs of {template.title}")
-    template, components, tensors = _fill(template, layout, checkpoint, file, notes)
-    files = template.files | {
-        f"{part}/config.json": json.dumps(dict(spec.config), indent=2).encode() for part, spec in components.items()
+    reference = match_input_channels(find_reference(like, layout.entry), checkpoint, file)
+    reference, notes = set_prediction_type(reference, checkpoint, prediction, layout.title)
+    notes.insert(0, f"a single file in the layout of {layout.title}, read with the configs of {reference.title}")
+    reference, components, tensors, remarks = _fill(reference, layout, checkpoint, file)
+    notes += remarks
+    files = reference.files | {
+        f"{name}/config.json": json.dumps(dict(spec.config), indent=2).encode() for name, spec in components.items()
     }
-    files["model_index.json"] = json.dumps(template.model_index, indent=2).encode()
-    vocabularies = find_tokenizers(template.tokenizers, file.absolute().parent, fetch)
+    files["model_index.json"] = json.dumps(reference.model_index, indent=2).encode()
+    vocabularies = find_tokenizers(reference.tokenizers, file.absolute().parent, fetch)
     options = {"like": like, "prediction": prediction, "allow_pickle": allow_pickle}
     path = None
     if vocabularies is None:
@@ -66,11 +81,11 @@ def open_single_file(
         )
     else:
         files |= vocabularies
-        path = write_link(files, _link(file, options))
+        path = write_checkpoint_folder(files, _describe_checkpoint(file, options))
     return Source(
         model,
         "single-file",
-        template.model_index,
+        reference.model_index,
         components,
         path,
         tensors=tensors,
@@ -80,20 +95,25 @@ def open_single_file(
     )
 
 
-def open_linked(folder: Path) -> Source | None:
-    """The Source that a folder in the cache stands for; None for any other folder. SourceError if its file changed."""
-    link = read_link(folder)
-    if link is None:
+def open_checkpoint_folder(folder: Path) -> Source | None:
+    """Return the pipeline of a checkpoint from its cached folder; None if `folder` is not in the cache.
+
+    Raises:
+        SourceError: the checkpoint file has changed since the folder was written.
+    """
+    checkpoint = read_checkpoint_folder(folder)
+    if checkpoint is None:
         return None
-    options = {name: link[name] for name in ("like", "prediction", "allow_pickle")}
-    source = open_single_file(link["file"], **options)
+    options = {name: checkpoint[name] for name in ("like", "prediction", "allow_pickle")}
+    source = open_single_file(checkpoint["file"], **options)
     if source.path is None or source.path.name != folder.name:
-        raise SourceError(f"{link['file']}: is another file than {folder / LINK} was written for; open the file anew")
+        raise SourceError(
+            f"{checkpoint['file']}: has changed since {folder / CHECKPOINT_FILE} was written; open the file again"
+        )
     return source
 
 
-def read_checkpoint(file: Path, allow_pickle: bool) -> Mapping[str, TensorRange]:
-    """Name -> range of every tensor of a safetensors file or, if they are allowed, a pickled one."""
+def _read_checkpoint(file: Path, allow_pickle: bool) -> Mapping[str, TensorRange]:
     with file.open("rb") as stream:
         is_gguf = stream.read(4) == b"GGUF"
     if is_gguf:
@@ -101,8 +121,6 @@ def read_checkpoint(file: Path, allow_pickle: bool) -> Mapping[str, TensorRange]
             f"{file}: is a GGUF file, whose weights are quantized already; start from the original weights"
         )
     if is_pickle(file.name):
-        from sdcompress.sources.pickled_file import read_pickled
-
         return read_pickled(file, allow_pickle)
     if file.suffix != ".safetensors":
         raise SourceError(f"{file}: is no checkpoint (.safetensors, or .ckpt and .pt with --allow-pickle)")
@@ -110,32 +128,33 @@ def read_checkpoint(file: Path, allow_pickle: bool) -> Mapping[str, TensorRange]
 
 
 def _fill(
-    template: Template, layout: Layout, checkpoint: Mapping[str, TensorRange], file: Path, notes: list[str]
-) -> tuple[Template, dict[str, ComponentSpec], Tensors]:
-    """The template without what is in neither, its components as they are in the file, and where their tensors lie."""
+    reference: ReferencePipeline, layout: Layout, checkpoint: Mapping[str, TensorRange], file: Path
+) -> tuple[ReferencePipeline, dict[str, ComponentSpec], dict[str, Mapping[str, TensorRange]], list[str]]:
+    """Return the reference without what neither it nor the file has, the components, their tensors, and remarks."""
     components: dict[str, ComponentSpec] = {}
-    tensors: Tensors = {}
+    tensors: dict[str, Mapping[str, TensorRange]] = {}
+    notes: list[str] = []
     used: set[str] = set()
     lacking: list[str] = []
-    for part, spec in template.components.items():
-        found = find_component(spec, layout.parts[part], checkpoint) if part in layout.parts else None
+    for name, spec in reference.components.items():
+        found = find_component(spec, layout.components[name], checkpoint) if name in layout.components else None
         if found is not None:
             if found.problem is not None:
                 raise SourceError(
-                    f"{file}: {found.problem}, so its {part} is not that of {template.title}; name the diffusers "
+                    f"{file}: {found.problem}, so its {name} is not that of {reference.title}; name the diffusers "
                     f"folder of a pipeline with the same configs with --like"
                 )
-            components[part] = spec.replace(tensors=specs_of_ranges(found.ranges))
-            tensors[part] = found.ranges
+            components[name] = spec.replace(tensors=specs_of_ranges(found.ranges))
+            tensors[name] = found.ranges
             used |= found.names
-        elif part in template.tensors:
-            components[part], tensors[part] = spec, template.tensors[part]
-            notes.append(f"the file has no {part}: it is that of {template.title}")
-        elif part in _OPTIONAL:
-            template = template.without(part, _OPTIONAL[part])
-            notes.append(f"the file has no {part}: the pipeline does without")
+        elif name in reference.tensors:
+            components[name], tensors[name] = spec, reference.tensors[name]
+            notes.append(f"the file has no {name}: it is that of {reference.title}")
+        elif name in _OPTIONAL:
+            reference = reference.without(name, _OPTIONAL[name])
+            notes.append(f"the file has no {name}: the pipeline does without")
         else:
-            lacking.append(part)
+            lacking.append(name)
     if lacking:
         raise SourceError(
             f"{file}: has no {' and no '.join(lacking)}; name a diffusers folder that has the weights with --like"
@@ -149,10 +168,11 @@ def _fill(
         )
     if unused:
         notes.append(f"{len(unused)} of the file's tensors belong to none of these components, such as {unused[0]}")
-    return template, components, tensors
+    return reference, components, tensors, notes
 
 
-def _link(file: Path, options: Mapping[str, Any]) -> dict[str, Any]:
+def _describe_checkpoint(file: Path, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what checkpoint.json says of the file, by which a changed file is recognised."""
     stat = file.stat()
     like = options["like"]
     if like is not None and Path(like).expanduser().is_dir():

@@ -1,4 +1,4 @@
-"""Names of text encoders' tensors: transformers' own, which most files keep, and OpenCLIP's."""
+"""Names of text encoders' tensors: those of transformers, which most checkpoints keep, and those of OpenCLIP."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from sdcompress.sources.single_file.pieces import Piece
+from sdcompress.sources.single_file.tensor_slice import TensorSlice
 
 _OPEN_CLIP = {
     "text_model.embeddings.position_embedding.weight": "positional_embedding",
@@ -25,22 +25,22 @@ _LAYER = re.compile(r"text_model\.encoder\.layers\.(\d+)\.(.+)\.(weight|bias)")
 _ORDER = {"q_proj": 0, "k_proj": 1, "v_proj": 2}
 
 
-def transformers_piece(tensor: str, config: Mapping[str, Any]) -> Piece | None:
-    """The tensor under its own name: the file holds a model of transformers as it is."""
-    return Piece(tensor)
+def locate_in_transformers(tensor: str, config: Mapping[str, Any]) -> TensorSlice | None:
+    """Return the tensor of the same name, for checkpoints that hold a model of transformers unchanged."""
+    return TensorSlice(tensor)
 
 
-def open_clip_piece(tensor: str, config: Mapping[str, Any]) -> Piece | None:
-    """What `tensor` of a CLIP text model is in OpenCLIP's layout; None if it has no such."""
+def locate_in_open_clip(tensor: str, config: Mapping[str, Any]) -> TensorSlice | None:
+    """Return where OpenCLIP's layout holds this tensor of a CLIP text model; None if it does not."""
     if tensor == "text_projection.weight":
-        return Piece("text_projection", arrangement="transposed")
+        return TensorSlice("text_projection", arrangement="transposed")
     if tensor in _OPEN_CLIP:
-        return Piece(_OPEN_CLIP[tensor])
+        return TensorSlice(_OPEN_CLIP[tensor])
     match = _LAYER.fullmatch(tensor)
     if match is None:
         return None
     layer = f"transformer.resblocks.{match[1]}"
     if match[2] in _OPEN_CLIP_LAYER:
-        return Piece(f"{layer}.{_OPEN_CLIP_LAYER[match[2]]}.{match[3]}")
-    place = _ORDER.get(match[2].removeprefix("self_attn."))
-    return None if place is None else Piece(f"{layer}.attn.in_proj_{match[3]}", place, place + 1, 3)
+        return TensorSlice(f"{layer}.{_OPEN_CLIP_LAYER[match[2]]}.{match[3]}")
+    index = _ORDER.get(match[2].removeprefix("self_attn."))
+    return None if index is None else TensorSlice(f"{layer}.attn.in_proj_{match[3]}", index, index + 1, 3)

@@ -1,7 +1,7 @@
-"""Vocabularies for a checkpoint, which holds none: found on this machine, or fetched; known by what they hold.
+"""Vocabularies for a checkpoint, which holds none: searched on this machine by their hashes, or fetched.
 
-sdcompress ships no published vocabulary. CLIP's is one and the same in every Stable Diffusion and FLUX pipeline, T5's
-in Stable Diffusion 3 and FLUX.
+sdcompress ships no published vocabulary. All Stable Diffusion and FLUX pipelines have the same one for CLIP, Stable
+Diffusion 3 and FLUX the same one for T5.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from sdcompress.errors import SourceError
-from sdcompress.sources.single_file.linked_folder import home
+from sdcompress.sources.hub_requests import fetch_file
+from sdcompress.sources.single_file.checkpoint_folder import checkpoints_folder
 
-FACTS = Mapping[str, Mapping[str, Any]]  # part -> what its tokenizer_config.json needs
+TokenizerConfigs = Mapping[str, Mapping[str, Any]]  # tokenizer -> fields of its tokenizer_config.json
 
 _START, _END = "<|startoftext|>", "<|endoftext|>"
 _CLIP = {
@@ -27,66 +28,70 @@ _VOCABULARIES = {"CLIPTokenizer": _CLIP, "T5TokenizerFast": _T5}  # class -> fil
 _HUB_IDS = {"CLIPTokenizer": "openai/clip-vit-large-patch14", "T5TokenizerFast": "google/t5-v1_1-xxl"}
 
 
-def find_tokenizers(facts: FACTS, beside: Path, fetch: bool) -> dict[str, bytes] | None:
-    """Path in the pipeline's folder -> content of every tokenizer file; None when a vocabulary is not on this machine.
+def find_tokenizers(configs: TokenizerConfigs, folder: Path, fetch: bool) -> dict[str, bytes] | None:
+    """Return path in the pipeline's folder -> content of every file of its tokenizers.
 
-    Looked for beside the checkpoint, then in sdcompress's and the hub's cache, then, with `fetch`, on the hub.
-    SourceError says what to do when it cannot be fetched.
+    Args:
+        configs: tokenizer -> its class and other fields of its config.
+        folder: the checkpoint's folder, which is searched first, before the caches of sdcompress and the hub.
+        fetch: whether a vocabulary that is not found is fetched from the hub.
+
+    Returns:
+        None if a vocabulary is not on this machine and is not to be fetched.
+
+    Raises:
+        SourceError: a vocabulary cannot be fetched.
     """
     files: dict[str, bytes] = {}
-    for part, fact in facts.items():
-        vocabulary = _find_vocabulary(str(fact["tokenizer_class"]), beside)
+    for tokenizer, config in configs.items():
+        vocabulary = _find_vocabulary(str(config["tokenizer_class"]), folder)
         if vocabulary is None and fetch:
-            vocabulary = _fetch_vocabulary(str(fact["tokenizer_class"]), part, beside)
+            vocabulary = _fetch_vocabulary(str(config["tokenizer_class"]), folder / tokenizer)
         if vocabulary is None:
             return None
-        config = _config_of(fact)
-        files |= {f"{part}/{name}": content for name, content in vocabulary.items()}
-        files[f"{part}/tokenizer_config.json"] = json.dumps(config, indent=2).encode()
+        files |= {f"{tokenizer}/{name}": content for name, content in vocabulary.items()}
+        files[f"{tokenizer}/tokenizer_config.json"] = json.dumps(_whole_config(config), indent=2).encode()
     return files
 
 
-def _find_vocabulary(tokenizer_class: str, beside: Path) -> dict[str, bytes] | None:
+def _find_vocabulary(tokenizer_class: str, folder: Path) -> dict[str, bytes] | None:
     wanted = _VOCABULARIES[tokenizer_class]
-    for folder in _folders(beside):
-        found = {name: (folder / name).read_bytes() for name in wanted if (folder / name).is_file()}
+    for place in _folders(folder):
+        found = {name: (place / name).read_bytes() for name in wanted if (place / name).is_file()}
         if {name: hashlib.sha256(content).hexdigest() for name, content in found.items()} == wanted:
             return found
     return None
 
 
-def _folders(beside: Path) -> Iterator[Path]:
+def _folders(folder: Path) -> Iterator[Path]:
     from huggingface_hub import constants
 
-    yield beside
-    yield from sorted(beside.glob("tokenizer*"))
-    yield from sorted(home().glob("*/tokenizer*"))  # of checkpoints read before
+    yield folder
+    yield from sorted(folder.glob("tokenizer*"))
+    yield from sorted(checkpoints_folder().glob("*/tokenizer*"))  # of checkpoints opened before
     for snapshot in sorted(Path(constants.HF_HUB_CACHE).glob("models--*/snapshots/*")):
         yield snapshot
         yield from sorted(snapshot.glob("tokenizer*"))
 
 
-def _fetch_vocabulary(tokenizer_class: str, part: str, beside: Path) -> dict[str, bytes]:
-    from sdcompress.sources.hub import fetch_file
-
+def _fetch_vocabulary(tokenizer_class: str, folder: Path) -> dict[str, bytes]:
     hub_id, wanted = _HUB_IDS[tokenizer_class], _VOCABULARIES[tokenizer_class]
     try:
         found = {name: fetch_file(hub_id, name) for name in wanted}
     except SourceError as error:
         raise SourceError(
-            f"{part}: a checkpoint holds no vocabulary, and it could not be fetched ({error}); put "
-            f"{' and '.join(wanted)} of {hub_id} into {beside / part}, or name a pipeline's folder that has them "
-            f"with --like"
+            f"{folder.name}: a checkpoint holds no vocabulary, and it could not be fetched ({error}); put "
+            f"{' and '.join(wanted)} of {hub_id} into {folder}, or name a pipeline's folder that has them with --like"
         ) from None
     for name, content in found.items():
         if hashlib.sha256(content).hexdigest() != wanted[name]:
-            raise SourceError(f"{hub_id}/{name}: is not the vocabulary it was; name a pipeline's folder with --like")
+            raise SourceError(f"{hub_id}/{name}: is not the published vocabulary; name a pipeline's folder with --like")
     return found
 
 
-def _config_of(fact: Mapping[str, Any]) -> dict[str, Any]:
-    """The tokenizer_config.json, as the published pipelines have it."""
-    if fact["tokenizer_class"] != "CLIPTokenizer":
-        return {**fact, "eos_token": "</s>", "unk_token": "<unk>", "extra_ids": 100}
+def _whole_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the tokenizer_config.json with the fields that all published pipelines share."""
+    if config["tokenizer_class"] != "CLIPTokenizer":
+        return {**config, "eos_token": "</s>", "unk_token": "<unk>", "extra_ids": 100}
     tokens = {"bos_token": _START, "eos_token": _END, "unk_token": _END}
-    return {**fact, **tokens, "add_prefix_space": False, "do_lower_case": True, "errors": "replace"}
+    return {**config, **tokens, "add_prefix_space": False, "do_lower_case": True, "errors": "replace"}

@@ -1,4 +1,4 @@
-"""Names of the transformers of Stable Diffusion 3 and FLUX as Stability and Black Forest Labs save them."""
+"""Names of the transformers' tensors in the layouts of Stability (Stable Diffusion 3) and Black Forest Labs (FLUX)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from sdcompress.sources.single_file.pieces import Piece
+from sdcompress.sources.single_file.tensor_slice import TensorSlice
 
 _ORDER = {"to_q": 0, "to_k": 1, "to_v": 2, "add_q_proj": 0, "add_k_proj": 1, "add_v_proj": 2}
 _BLOCK = re.compile(r"(transformer_blocks|single_transformer_blocks)\.(\d+)\.(.+)\.(weight|bias)")
@@ -68,32 +68,32 @@ _FLUX_SINGLE = {"norm.linear": "modulation.lin", "proj_out": "linear2"}
 _FLUX_SINGLE_NORMS = {"attn.norm_q": "norm.query_norm", "attn.norm_k": "norm.key_norm"}
 
 
-def sd3_piece(tensor: str, config: Mapping[str, Any]) -> Piece | None:
-    """What `tensor` of an SD3Transformer2DModel with that config is in the original layout; None if it has no such."""
+def locate_in_sd3(tensor: str, config: Mapping[str, Any]) -> TensorSlice | None:
+    """Return where Stability's layout holds this tensor of an SD3Transformer2DModel; None if it does not."""
     if tensor == "pos_embed.pos_embed":
-        return Piece("pos_embed")
-    if piece := _outside(tensor, _SD3):
-        return piece
+        return TensorSlice("pos_embed")
+    if found := _outside(tensor, _SD3):
+        return found
     match = _BLOCK.fullmatch(tensor)
     if match is None:
         return None
     block, module, leaf = f"joint_blocks.{match[2]}", match[3], match[4]
-    # The last block has no output for the text: its norm only scales and shifts, as norm_out does.
+    # The last block has no output for the text, so its norm only scales and shifts, like norm_out.
     last = int(match[2]) == config["num_layers"] - 1 and module == "norm1_context.linear"
     if module in _SD3_BLOCK:
-        return Piece(f"{block}.{_SD3_BLOCK[module]}.{leaf}", arrangement="halves_swapped" if last else "plain")
+        return TensorSlice(f"{block}.{_SD3_BLOCK[module]}.{leaf}", arrangement="halves_swapped" if last else "plain")
     attention, _, projection = module.partition(".")
     if projection not in _ORDER:
         return None
     side = "context_block" if projection.startswith("add_") else "x_block"
-    place = _ORDER[projection]
-    return Piece(f"{block}.{side}.{attention}.qkv.{leaf}", place, place + 1, 3)
+    index = _ORDER[projection]
+    return TensorSlice(f"{block}.{side}.{attention}.qkv.{leaf}", index, index + 1, 3)
 
 
-def flux_piece(tensor: str, config: Mapping[str, Any]) -> Piece | None:
-    """What `tensor` of a FluxTransformer2DModel with that config is in the original layout; None if it has no such."""
-    if piece := _outside(tensor, _FLUX):
-        return piece
+def locate_in_flux(tensor: str, config: Mapping[str, Any]) -> TensorSlice | None:
+    """Return where Black Forest Labs' layout holds this tensor of a FluxTransformer2DModel; None if it does not."""
+    if found := _outside(tensor, _FLUX):
+        return found
     match = _BLOCK.fullmatch(tensor)
     if match is None:
         return None
@@ -102,25 +102,25 @@ def flux_piece(tensor: str, config: Mapping[str, Any]) -> Piece | None:
     if match[1] == "transformer_blocks":
         block = f"double_blocks.{match[2]}"
         if module in _FLUX_DOUBLE:
-            return Piece(f"{block}.{_FLUX_DOUBLE[module]}.{leaf}")
+            return TensorSlice(f"{block}.{_FLUX_DOUBLE[module]}.{leaf}")
         if module in _FLUX_NORMS:
-            return Piece(f"{block}.{_FLUX_NORMS[module]}.scale")
+            return TensorSlice(f"{block}.{_FLUX_NORMS[module]}.scale")
         side = "txt_attn" if projection.startswith("add_") else "img_attn"
-        place = _ORDER.get(projection)
-        return None if place is None else Piece(f"{block}.{side}.qkv.{leaf}", place, place + 1, 3)
+        index = _ORDER.get(projection)
+        return None if index is None else TensorSlice(f"{block}.{side}.qkv.{leaf}", index, index + 1, 3)
     block = f"single_blocks.{match[2]}"
     if module in _FLUX_SINGLE:
-        return Piece(f"{block}.{_FLUX_SINGLE[module]}.{leaf}")
+        return TensorSlice(f"{block}.{_FLUX_SINGLE[module]}.{leaf}")
     if module in _FLUX_SINGLE_NORMS:
-        return Piece(f"{block}.{_FLUX_SINGLE_NORMS[module]}.scale")
-    if module == "proj_mlp":  # four times as wide as each of the three before it
-        return Piece(f"{block}.linear1.{leaf}", 3, 7, 7)
-    place = _ORDER.get(projection)
-    return None if place is None else Piece(f"{block}.linear1.{leaf}", place, place + 1, 7)
+        return TensorSlice(f"{block}.{_FLUX_SINGLE_NORMS[module]}.scale")
+    if module == "proj_mlp":  # four times as many rows as each of the three before it
+        return TensorSlice(f"{block}.linear1.{leaf}", 3, 7, 7)
+    index = _ORDER.get(projection)
+    return None if index is None else TensorSlice(f"{block}.linear1.{leaf}", index, index + 1, 7)
 
 
-def _outside(tensor: str, names: Mapping[str, str]) -> Piece | None:
+def _outside(tensor: str, names: Mapping[str, str]) -> TensorSlice | None:
     module, _, leaf = tensor.rpartition(".")
     if module == "norm_out.linear":
-        return Piece(f"final_layer.adaLN_modulation.1.{leaf}", arrangement="halves_swapped")
-    return Piece(f"{names[module]}.{leaf}") if module in names else None
+        return TensorSlice(f"final_layer.adaLN_modulation.1.{leaf}", arrangement="halves_swapped")
+    return TensorSlice(f"{names[module]}.{leaf}") if module in names else None

@@ -1,4 +1,4 @@
-"""Names of a UNet's tensors as CompVis' latent-diffusion and Stability's generative-models save them."""
+"""Names of a UNet's tensors in the original layout, of CompVis' latent-diffusion and Stability's generative-models."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from sdcompress.sources.single_file.pieces import Piece
+from sdcompress.sources.single_file.tensor_slice import TensorSlice
 
 _OUTSIDE = {
     "time_embedding.linear_1": "time_embed.0",
@@ -31,45 +31,50 @@ _RESNET = {
 _BLOCK = re.compile(r"((?:down_blocks|up_blocks)\.\d+|mid_block)\.(resnets|attentions|downsamplers|upsamplers)\.\d+")
 
 
-def unet_piece(tensor: str, config: Mapping[str, Any]) -> Piece | None:
-    """What `tensor` of a UNet2DConditionModel with that config is in the original layout; None if it has no such."""
+def locate_in_unet(tensor: str, config: Mapping[str, Any]) -> TensorSlice | None:
+    """Return where the original layout holds this tensor of a UNet2DConditionModel; None if it does not.
+
+    Args:
+        tensor: the tensor's name in diffusers.
+        config: the UNet's config.
+    """
     blocks = {**_OUTSIDE, **_numbered(config)}
     block = _BLOCK.match(tensor)
     if block is None:
         module, _, leaf = tensor.rpartition(".")
-        return Piece(f"{blocks[module]}.{leaf}") if module in blocks else None
+        return TensorSlice(f"{blocks[module]}.{leaf}") if module in blocks else None
     inside = tensor[block.end() + 1 :]
     if block[0] not in blocks:
         return None
     if block[2] == "attentions":
-        return Piece(f"{blocks[block[0]]}.{inside}")  # the same names in both
+        return TensorSlice(f"{blocks[block[0]]}.{inside}")  # named alike in both
     if block[2] in ("downsamplers", "upsamplers"):
-        return Piece(f"{blocks[block[0]]}.{inside.removeprefix('conv.')}")
+        return TensorSlice(f"{blocks[block[0]]}.{inside.removeprefix('conv.')}")
     module, _, leaf = inside.rpartition(".")
-    return Piece(f"{blocks[block[0]]}.{_RESNET[module]}.{leaf}") if module in _RESNET else None
+    return TensorSlice(f"{blocks[block[0]]}.{_RESNET[module]}.{leaf}") if module in _RESNET else None
 
 
 def _numbered(config: Mapping[str, Any]) -> dict[str, str]:
-    """Modules of the down and up blocks -> where they stand in the two flat lists of the original."""
+    """Return module of a down or up block -> its name in the original layout, which has one list a side."""
     down, up = config["down_block_types"], config["up_block_types"]
     layers = config.get("layers_per_block", 2)
     layers = [layers] * len(down) if isinstance(layers, int) else list(layers)
-    places: dict[str, str] = {}
+    names: dict[str, str] = {}
     index = 1  # after conv_in
     for block in range(len(down)):
         for layer in range(layers[block]):
-            places[f"down_blocks.{block}.resnets.{layer}"] = f"input_blocks.{index}.0"
-            places[f"down_blocks.{block}.attentions.{layer}"] = f"input_blocks.{index}.1"
+            names[f"down_blocks.{block}.resnets.{layer}"] = f"input_blocks.{index}.0"
+            names[f"down_blocks.{block}.attentions.{layer}"] = f"input_blocks.{index}.1"
             index += 1
         if block < len(down) - 1:
-            places[f"down_blocks.{block}.downsamplers.0"] = f"input_blocks.{index}.0.op"
+            names[f"down_blocks.{block}.downsamplers.0"] = f"input_blocks.{index}.0.op"
             index += 1
     index = 0
     for block, kind in enumerate(up):
         for layer in range(layers[-1 - block] + 1):
-            places[f"up_blocks.{block}.resnets.{layer}"] = f"output_blocks.{index}.0"
-            places[f"up_blocks.{block}.attentions.{layer}"] = f"output_blocks.{index}.1"
+            names[f"up_blocks.{block}.resnets.{layer}"] = f"output_blocks.{index}.0"
+            names[f"up_blocks.{block}.attentions.{layer}"] = f"output_blocks.{index}.1"
             index += 1
         after = 2 if "Attn" in kind else 1
-        places[f"up_blocks.{block}.upsamplers.0"] = f"output_blocks.{index - 1}.{after}.conv"
-    return places
+        names[f"up_blocks.{block}.upsamplers.0"] = f"output_blocks.{index - 1}.{after}.conv"
+    return names

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sdcompress.backends.gguf.layouts import Rows, whole
 from sdcompress.errors import UserError
-from sdcompress.sources.single_file.unet_names import unet_piece
+from sdcompress.sources.single_file.unet_names import locate_in_unet
 from sdcompress.sources.spec import ComponentSpec
 
 PREFIX = "model.diffusion_model."  # by which diffusers knows a UNet's tensors in a checkpoint; the others allow it
@@ -19,10 +19,10 @@ def tensors(spec: ComponentSpec) -> dict[str, tuple[Rows, ...]]:
     """Published name -> rows. UserError for a UNet that is built otherwise than the published ones."""
     published: dict[str, tuple[Rows, ...]] = {}
     for name in spec.tensors:
-        piece = unet_piece(name, spec.config)
-        if piece is None:
+        found = locate_in_unet(name, spec.config)
+        if found is None:
             raise UserError(
                 f"--keys original: the published layout has no name for {spec.name}'s {name}; use --keys diffusers"
             )
-        published[PREFIX + piece.name] = (whole(spec, name),)
+        published[PREFIX + found.name] = (whole(spec, name),)
     return published

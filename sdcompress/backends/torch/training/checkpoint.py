@@ -9,7 +9,8 @@ from pathlib import Path
 
 import torch
 
-from sdcompress.files.sealed_file import read_sealed, read_tensor, spec_of, write_sealed
+from sdcompress.files.sealed_file import read_sealed, spec_of, write_sealed
+from sdcompress.files.torch_tensors import read_tensor
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 _STATE = "state"

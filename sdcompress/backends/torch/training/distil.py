@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from sdcompress.backends.component import TrainingContext
-from sdcompress.backends.torch.source_parts import empty_model_of, fill_model, open_component
+from sdcompress.backends.torch.source_parts import empty_component, fill_model, open_component
 from sdcompress.backends.torch.training import checkpoint
 from sdcompress.backends.torch.training.adapters import add_adapters, merge_adapters
 from sdcompress.backends.torch.training.average import update
@@ -62,7 +62,7 @@ def recover(
     accelerator = Accelerator()
     with accelerator.main_process_first():  # which draws, for all of them
         pool = load_or_draw(context.source, calibration, context.calibrating, device=accelerator.device.type)
-    student = fill_model(empty_model_of(spec), spec.tensors, read, accelerator.device, f"the pruned {spec.name}")
+    student = fill_model(empty_component(spec), spec.tensors, read, accelerator.device, f"the pruned {spec.name}")
     teacher = open_component(context.source, spec.name, accelerator.device)
     _prepare(student, settings, accelerator.device)
     run = _Run(student, teacher, pool, settings, context, accelerator, spec.name)

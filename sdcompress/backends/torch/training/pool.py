@@ -21,7 +21,8 @@ from sdcompress.backends.torch.trajectories import Observer, Outputs, Walk, chec
 from sdcompress.calibration.settings import Calibration
 from sdcompress.errors import SourceError
 from sdcompress.files.cache import cache_folder
-from sdcompress.files.sealed_file import read_sealed, read_tensor, spec_of, write_sealed
+from sdcompress.files.sealed_file import read_sealed, spec_of, write_sealed
+from sdcompress.files.torch_tensors import read_tensor
 from sdcompress.quant.statistics import Limits
 from sdcompress.sources.source import Source
 
