@@ -122,6 +122,31 @@ def test_a_module_is_of_the_kind_it_stands_for():
         assert "int4" in repr(module)
 
 
+class ScaledEmbedding(nn.Embedding):
+    """Gemma's embedding as transformers 5 has it."""
+
+    scalar_embed_scale = 3.7
+
+    def forward(self, ids):
+        return super().forward(ids) * self.scalar_embed_scale
+
+
+@torch.no_grad()
+def test_a_scaled_embedding_stays_scaled():
+    module, exact = quantized_pair(ScaledEmbedding(72, 48), "int4")
+    # One product with the factor, which is rounded to float32 first: two roundings of values below 32.
+    assert torch.allclose(module(inputs("embedding")), exact(inputs("embedding")), rtol=0, atol=2 * 32 * 2.0**-24)
+
+
+def test_an_embedding_that_computes_something_else_is_refused():
+    class Shifted(nn.Embedding):
+        def forward(self, ids):
+            return super().forward(ids) + 1
+
+    with pytest.raises(ArtifactError, match="Shifted"):
+        replace_layers(nn.Sequential(Shifted(72, 48)), {"0": format_of("int4")})
+
+
 def test_a_plain_convolution_by_the_class_of_a_quantized_one():
     """As PEFT makes a LoRA's: `type(layer)(in_channels, rank, kernel_size, bias=False)`."""
     module, _ = pair("int4", "conv3x3")

@@ -27,6 +27,7 @@ from sdcompress.sources.spec import TensorSpec, parameter
 from sdcompress.sources.tensor_names import name_in_model
 
 PIECE = 2**22  # weights dequantized before they are used: few enough to stay in a CPU's last-level cache until then
+OUTPUT_SCALE = "scalar_embed_scale"  # of Gemma's embeddings in transformers 5, which multiply their rows with it
 PIECE_ROWS = 64  # that a piece has a multiple of, as the kernels' blocks do
 
 
@@ -141,19 +142,21 @@ class QuantizedConv2d(QuantizedLayer, nn.Conv2d):  # type: ignore[misc, override
 
 
 class QuantizedEmbedding(QuantizedLayer, nn.Embedding):  # type: ignore[override]
-    """Rows of a table; only the rows asked for are dequantized."""
+    """Rows of a table, times a constant in Gemma's; only the rows asked for are dequantized."""
 
     def __init__(self, original: nn.Embedding, fmt: QuantFormat):
         super().__init__(original, fmt)
         self.num_embeddings, self.embedding_dim = original.num_embeddings, original.embedding_dim
         self.padding_idx, self.max_norm, self.norm_type = original.padding_idx, original.max_norm, original.norm_type
         self.scale_grad_by_freq, self.sparse = original.scale_grad_by_freq, original.sparse
+        self.output_scale = float(getattr(original, OUTPUT_SCALE, 1.0))
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         rows = ids.reshape(-1)
         picked, fmt = pick_rows(self.stored, self.format, rows)
         values = dequantize_stored(picked, fmt, (rows.numel(), self.embedding_dim), self.compute_dtype)
-        return self.rotated(values, -1).view(*ids.shape, self.embedding_dim)
+        values = self.rotated(values, -1).view(*ids.shape, self.embedding_dim)
+        return values if self.output_scale == 1 else values * values.new_tensor(self.output_scale)
 
 
 class SameEmbedding(nn.Module):
@@ -246,6 +249,8 @@ def _quantized(original: nn.Module, fmt: QuantFormat, name: str) -> QuantizedLay
     if isinstance(original, nn.Conv2d):
         return QuantizedConv2d(original, fmt)
     if isinstance(original, nn.Embedding):
+        if type(original).forward is not nn.Embedding.forward and not hasattr(original, OUTPUT_SCALE):
+            raise ArtifactError(f"{name} is a {type(original).__name__}, which computes more than rows of its weight")
         return QuantizedEmbedding(original, fmt)
     raise ArtifactError(f"{name} is a {type(original).__name__}, which {fmt.label} has no module for")
 
