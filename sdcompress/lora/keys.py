@@ -78,5 +78,4 @@ def module_names(module: str) -> Iterator[str]:
     plain = module.replace("_processor_", "_")  # what diffusers' attention processors were saved as
     yield re.sub(r"_to_out$", "_to_out_0", plain)
     yield re.sub(r"_to_([qkv])$", r"_\1_proj", re.sub(r"_to_out$", "_out_proj", plain))
-    yield f"text_model_{module}"
-    yield module.removeprefix("text_model_")
+    yield f"text_model_{module}"  # PEFT's names of a CLIP text encoder under transformers 5
