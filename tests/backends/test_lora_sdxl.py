@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from sdcompress.sources.tensor_reading import to_tensor
 
 from sdcompress.execution.execute import execute
 from sdcompress.files.safetensors_file import read_bytes
@@ -13,7 +14,6 @@ from sdcompress.planning.plan import make_plan
 from sdcompress.planning.recipe import parse_recipe
 from sdcompress.sources.opening import open_source
 from sdcompress.sources.tensor_names import canonical_name
-from sdcompress.sources.tensor_reading import to_tensor
 
 RANK = 3
 DOWN, UP = "down_blocks.1", "up_blocks.0"

@@ -90,9 +90,7 @@ def test_each_part_computes_what_onnx_runtime_does(name: str, folder: Path, onnx
 
 def test_the_same_pictures_as_torch(pipeline: Any, folder: Path) -> None:
     original = open_pipeline("tiny-sd", device="cpu")
-    if not hasattr(
-        original.text_encoder, "text_model"
-    ):  # diffusers asks for it, transformers 5 has none
+    if not hasattr(original.text_encoder, "text_model"):  # diffusers asks for it, transformers 5 has none
         object.__setattr__(original.text_encoder, "text_model", original.text_encoder)
     careful = open_pipeline(folder, threads=1, low_memory=True)
     assert type(pipeline) is type(original)
