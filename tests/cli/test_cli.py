@@ -203,6 +203,7 @@ def test_interrupt_keeps_what_is_finished(tmp_path):
     assert state.exists() and not out.exists()
 
 
+@pytest.mark.smoke
 def test_run_does_the_whole_job(tmp_path):
     out = tmp_path / "out"
     options = ("--count", 2, "--steps", 2)

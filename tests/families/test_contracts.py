@@ -52,6 +52,7 @@ CALIBRATED = {
 CALIBRATION = f"\ncalibration: {{prompts: [a red cat], num_inference_steps: 4, height: {SIZE}, width: {SIZE}}}\n"
 # What every family runs with each test; the rest of all combinations runs with `make test-full`.
 TRANSFORMERS = ("sd3", "flux", "pixart", "sana")
+SMOKE = {("sd3", "int8"), ("sana", "int8"), ("sd3", "gptq")}  # T5 and Gemma, which are read most differently
 OF_THEIR_OWN = ("sdxl", "sdxl-refiner", "inpaint", "controlnet", "tiny-autoencoder", *TRANSFORMERS)
 
 
@@ -61,11 +62,12 @@ def cases(recipes: Any) -> list[Any]:
     def is_quick(family: str, recipe: str) -> bool:
         return family in TRANSFORMERS or recipe == "int8" or (family in OF_THEIR_OWN and recipe in ("uint4", "gptq"))
 
-    return [
-        pytest.param(family, recipe, marks=() if is_quick(family, recipe) else pytest.mark.full)
-        for family in FAMILIES
-        for recipe in recipes
-    ]
+    def marks(family: str, recipe: str) -> Any:
+        if (family, recipe) in SMOKE:
+            return pytest.mark.smoke
+        return () if is_quick(family, recipe) else pytest.mark.full
+
+    return [pytest.param(family, recipe, marks=marks(family, recipe)) for family in FAMILIES for recipe in recipes]
 
 
 def compressed(folder: Path, recipe: str, out: Path) -> tuple[Any, Source]:
@@ -159,7 +161,7 @@ def test_stock_diffusers_opens_float16_of_every_family(family_folder: Folder, tm
 
 # Tracing a family's graphs takes half a minute: those of one run with every test, the rest with `make test-full`.
 QUICK = ("pixart",)
-ONNX = [pytest.param(name, marks=() if name in QUICK else pytest.mark.full) for name in FAMILIES]
+ONNX = [pytest.param(name, marks=pytest.mark.smoke if name in QUICK else pytest.mark.full) for name in FAMILIES]
 
 
 @pytest.mark.parametrize("family", ONNX)

@@ -18,7 +18,7 @@ from sdcompress.backends.small_parts import open_small_part
 from sdcompress.backends.torch.source_parts import open_component
 from sdcompress.execution.execute import execute
 from sdcompress.planning.plan import make_plan
-from sdcompress.planning.recipe import parse_recipe
+from sdcompress.planning.recipe import load_recipe, parse_recipe, shipped_recipes
 from sdcompress.sources.opening import open_source
 from sdcompress.sources.portable_parts import portable_part
 from sdcompress.sources.tensor_names import canonical_name, name_in_model
@@ -35,6 +35,20 @@ components:
           - {layers: ["*.embeddings"], format: uint4}
           - {layers: [text_model.encoder.layers.1.mlp.fc2], format: int8, rounding: gptq}
 calibration: {prompts: [a cat], num_inference_steps: 1}
+"""
+
+
+ONNX = """
+schema_version: 1
+description: in ONNX, for one size; the embeddings by name
+target: onnx
+components:
+  text_encoder:
+    - quantize: {format: int8, exclude: ["*.embeddings"]}
+    - export: {static_shapes: {height: 16, width: 16, sequence: 16, guidance: true}}
+  "*":
+    - quantize: {format: int8}
+    - export: {static_shapes: {height: 16, width: 16, sequence: 16, guidance: true}}
 """
 
 
@@ -77,6 +91,22 @@ def test_one_recipe_gives_both_the_same_artifact_which_stock_diffusers_opens(
     assert (tmp_path / "4" / WEIGHTS).read_bytes() == (tmp_path / "5" / WEIGHTS).read_bytes()
     layers = json.loads((tmp_path / "5/text_encoder/config.json").read_text())["quantization_config"]["layers"]
     assert layers["text_model.embeddings.token_embedding"].startswith("uint4")
+
+
+def test_shipped_recipes_fit_both(saved: dict[int, Path]) -> None:
+    sources = [open_source(str(folder)) for folder in saved.values()]
+    for name in shipped_recipes():
+        plans = [make_plan(load_recipe(name), source) for source in sources]
+        assert plans[0].components_after == plans[1].components_after, name
+
+
+def test_an_onnx_job(saved: dict[int, Path], tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript", reason="onnxscript is not installed (pip install 'sdcompress[onnx]')")
+    original = draw(open_pipeline(saved[5], device="cpu"))
+    execute(make_plan(parse_recipe(ONNX, "recipe"), open_source(str(saved[5]))), tmp_path / "out")
+    picture = torch.as_tensor(draw(open_pipeline(tmp_path / "out", device="cpu")))
+    # int8 weights alone, as in the contracts of the families: 40 dB.
+    assert float((picture - original).pow(2).mean().sqrt()) < 0.01
 
 
 def test_a_folder_of_transformers_4_stays_as_it_is(saved: dict[int, Path]) -> None:

@@ -99,6 +99,7 @@ def test_diffusers_converts_it_to_the_same_tensors(checkpoint: Path, nano_folder
         assert all(torch.equal(theirs[name], ours[name]) for name in theirs)
 
 
+@pytest.mark.smoke
 def test_the_opened_pipeline_draws_what_the_folders_does(checkpoint: Path, nano_folder: Path) -> None:
     pictures = []
     for pipeline in (

@@ -124,6 +124,7 @@ def assert_same_weights(folder, want, original, parts=("unet", "text_encoder")):
             assert float((value - want[part][name]).abs().max()) <= tolerance, name
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_fuses_what_diffusers_fuses(layout, loras, nano_folder, tmp_path):
     files = [(tmp_path / "a.safetensors", 0.8), (tmp_path / "b.safetensors", -0.35)]
