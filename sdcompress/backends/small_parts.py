@@ -16,6 +16,8 @@ from sdcompress.files.artifact import link_folder
 from sdcompress.sources.portable_parts import LIBRARY, portable_folder, portable_part
 from sdcompress.sources.source import component_entries
 
+# What `from_pretrained` raises for files that it cannot open; it checks few of them itself.
+OPENING_ERRORS = (OSError, ValueError, RuntimeError, KeyError, ImportError, AttributeError, TypeError)
 # Names that transformers 5 no longer has.
 _RENAMED = {"CLIPFeatureExtractor": "CLIPImageProcessor"}
 
@@ -34,7 +36,7 @@ def open_small_part(folder: Path, library: str, class_name: str) -> Any:
             copy = Path(shutil.copytree(folder, Path(name) / folder.name))
             _write(copy, changed)
             return part_class.from_pretrained(str(copy), local_files_only=True)
-    except (OSError, ValueError, KeyError, ImportError, AttributeError, TypeError) as error:
+    except OPENING_ERRORS as error:
         raise ArtifactError(f"{folder}: cannot be opened as {library}.{class_name}: {error}") from error
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdcompress.backends.small_parts import as_portable
+from sdcompress.backends.small_parts import OPENING_ERRORS, as_portable
 from sdcompress.errors import ArtifactError, UserError
 from sdcompress.sources.component_folder import has_weights, read_json, stored_ranges
 from sdcompress.sources.folder import open_folder
@@ -55,7 +55,7 @@ def open_pipeline(path: str | Path, *, device: str = "auto", dtype: str = "auto"
             )
         pipeline.register_to_config(_name_or_path=str(folder))
         pipeline = pipeline.to(target)
-    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
+    except OPENING_ERRORS as error:
         raise ArtifactError(f"{folder}: cannot be opened as a pipeline: {error}") from error
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

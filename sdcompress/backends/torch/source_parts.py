@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from sdcompress.backends.small_parts import OPENING_ERRORS
 from sdcompress.backends.torch.pruned_modules import rebuild
 from sdcompress.errors import SourceError
 from sdcompress.sources.empty_model import empty_model, tie_weights
@@ -24,7 +25,7 @@ _OPTIONAL = ("safety_checker", "image_encoder", "feature_extractor")
 
 
 def open_without_models(source: Source) -> Any:
-    """The source's pipeline with nothing but its tokenizers and scheduler."""
+    """Return the source's pipeline without its models. SourceError when its other parts cannot be opened."""
     import diffusers
     from diffusers.utils import logging
 
@@ -38,6 +39,8 @@ def open_without_models(source: Source) -> Any:
             return pipeline_class.from_pretrained(
                 str(folder), local_files_only=True, **absent, **pipeline_options(pipeline_class)
             )
+    except OPENING_ERRORS as error:
+        raise SourceError(f"{source.name}: its tokenizers or scheduler cannot be opened: {error}") from error
     finally:
         if bars:
             logging.enable_progress_bar()
