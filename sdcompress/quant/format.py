@@ -41,6 +41,7 @@ class QuantFormat:
     roundings: ClassVar[frozenset[str] | None] = frozenset({"nearest"})  # ways of choosing codes it allows; None: all
     keeps_sensitive: ClassVar[bool]  # whether sensitive layers are left alone unless a recipe says otherwise
     alternative: ClassVar[str] = ""  # for targets it cannot serve
+    sums_fit_16_bits: ClassVar[bool] = False  # whether two products with unsigned 8-bit activations add up within them
 
     @property
     def label(self) -> str:

@@ -1,9 +1,13 @@
 """int8-unsaturated: eight-bit codes that x86 CPUs without VNNI multiply by unsigned activations without overflow.
 
 There vpmaddubsw adds two products of an unsigned and a signed byte in 16 bits, and saturates. Codes of neighbouring
-input channels (in which order ONNX Runtime takes them) whose sum stays within 128 cannot: 255 x 128 is below 2^15.
-So the scale is the largest same-sign sum of a pair, not the largest weight, by 127: about half a bit coarser, where the
-usual remedy, 7-bit weights, costs a whole one. With VNNI, AMX or ARM's dot products it is int8 with a coarser scale.
+input channels whose sum stays within 128 cannot: 255 x 128 is below 2^15. So the scale is the largest same-sign sum of
+a pair, not the largest weight, by 127: about half a bit coarser, where the usual remedy, 7-bit weights, costs a whole
+one. With VNNI, AMX or ARM's dot products it is int8 with a coarser scale.
+
+ONNX Runtime and OpenVINO both take the input channels in pairs, in their order. They differ in convolutions with an odd
+number of input channels: ONNX Runtime pairs the last channel with the first one of the next kernel position, as
+`largest_pair` does; OpenVINO pads each position to whole pairs, so some of its pairs are others and may saturate.
 """
 
 from __future__ import annotations
@@ -26,6 +30,7 @@ class Int8Unsaturated(Int8):
     kinds = frozenset({"linear"}) | CONVOLUTIONS
     options = frozenset()
     roundings = frozenset({"nearest"})  # another code or scale, and a pair could saturate
+    sums_fit_16_bits = True
 
     def problem(self, layer: Layer, target: str = "torch") -> str | None:
         return None if self.group_size is None else "is per output channel; leave group_size out"

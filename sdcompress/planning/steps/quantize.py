@@ -92,6 +92,12 @@ class Quantize(Step):
         notes = []
         if observed:
             notes.append(f"activations in 8 bits: {len(observed)} layers, calibrated ranges")
+        overflowing = [name for name in observed if not chosen[name].sums_fit_16_bits]
+        if overflowing:
+            notes.append(
+                f"x86 processors without VNNI (AVX2 alone) add 8-bit products in 16 bits, which sums of "
+                f"{len(overflowing)} of these layers may overflow; format: int8-unsaturated stays within them"
+            )
         if rounded:
             notes.append(
                 f"activations in 8 bits: {len(rounded)} linear layers, rounded as they run, a scale for each token"

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -73,6 +77,29 @@ def run(
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     return session.run(None, {name: np.asarray(value) for name, value in inputs.items()})
+
+
+OPENVINO = """
+import sys
+import numpy, openvino
+model, given, result = sys.argv[1:]
+compiled = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+numpy.save(result, *compiled({"x": numpy.load(given)}).values())
+"""
+
+
+def run_openvino(model: ir.Model, x: torch.Tensor, folder: Path, instructions: str) -> np.ndarray:
+    """OpenVINO's output for the input `x`, by kernels that use no instructions beyond these: AVX2, or DEFAULT for all.
+
+    A process of its own reads the limit, once (https://uxlfoundation.github.io/oneDNN/dev_guide_cpu_dispatcher_control.html).
+    """
+    pytest.importorskip("openvino", reason="openvino is not installed (pip install 'sdcompress[openvino]')")
+    files = [str(folder / name) for name in ("model.onnx", "x.npy", "y.npy")]
+    onnx.save(ir.to_proto(model), files[0])
+    np.save(files[1], x.numpy())
+    environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": instructions}
+    subprocess.run([sys.executable, "-c", OPENVINO, *files], env=environment, check=True)
+    return np.load(files[2])
 
 
 def operators(model: ir.Model) -> Counter[str]:

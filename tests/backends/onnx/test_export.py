@@ -105,14 +105,10 @@ def test_predicted_is_actual(name: str, exported: Exported) -> None:
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_stock_optimum_draws_the_same(name: str, exported: Exported) -> None:
-    try:
-        from optimum.onnxruntime import ORTDiffusionPipeline
-    except ImportError as error:
-        pytest.skip(f"optimum.onnxruntime cannot be imported: {error}")
+def test_stock_optimum_draws_the_same(name: str, exported: Exported, open_stock: Callable[[Path], Any]) -> None:
+    """Bit for bit: the same graphs on the same inputs and the same number of threads."""
     _, folder = exported(name)
-    stock, own = draw(ORTDiffusionPipeline.from_pretrained(folder)), draw(open_pipeline(folder, device="cpu"))
-    assert float(np.abs(stock - own).max()) <= TOLERANCE
+    assert np.array_equal(draw(open_stock(folder)), draw(open_pipeline(folder, device="cpu", threads=1)))
 
 
 @pytest.mark.parametrize("name", RECIPES)

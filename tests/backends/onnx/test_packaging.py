@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_graphs import TOLERANCE, build, operators, random, run
+from small_graphs import TOLERANCE, build, operators, random, run, run_openvino
 
 ir = pytest.importorskip("onnx_ir", reason="onnx_ir is not installed (pip install 'sdcompress[onnx]')")
 
@@ -22,6 +22,7 @@ from sdcompress.errors import InternalError, UserError  # noqa: E402
 from sdcompress.quant.activations import ActivationRange, LayerRanges  # noqa: E402
 from sdcompress.quant.format import QuantFormat, QuantizedTensor  # noqa: E402
 from sdcompress.quant.int8 import Int8  # noqa: E402
+from sdcompress.quant.int8_unsaturated import Int8Unsaturated  # noqa: E402
 from sdcompress.quant.symmetric import Int4  # noqa: E402
 from sdcompress.sources.spec import ComponentSpec, parameter  # noqa: E402
 
@@ -244,7 +245,8 @@ def test_parameter_that_the_component_lacks_is_an_error() -> None:
 
 
 # Activations. On x86 without VNNI the kernels add pairs of products of unsigned and signed bytes in 16 bits, where they
-# saturate: codes of activations stay below 2^15 / (2 * 127) = 129 here, which the ranges' upper ends leave room for.
+# saturate: but for the last test, codes of activations stay below 2^15 / (2 * 127) = 129 here, which the ranges' upper
+# ends leave room for.
 RANGE = ActivationRange(-0.5, 1.5)  # zero is code 64
 
 
@@ -265,6 +267,27 @@ def rounded(x: torch.Tensor, activations: ActivationRange) -> torch.Tensor:
         return (min(max(code, 0), 255) - zero_point) * scale
 
     return torch.tensor([back(value) for value in x.flatten().tolist()], dtype=torch.float64).reshape(x.shape)
+
+
+def products_of(packaged: Packaged, layer: str, x: torch.Tensor) -> torch.Tensor:
+    """The layer's sums in float64 for `x`, an input in RANGE; the bias in steps of input scale x weight scale."""
+    weight = packaged.weight(layer).double()
+    if weight.dim() == 2:
+        return x @ weight.T
+    steps = packaged.quantized[layer].scale.double() * float(np.float32(2.0 / 255))
+    bias = (packaged.tensors[f"{layer}.bias"].double() / steps).round() * steps
+    # Padding is the code of zero, which stands for it exactly.
+    return torch.nn.functional.conv2d(x, weight, bias, padding=weight.shape[-1] // 2)
+
+
+def check_codes(y: np.ndarray, sums: torch.Tensor, output: ActivationRange) -> None:
+    """y is `sums` rounded to the codes of `output`; a sum on the edge between two codes may go either way."""
+    step = (output.high - output.low) / 255
+    edge = ((sums / step) % 1 - 0.5).abs() < 1e-4
+    assert float(edge.double().mean()) < 0.01
+    expected = rounded(sums.float(), output)
+    np.testing.assert_allclose(y[~edge.numpy()], expected[~edge], rtol=2 * 2**-23)  # code x step, both in float32
+    np.testing.assert_allclose(y, expected, atol=step * 1.001)
 
 
 def quantizers(packaged: Packaged) -> list[ir.Node]:
@@ -354,18 +377,7 @@ def test_convolution_with_activations(optimize: bool) -> None:
     assert len(quantizers(packaged)) == 2 and packaged.model.graph.outputs[0].producer().op_type == "DequantizeLinear"
     x = small(1, 64, 4, 5)
     (y,) = run(packaged.model, {"x": x}, optimize=optimize)
-    steps = packaged.quantized["conv"].scale.double() * float(np.float32(2.0 / 255))
-    bias = (packaged.tensors["conv.bias"].double() / steps).round() * steps
-    sums = torch.nn.functional.conv2d(
-        rounded(x, RANGE), packaged.weight("conv").double(), bias, padding=1
-    )  # padding is code zero_point, which stands for zero exactly
-    step = 8.0 / 255
-    # A sum on the edge between two codes may go either way; all others give the same code.
-    edge = ((sums / step) % 1 - 0.5).abs() < 1e-4
-    assert float(edge.double().mean()) < 0.01
-    expected = rounded(sums.float(), output)
-    np.testing.assert_allclose(y[~edge.numpy()], expected[~edge], atol=TOLERANCE)
-    np.testing.assert_allclose(y, expected, atol=step * 1.001)
+    check_codes(y, products_of(packaged, "conv", rounded(x, RANGE)), output)
 
 
 def test_bias_is_stored_as_integers() -> None:
@@ -398,3 +410,33 @@ def test_convolution_whose_output_has_several_users() -> None:
     assert relu.inputs[0] is neg.inputs[0] and relu.inputs[0].producer().op_type == "DequantizeLinear"
     a, b = run(packaged.model, {"x": small(1, 64, 4, 5)})
     np.testing.assert_array_equal(a, np.maximum(-b, 0))
+
+
+POINTWISE = CONV.replace("3, 3]", "1, 1]").replace("[1, 1, 1, 1]", "[0, 0, 0, 0]")
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino", "openvino-avx2"])
+@pytest.mark.parametrize("kernel", [(), (1, 1), (3, 3)], ids=["linear", "1x1", "3x3"])
+def test_unsaturated_codes_at_full_range(kernel: tuple[int, ...], runtime: str, tmp_path: Path) -> None:
+    """The largest codes times weights of one sign: exact on every processor, where AVX2's sums of int8 lack a tenth."""
+    layer, text = ("conv", CONV if kernel == (3, 3) else POINTWISE) if kernel else ("linear", LINEAR)
+    weight = random(12, 64, *kernel).abs() + 0.5
+    weight[::2] *= -1
+    x = torch.full((1, 64, 4, 5) if kernel else (2, 5, 64), RANGE.high)
+    x[..., ::3] = RANGE.low  # code 0
+    size = float(weight.flatten(1).sum(1).abs().max()) * RANGE.high
+    ranges = LayerRanges(RANGE, output=ActivationRange(-size, size) if kernel else None)
+    packaged = quantized_model(
+        text.replace("24", "12"), {f"{layer}.weight": tuple(weight.shape), f"{layer}.bias": (12,)},
+        {layer: Int8Unsaturated()}, ranges={layer: ranges}, weights={f"{layer}.weight": weight},
+    )  # fmt: skip
+    if runtime == "onnxruntime":
+        (y,) = run(packaged.model, {"x": x})
+    else:
+        y = run_openvino(packaged.model, x, tmp_path, "AVX2" if runtime == "openvino-avx2" else "DEFAULT")
+    sums = products_of(packaged, layer, rounded(x, RANGE))
+    if ranges.output is None:
+        # Sums of integers are exact; the scales, their product and the result are rounded to float32.
+        np.testing.assert_allclose(y, sums, rtol=4 * 2**-24)
+    else:
+        check_codes(y, sums, ranges.output)

@@ -153,3 +153,14 @@ def test_overrides_keep_the_rounding_unless_theirs_allows_none() -> None:
         "mid_block.linear": ("uint4", "search"),
         "mid_block.plain": ("int2", "nearest"),
     }
+
+
+def test_plan_says_where_sums_may_overflow() -> None:
+    """With 8-bit activations in ONNX, unless the codes keep within 16 bits."""
+
+    def notes(**options: object) -> int:
+        return len(Quantize(format="int8", **options).plan(unet(), "onnx").notes)
+
+    spared = {"layers": ["*"], "format": "int8-unsaturated"}
+    assert notes() == 0 and notes(activations="int8", overrides=(spared,)) == 1
+    assert notes(activations="int8") == notes(activations="int8", overrides=({**spared, "layers": ["conv_in"]},)) == 2
