@@ -41,9 +41,7 @@ LINUX = [
 ]
 
 ARM_CPUINFO = "processor\t: 0\nBogoMIPS\t: 50.00\nCPU implementer\t: 0x41\nCPU part\t: 0xd0c\n"
-LSCPU = (
-    "Architecture:  aarch64\nVendor ID:     ARM\nModel name:    Neoverse-V1\nModel name:    Neoverse-N1\n"
-)
+LSCPU = "Architecture:  aarch64\nVendor ID:     ARM\nModel name:    Neoverse-V1\nModel name:    Neoverse-N1\n"
 
 
 @pytest.mark.parametrize(("machine", "cpuinfo", "expected"), LINUX)
@@ -62,9 +60,7 @@ def test_torch_tells_what_other_systems_do_not() -> None:
     assert instruction_sets("arm64", torch={"neon": True, "dot": True, "sve": False})["dotprod"] is True
 
 
-@pytest.mark.parametrize(
-    ("machine", "count"), [("x86_64", 8), ("AMD64", 8), ("arm64", 4), ("riscv64", 0)]
-)
+@pytest.mark.parametrize(("machine", "count"), [("x86_64", 8), ("AMD64", 8), ("arm64", 4), ("riscv64", 0)])
 def test_what_nobody_tells_is_unknown(machine: str, count: int) -> None:
     silent = {"sse2": False, "neon": False, "avx2": False, "dot": False}  # a torch that could not look
     for found in (instruction_sets(machine), instruction_sets(machine, "processor: 0\n", silent)):
