@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from sdcompress.errors import SourceError
-from sdcompress.files.artifact import MANIFEST_NAME
+from sdcompress.files.manifest import MANIFEST_NAME
 from sdcompress.files.safetensors_file import TensorRange, read_header
 from sdcompress.sources.spec import ComponentSpec, TensorSpec, parameter
 from sdcompress.sources.weight_files import (
