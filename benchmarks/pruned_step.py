@@ -30,7 +30,6 @@ from benchmarks.torch_step import random_unet, step_inputs, take_turns  # noqa: 
 from sdcompress.backends.component import Component  # noqa: E402
 from sdcompress.backends.torch.pruned_modules import rebuild  # noqa: E402
 from sdcompress.environment import describe_cpu, describe_environment  # noqa: E402
-from sdcompress.planning.steps import Record  # noqa: E402
 from sdcompress.planning.steps.prune import Prune  # noqa: E402
 from sdcompress.sources import catalog  # noqa: E402
 from sdcompress.sources.pruned_config import pruning_of  # noqa: E402
@@ -104,7 +103,7 @@ def pruned_unet(whole: nn.Module, parameters: Mapping[str, Any]) -> nn.Module:
     part = Component(spec, whole.state_dict().__getitem__)
     step = Prune(**parameters)
     planned = step.plan(spec, "torch")
-    after = step.apply(part, planned, Record())
+    after = step.apply(part, planned)
     model = empty_unet(planned.spec)
     model.load_state_dict({name: after.read(name) for name in planned.spec.tensors}, strict=True, assign=True)
     return model.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload, no-any-return]

@@ -3,7 +3,33 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong, and where.
+
+    Args:
+        field: dotted path of the field, such as `components.unet.0.cast.dtype`; empty where no field is to blame.
+        message: what is wrong, and what to do.
+
+    Example:
+        >>> str(Problem("dtype", "missing").inside("components.unet.0.cast"))
+        'components.unet.0.cast.dtype: missing'
+    """
+
+    field: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.message}" if self.field else self.message
+
+    def inside(self, path: str) -> Problem:
+        """Return the problem with `path` before its field."""
+        return Problem(".".join(part for part in (path, self.field) if part), self.message)
 
 
 class SdcompressError(Exception):
@@ -13,17 +39,59 @@ class SdcompressError(Exception):
 
 
 class UserError(SdcompressError):
-    """Something the user can fix: the message says what, where, and what to do."""
+    """Something the user can fix: the message says what, where, and what to do.
+
+    Args:
+        problems: what is wrong; each is one line of the message. A plain text is a problem without a field.
+        where: what the problems are in, such as a file; each line of the message begins with it.
+
+    Attributes:
+        problems: the problems as a tuple of `Problem`.
+    """
 
     exit_code = 2
 
-    def __init__(self, problems: str | Sequence[str]):
-        self.problems: tuple[str, ...] = (problems,) if isinstance(problems, str) else tuple(problems)
-        super().__init__("\n".join(self.problems))
+    def __init__(self, problems: str | Problem | Iterable[str | Problem], *, where: str = ""):
+        listed = (problems,) if isinstance(problems, str | Problem) else problems
+        self.problems = tuple(each if isinstance(each, Problem) else Problem("", each) for each in listed)
+        super().__init__("\n".join(f"{where}: {each}" if where else str(each) for each in self.problems))
+
+
+class ProblemList(list[Problem]):
+    """Problems found so far, so that one error names them all.
+
+    Example:
+        >>> problems = ProblemList()
+        >>> with problems.collect("steps.0"):
+        ...     raise UserError(Problem("dtype", "missing"))
+        >>> [str(problem) for problem in problems]
+        ['steps.0.dtype: missing']
+    """
+
+    def add(self, field: str, message: str) -> None:
+        """Add one problem."""
+        self.append(Problem(field, message))
+
+    @contextmanager
+    def collect(self, path: str = "") -> Iterator[None]:
+        """Keep the problems of a UserError that is raised in the context, with `path` before their fields.
+
+        A problem that is listed already is left out.
+        """
+        try:
+            yield
+        except UserError as error:
+            found = (problem.inside(path) for problem in error.problems)
+            self.extend(problem for problem in found if problem not in self)
+
+    def raise_any(self, error: type[UserError] = UserError) -> None:
+        """Raise one error with all problems, if there are any."""
+        if self:
+            raise error(self)
 
 
 class RecipeError(UserError):
-    """Everything wrong with a recipe at once, each line beginning with its YAML path."""
+    """All that is wrong with a recipe; the fields are YAML paths."""
 
 
 class SourceError(UserError):
@@ -35,7 +103,7 @@ class ArtifactError(UserError):
 
 
 class TrainingError(UserError):
-    """A training run that went astray; what it kept so far can be continued with other settings."""
+    """A training run that failed; its last checkpoint can be continued with other settings."""
 
 
 class EvaluationError(UserError):

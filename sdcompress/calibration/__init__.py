@@ -1,1 +1,1 @@
-"""What the original pipeline is run on: settings, prompts, pictures."""
+"""What pipelines are run on, for calibration and evaluation: settings, prompts and pictures."""

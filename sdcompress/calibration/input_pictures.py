@@ -1,7 +1,7 @@
 """The pictures that a pipeline draws from besides its prompt: the user's files, or built-in ones made from a seed.
 
-Image-to-image, inpainting, ControlNet and SDXL's refiner need them. The same seed, size and kind give the same
-picture everywhere, so that two pipelines compared get the same.
+Image-to-image, inpainting, ControlNet and SDXL's refiner need them. The same seed, size and kind give the same picture
+everywhere, so that two pipelines are compared on the same.
 """
 
 from __future__ import annotations
@@ -21,41 +21,45 @@ if TYPE_CHECKING:
     from sdcompress.families.architecture import PictureInput
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-OPTION = {"image": "--image", "mask_image": "--mask", "control_image": "--image"}
 BUILT_IN = {
     "image": "built-in scene, made from each picture's seed",
     "mask_image": "built-in ellipse in the middle",
     "control_image": "edges of the built-in scene, made from each picture's seed",
 }
-# Pipelines whose steps are int(num_inference_steps * strength), none for small ones; others round up or do not scale.
+# Pipelines that take int(num_inference_steps * strength) steps, which may be none; others round up or do not scale.
 _ROUNDS_DOWN = ("StableDiffusionImg2Img", "StableDiffusionInpaint", "StableDiffusionXL")
 
 
 @dataclass(frozen=True)
 class PictureFiles:
-    """The user's files, in order; empty where built-in pictures are to be used."""
+    """The user's files, in order; empty where built-in pictures are used."""
 
     images: tuple[Path, ...] = ()
     masks: tuple[Path, ...] = ()
 
     def of_kind(self, kind: PictureInput) -> tuple[Path, ...]:
+        """Return the masks or the other pictures."""
         return self.masks if kind == "mask_image" else self.images
 
 
 def wanted_pictures(pipeline_class: str) -> Mapping[str, PictureInput]:
-    """Argument -> kind of the pictures that pipelines of this class draw from; {} for those that need none."""
+    """Return argument -> kind of the pictures that pipelines of this class draw from; {} where they need none."""
     family = known_families().get(pipeline_class)
     return {} if family is None else family.pictures.get(pipeline_class, {})
 
 
 def always_given(pipeline_class: str) -> dict[str, Any]:
-    """Arguments that pipelines of this class are always called with (`Family.call`)."""
+    """Return the arguments that pipelines of this class are always called with (`Family.call`)."""
     family = known_families().get(pipeline_class)
     return {} if family is None else dict(family.call)
 
 
 def find_files(image: Path | None, mask: Path | None, pipeline_class: str) -> PictureFiles:
-    """The files that --image and --mask (a file or a folder) name. UserError for those that cannot be used."""
+    """Return the files that --image and --mask name, each a file or a folder.
+
+    Raises:
+        UserError: the pipeline takes no such pictures, or a file cannot be read.
+    """
     kinds = set(wanted_pictures(pipeline_class).values())
     if image is None and mask is None:
         return PictureFiles()
@@ -79,16 +83,16 @@ def find_files(image: Path | None, mask: Path | None, pipeline_class: str) -> Pi
 
 
 def request_pictures(files: PictureFiles, pipeline_class: str, index: int, seed: int) -> dict[str, Any]:
-    """What a drawing's pictures are made of, as JSON: a seed, and argument -> path of the user's file."""
+    """Return what a drawing's pictures are made of, as JSON: a seed, and argument -> path of the user's file."""
     wanted = wanted_pictures(pipeline_class)
     chosen = {name: files.of_kind(kind) for name, kind in wanted.items()}
     return {"seed": seed, "files": {name: str(each[index % len(each)]) for name, each in chosen.items() if each}}
 
 
 def make_pictures(pipeline: Any, request: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Image]:
-    """Argument -> picture, in the size that the pipeline draws with these options.
+    """Return argument -> picture, in the size that the pipeline draws with these options.
 
-    The user's pictures are cropped to its proportions around their middle and scaled.
+    The user's pictures are cropped to its proportions around their middle, and scaled.
     """
     wanted = wanted_pictures(type(pipeline).__name__)
     if not wanted:
@@ -102,7 +106,7 @@ def make_pictures(pipeline: Any, request: Mapping[str, Any], options: Mapping[st
 
 
 def drawn_size(pipeline: Any, options: Mapping[str, Any]) -> tuple[int, int]:
-    """Height and width in pixels: those of the options, else the pipeline's own default."""
+    """Return height and width in pixels: those of the options, else the pipeline's own."""
     denoiser = pipeline.components.get("unet") or pipeline.components.get("transformer")
     sample = getattr(pipeline, "default_sample_size", None) or denoiser.config.sample_size
     edges = sample if isinstance(sample, list | tuple) else (sample, sample)
@@ -114,7 +118,7 @@ def drawn_size(pipeline: Any, options: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def describe_pictures(files: PictureFiles, pipeline_class: str) -> dict[str, Any]:
-    """Argument -> what it is given, for a report: a sentence, or each file's path and SHA-256; {} for no pictures."""
+    """Return argument -> what it is given, for a report: a sentence, or path and SHA-256 of each file."""
     return {
         name: [{"path": str(file), "sha256": sha256_of(file)} for file in files.of_kind(kind)] or BUILT_IN[kind]
         for name, kind in wanted_pictures(pipeline_class).items()
@@ -122,14 +126,14 @@ def describe_pictures(files: PictureFiles, pipeline_class: str) -> dict[str, Any
 
 
 def fewest_steps(pipeline_class: str, strength: float | None) -> int:
-    """The fewest num_inference_steps with which a pipeline of this class draws at all, at this strength."""
+    """Return the fewest num_inference_steps with which a pipeline of this class draws at all, at this strength."""
     if strength is None or not pipeline_class.startswith(_ROUNDS_DOWN):
         return 1
     return next(steps for steps in range(1, 10_002) if int(steps * strength) or steps > 10_000)
 
 
 def check_steps(pipeline_class: str, steps: int, strength: float | None) -> None:
-    """Raises UserError if so few steps at this strength are none."""
+    """Raise UserError if so few steps at this strength are none."""
     fewest = fewest_steps(pipeline_class, strength)
     if steps < fewest:
         raise UserError(
@@ -139,7 +143,11 @@ def check_steps(pipeline_class: str, steps: int, strength: float | None) -> None
 
 
 def built_in(kind: PictureInput, seed: int, size: tuple[int, int]) -> Image:
-    """The built-in picture of that kind, height x width pixels; the mask is white where it is to be drawn anew."""
+    """Return the built-in picture of that kind. A mask is white where the picture is drawn anew.
+
+    Args:
+        size: height and width in pixels.
+    """
     import numpy as np
     from PIL import Image
 
@@ -157,7 +165,7 @@ def built_in(kind: PictureInput, seed: int, size: tuple[int, int]) -> Image:
 
 
 def _scene(x: Any, y: Any, random: Any) -> Any:
-    """A smooth colourful background with five ellipses and boxes on it, [height, width, 3] from 0 to 1."""
+    """Return a smooth colourful background with five ellipses and boxes on it [height, width, 3], from 0 to 1."""
     import numpy as np
 
     corners = random.uniform(0.15, 0.85, (4, 3))
@@ -178,7 +186,7 @@ def _ellipse(x: Any, y: Any, centre_x: float, centre_y: float, radius_x: float, 
 
 
 def _list(path: Path | None, option: str) -> tuple[Path, ...]:
-    """The picture files at a path, by name, each of which opens."""
+    """Return the picture files at a path, sorted by name. UserError where one cannot be opened."""
     from PIL import Image, UnidentifiedImageError
 
     if path is None:

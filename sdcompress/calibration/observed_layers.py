@@ -1,27 +1,26 @@
-"""Which components' activations can be watched while pictures are drawn, and what of each layer is watched."""
+"""Which components can be calibrated, and which histograms of their layers are wanted."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
 
-from sdcompress.calibration.settings import Watch
-from sdcompress.families.registry import known_architectures
+from sdcompress.calibration.settings import WantedHistograms
+from sdcompress.families.registry import architecture_of
 from sdcompress.sources.spec import CONVOLUTIONS, ComponentSpec, layers_of
 
 
 def can_be_calibrated(spec: ComponentSpec) -> bool:
-    """Whether the component's layers can be watched while its pipeline draws."""
-    known = known_architectures().get(spec.class_name)
-    return known is not None and known.calibrated
+    """Return whether the component's layers can be observed while its pipeline draws."""
+    return architecture_of(spec.class_name).calibrated
 
 
-def watches(spec: ComponentSpec, layers: Iterable[str]) -> dict[str, Watch]:
-    """Layer -> what to watch: inputs always, outputs of convolutions, and the first token apart where text is read."""
+def histograms_wanted(spec: ComponentSpec, layers: Iterable[str]) -> dict[str, WantedHistograms]:
+    """Return layer -> wanted histograms: outputs of convolutions, and the first token apart where text is read."""
     kinds = {layer.name: layer.kind for layer in layers_of(spec)}
-    text = known_architectures()[spec.class_name].reads_text
+    text = architecture_of(spec.class_name).reads_text
     return {
-        layer: Watch(
+        layer: WantedHistograms(
             first_token=text is not None and re.search(text, layer) is not None, output=kinds[layer] in CONVOLUTIONS
         )
         for layer in layers

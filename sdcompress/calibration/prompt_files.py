@@ -1,4 +1,4 @@
-"""Prompts from a user's file: plain text, or the layouts in which known prompt sets are published."""
+"""Prompts from a user's file: plain text, or a layout in which known prompt sets are published."""
 
 from __future__ import annotations
 
@@ -17,10 +17,14 @@ _TABLES = {".csv": ",", ".tsv": "\t"}
 
 
 def read_prompts(file: Path) -> PromptSet:
-    """The prompts of a UTF-8 file, in its order; empty ones are left out.
+    """Return the prompts of a UTF-8 file, in its order and without empty ones.
 
-    By its ending: CSV or TSV with a header (PartiPrompts, DrawBench), JSON lines with a `prompt` (GenEval's metadata),
-    JSON (COCO's `annotations` with captions, or a list of texts or objects), else text with one prompt a line.
+    The ending tells the layout: CSV or TSV with a header (PartiPrompts, DrawBench), JSON lines with a `prompt`
+    (GenEval's metadata), JSON (COCO's `annotations` with captions, or a list of texts or objects), else one prompt on
+    each line.
+
+    Raises:
+        EvaluationError: the file cannot be read, or holds no prompt.
     """
     try:
         text = file.read_text(encoding="utf-8-sig")

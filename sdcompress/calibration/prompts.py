@@ -1,12 +1,11 @@
-"""What the pipelines are asked to draw: tiny-sd's own prompts, a small general set, or the user's file."""
+"""Sets of prompts: tiny-sd's own, and a small general set."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
 
-from sdcompress.errors import EvaluationError
-from sdcompress.files.artifact import MANIFEST_NAME
+from sdcompress.files.manifest import is_artifact, read_manifest
 from sdcompress.sources.source import ASSETS, Source
 
 TINY_SD = "tiny-sd"
@@ -43,7 +42,7 @@ GENERAL = (
 
 @dataclass(frozen=True)
 class PromptSet:
-    """Prompts under a name, with the sampler settings they are meant for (None: the pipeline's own default)."""
+    """Prompts under a name, with the sampler settings that they are meant for (None: the pipeline's own default)."""
 
     name: str
     prompts: tuple[str, ...]
@@ -52,26 +51,28 @@ class PromptSet:
     guidance_scale: float | None = None
 
     def take(self, count: int) -> tuple[str, ...]:
-        """`count` prompts spread evenly over the set, so that a few still cover every sort of prompt in it."""
+        """Return `count` prompts spread evenly over the set, so that a few still cover every kind of prompt in it."""
         return tuple(self.prompts[place * len(self.prompts) // count] for place in range(count))
 
 
 def is_tiny_sd(source: Source) -> bool:
-    """Whether the pipeline is tiny-sd, or was made from it by sdcompress (its manifest says so)."""
+    """Return whether the pipeline is tiny-sd, or an artifact that was made from it.
+
+    Raises:
+        ArtifactError: the artifact's manifest cannot be read.
+    """
     if source.kind == "built-in":
         return source.name == TINY_SD
-    manifest = source.path / MANIFEST_NAME if source.path else None
-    if manifest is None or not manifest.is_file():
-        return False
-    try:
-        made_from = json.loads(manifest.read_text(encoding="utf-8")).get("source", {})
-    except ValueError:
-        raise EvaluationError(f"{manifest}: is not valid JSON; compress the pipeline again") from None
-    return bool(made_from.get("name") == TINY_SD)
+    return source.path is not None and is_artifact(source.path) and read_manifest(source.path).source.name == TINY_SD
 
 
 def default_prompts(tiny_sd: bool) -> PromptSet:
-    """The built-in prompts that fit: combinations tiny-sd has seen, or the general set."""
+    """Return the built-in prompts that fit: combinations that tiny-sd has seen, or the general set.
+
+    Example:
+        >>> default_prompts(tiny_sd=False).take(2)
+        ('a red apple on a wooden table, soft window light', 'a desert highway under a stormy sky, wide angle')
+    """
     if not tiny_sd:
         return PromptSet("general", GENERAL, default_count=16)
     content = json.loads(TINY_SD_PROMPTS.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""What activation statistics are gathered from: prompts, seeds and sampler settings of the denoising trajectories."""
+"""What calibration runs draw: prompts, seeds and sampler settings; and what they observe of a layer."""
 
 from __future__ import annotations
 
@@ -8,44 +8,49 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from sdcompress.calibration.prompts import PromptSet, default_prompts, is_tiny_sd
-from sdcompress.errors import RecipeError
+from sdcompress.errors import Problem, RecipeError
 from sdcompress.sources.source import Source
 
 if TYPE_CHECKING:
     from sdcompress.quant.activations import Histogram
 
-# Pictures are drawn from seeds `seed + FIRST_SEED`, `seed + FIRST_SEED + 1`, ...: an evaluation counts from `seed`,
-# and none of its pictures should begin with noise that the ranges were fitted to. (torch's generator for CPUs heeds the
-# lowest 32 bits of a seed alone.)
+# Calibration draws from the seeds `seed + FIRST_SEED`, `seed + FIRST_SEED + 1`, ...: an evaluation counts from `seed`,
+# and none of its pictures should start from noise that calibration saw. (torch's generator for CPUs uses the low 32
+# bits of a seed.)
 FIRST_SEED = 2**31
 
 
 def count_own_prompts(value: Any) -> Any:
-    """A model's raw fields with `prompt_count` as prompts of one's own settle it: all are used.
+    """Return a model's raw fields with `prompt_count` set to the number of its own `prompts`, all of which are used.
 
-    ValueError where `prompt_count` says otherwise.
+    Raises:
+        ValueError: `prompt_count` has another value.
     """
     if isinstance(value, dict) and isinstance(value.get("prompts"), list | tuple):
         count = len(value["prompts"])
         if value.get("prompt_count", count) != count:
-            raise ValueError(f"prompt_count: leave it out, for all {count} prompts are used")
+            raise ValueError(f"prompt_count: leave it out, because all {count} prompts are used")
         return {**value, "prompt_count": count}
     return value
 
 
 class Calibration(BaseModel):
-    """How to gather activation statistics. None means: what the pipeline or its prompt set says."""
+    """The pictures that calibrated steps draw. None means: what the pipeline or its prompt set says."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    prompts: tuple[str, ...] | None = Field(None, min_length=1)
-    prompt_count: int = Field(8, ge=1)
-    seed: int = Field(0, ge=0)
-    num_inference_steps: int | None = Field(None, ge=1)
-    guidance_scale: float | None = Field(None, ge=0)
-    height: int | None = Field(None, ge=8, multiple_of=8)
-    width: int | None = Field(None, ge=8, multiple_of=8)
-    range: Literal["mse", "minmax", "percentile"] = "mse"
+    prompts: tuple[str, ...] | None = Field(
+        None, min_length=1, description="prompts to draw; built-in ones that no evaluation draws if left out"
+    )
+    prompt_count: int = Field(8, ge=1, description="number of built-in prompts")
+    seed: int = Field(0, ge=0, description="seed of the first picture; the others count from it")
+    num_inference_steps: int | None = Field(None, ge=1, description="denoising steps")
+    guidance_scale: float | None = Field(None, ge=0, description="scale of classifier-free guidance")
+    height: int | None = Field(None, ge=8, multiple_of=8, description="height of a picture in pixels")
+    width: int | None = Field(None, ge=8, multiple_of=8, description="width of a picture in pixels")
+    range: Literal["mse", "minmax", "percentile"] = Field(
+        "mse", description="how activation ranges are chosen from histograms"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -54,28 +59,35 @@ class Calibration(BaseModel):
 
 
 @dataclasses.dataclass(frozen=True)
-class Watch:
-    """What of a layer is observed: its input, whole or in parts, and its output if that is wanted too."""
+class WantedHistograms:
+    """Which histograms of a layer are wanted besides that of its input.
 
-    splits: tuple[int, ...] = ()  # input channels of parts that are observed apart; (): one part
-    first_token: bool = False  # the input's first row along its second axis apart from the others
+    Args:
+        first_token: one of the input's first row along its second axis, which the input's own then lacks.
+        output: one of its output.
+    """
+
+    first_token: bool = False
     output: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
-class Observed:
-    """What a watched layer did, as histograms."""
+class LayerHistograms:
+    """Histograms of a layer's input and output."""
 
-    inputs: tuple[Histogram, ...]
+    input: Histogram
     first_token: Histogram | None = None
     output: Histogram | None = None
 
 
 def choose_prompts(calibration: Calibration, source: Source) -> PromptSet:
-    """The prompts to draw, with the sampler settings to draw them with (None: the pipeline's own default).
+    """Return the prompts to draw, with their sampler settings (None: the pipeline's own default).
 
-    Built-in prompts that an evaluation draws by default come last, so that as far as there are others no pipeline is
-    calibrated on what it is evaluated on. Raises RecipeError when there are not enough prompts.
+    Built-in prompts that an evaluation draws by default come last, so that a pipeline is not calibrated on what it is
+    evaluated on, as far as there are others.
+
+    Raises:
+        RecipeError: there are not enough prompts.
     """
     known = default_prompts(is_tiny_sd(source))
     if calibration.prompts is not None:
@@ -94,9 +106,9 @@ def choose_prompts(calibration: Calibration, source: Source) -> PromptSet:
 
 def _apart_from_evaluation(known: PromptSet, count: int) -> tuple[str, ...]:
     if count > len(known.prompts):
+        what = f"{count} prompts asked for, but {known.name} has {len(known.prompts)}"
         raise RecipeError(
-            f"calibration.prompt_count: {count} prompts asked for, but {known.name} has {len(known.prompts)}; "
-            f"ask for fewer or list your own under calibration.prompts"
+            Problem("calibration.prompt_count", f"{what}; ask for fewer or list your own under calibration.prompts")
         )
     evaluated = known.take(min(known.default_count, len(known.prompts)))
     others = tuple(prompt for prompt in known.prompts if prompt not in evaluated)

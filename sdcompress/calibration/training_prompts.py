@@ -1,4 +1,4 @@
-"""Prompts to draw training trajectories from: many, composed of known parts, and none that an evaluation draws."""
+"""Prompts for training trajectories: many, composed of known parts, and none that an evaluation draws."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import json
 import re
 
 from sdcompress.calibration.prompts import GENERAL, TINY_SD_PROMPTS, PromptSet, default_prompts, is_tiny_sd
-from sdcompress.errors import UserError
+from sdcompress.errors import Problem, UserError
 from sdcompress.sources.source import Source
 
 _TINY_SD_PROMPT = re.compile(r"^(a .+), (\w+) background$")
 
-# Subjects and manners of the general set's kinds, each subject in each manner.
+# Each subject is drawn in each manner; both are of the kinds of the general set.
 _SUBJECTS = (
     "a lemon beside a blue jug", "a grey cat on a window sill", "two dogs running on a beach", "a harbour at dawn",
     "a bowl of ripe cherries", "an old woman laughing", "a red tractor in a wheat field", "a mountain lake in winter",
@@ -28,23 +28,22 @@ _MANNERS = (
 
 
 def training_prompts(source: Source, count: int) -> PromptSet:
-    """`count` prompts of the kind the pipeline draws, apart from the built-in ones that evaluations draw.
+    """Return `count` prompts of the kind that the pipeline draws, none of which an evaluation draws.
 
-    Raises UserError, beginning with `prompt_count`, when so many cannot be composed.
+    Raises:
+        UserError: so many cannot be composed; the field is `prompt_count`.
     """
     known = default_prompts(is_tiny_sd(source))
     everything = _composed_for_tiny_sd() if is_tiny_sd(source) else _composed()
     if count > len(everything):
-        raise UserError(
-            f"prompt_count: {count} prompts asked for, and {len(everything)} can be composed; ask for fewer or list "
-            f"your own under prompts"
-        )
+        what = f"{count} prompts asked for, and {len(everything)} can be composed"
+        raise UserError(Problem("prompt_count", f"{what}; ask for fewer or list your own under prompts"))
     composed = PromptSet(f"{known.name}, composed", everything, len(everything))
     return PromptSet(composed.name, composed.take(count), count, known.num_inference_steps, known.guidance_scale)
 
 
 def _composed_for_tiny_sd() -> tuple[str, ...]:
-    """Every subject and layout tiny-sd has seen on every background, without the prompts of its prompt lists."""
+    """Return every subject and layout that tiny-sd has seen, on every background, without its listed prompts."""
     content = json.loads(TINY_SD_PROMPTS.read_text(encoding="utf-8"))
     parts = [match.groups() for prompt in content["seen"] if (match := _TINY_SD_PROMPT.match(prompt))]
     heads, colours = sorted({head for head, _ in parts}), sorted({colour for _, colour in parts})

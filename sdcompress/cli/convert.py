@@ -89,19 +89,19 @@ def convert(
 def _gguf(source: Source, out: Path, **choice: Any) -> dict[str, Any]:
     """What was written; `choice` is what `write_gguf` takes by name."""
     from sdcompress.backends.gguf.convert import check_plan, denoiser_of, write_gguf
-    from sdcompress.cli.progress import byte_progress
+    from sdcompress.cli.progress import progress_bars
     from sdcompress.sources.opening import with_weights
 
     check_plan(source, out, **choice)  # before gigabytes are downloaded
     source = with_weights(source)
-    with byte_progress(denoiser_of(source).weights_bytes, Console(stderr=True)) as bars:
-        return write_gguf(source, out, **choice, advance=bars.advance)
+    with progress_bars(Console(stderr=True), denoiser_of(source).weights_bytes) as listener:
+        return write_gguf(source, out, **choice, listener=listener)
 
 
 def _openvino(source: Source, out: Path, force: bool) -> dict[str, Any]:
     from sdcompress.backends.openvino.convert import check_conversion, write_openvino
-    from sdcompress.cli.progress import byte_progress
+    from sdcompress.cli.progress import progress_bars
 
     check_conversion(source, out, force)  # before the bar is drawn
-    with byte_progress(source.weights_bytes, Console(stderr=True)) as bars:
-        return write_openvino(source, out, force=force, advance=bars.advance)
+    with progress_bars(Console(stderr=True), source.weights_bytes) as listener:
+        return write_openvino(source, out, force=force, listener=listener).to_json()

@@ -108,15 +108,15 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Show what a recipe would do to a model, before any work: sizes, skipped layers and why, memory, what opens it."""
-    from sdcompress.cli.progress import step_progress
+    from sdcompress.cli.progress import progress_bars
     from sdcompress.planning.plan import make_plan
     from sdcompress.planning.recipe import load_recipe
     from sdcompress.report.plan_view import describe_plan, render_plan
     from sdcompress.sources.opening import open_source
 
     loaded, source = load_recipe(recipe), open_source(model, **source_options)
-    with step_progress(_err()) as measuring:
-        planned = make_plan(loaded, source, measuring)
+    with progress_bars(_err()) as listener:
+        planned = make_plan(loaded, source, listener)
     description = describe_plan(planned)
     if as_json:
         typer.echo(json.dumps(description, indent=2))
@@ -145,13 +145,13 @@ def verify(
     load: Annotated[bool, typer.Option(help="Also open the pipeline.")] = True,
 ) -> None:
     """Check an artifact's files, hashes and shapes, and that it opens."""
-    from sdcompress.cli.progress import byte_progress
+    from sdcompress.cli.progress import progress_bars
     from sdcompress.execution.verify import verify as verify_artifact
-    from sdcompress.files.artifact import read_manifest
+    from sdcompress.files.manifest import read_manifest
 
-    total = sum(entry["size_bytes"] for entry in read_manifest(artifact)["files"].values())
-    with byte_progress(total, _err()) as bars:
-        problems = verify_artifact(artifact, load=load, advance=lambda size: bars.advance("hashing", size))
+    total = read_manifest(artifact).size_bytes
+    with progress_bars(_err(), total) as listener:
+        problems = verify_artifact(artifact, load=load, listener=listener)
     if problems:
         raise ArtifactError(problems)
     typer.echo(f"{artifact}: {total:,} bytes, hashes and shapes as the manifest says" + (", opens" if load else ""))
@@ -268,34 +268,32 @@ def doctor(as_json: AsJson = False) -> None:
 
 
 def _compress(model: str, recipe: str, out: Path, source_options: dict[str, Any], resume: bool, force: bool) -> None:
-    from sdcompress.cli.progress import byte_progress, step_progress
+    from sdcompress.cli.progress import progress_bars
     from sdcompress.execution.execute import execute
-    from sdcompress.execution.following import follow, is_follower
+    from sdcompress.execution.worker_rank import is_worker_rank, train_as_worker
     from sdcompress.files.artifact import check_output
     from sdcompress.planning.plan import make_plan
-    from sdcompress.planning.recipe import load_recipe, measures
+    from sdcompress.planning.recipe import load_recipe
     from sdcompress.report.graph_view import graph_lines
     from sdcompress.sources.opening import open_source, with_weights
 
-    if not is_follower():
+    if not is_worker_rank():
         check_output(out, resume=resume, force=force)
     console = _err()
     loaded = load_recipe(recipe)
     source = open_source(model, **source_options)
-    if source.path is None and measures(loaded):
+    if source.path is None and loaded.measures:
         source = with_weights(source)
-    with _interruptible("measuring begins anew"), step_progress(console) as measuring:
-        planned = make_plan(loaded, source, measuring)
+    with _interruptible("measuring begins anew"), progress_bars(console) as listener:
+        planned = make_plan(loaded, source, listener)
     if source.path is None:
         planned = make_plan(loaded, with_weights(source))
-    if is_follower():
-        follow(planned, out, resume=resume)
+    if is_worker_rank():
+        train_as_worker(planned, out, resume=resume)
         return
-    with _interruptible("--resume continues"), byte_progress(planned.prepared.weights_bytes, console) as bars:
-        manifest = execute(
-            planned, out, resume=resume, force=force, advance=bars.advance, calibrating=bars.calibrating,
-            training=bars.training,
-        )  # fmt: skip
+    total = planned.modified_source.weights_bytes
+    with _interruptible("--resume continues"), progress_bars(console, total) as listener:
+        manifest = execute(planned, out, resume=resume, force=force, listener=listener)
     for line in graph_lines(manifest):
         console.print(line, highlight=False, markup=False)
 
@@ -352,17 +350,17 @@ def _interruptible(advice: str) -> Iterator[None]:
 
 def _check_same(artifact: Path, model: str, recipe: str, source_options: dict[str, Any]) -> None:
     """Raises ArtifactError unless the artifact was made of this model with this recipe."""
-    from sdcompress.files.artifact import read_manifest
+    from sdcompress.files.manifest import read_manifest
     from sdcompress.planning.recipe import load_recipe
     from sdcompress.sources.opening import open_source
 
     manifest = read_manifest(artifact)
     # Gates do not change the artifact: with others it is the same, and only judged anew.
     made_of, wanted = (
-        {**given, "gates": []} for given in (manifest["recipe"], load_recipe(recipe).model_dump(mode="json"))
+        {**given, "gates": []} for given in (manifest.recipe, load_recipe(recipe).model_dump(mode="json"))
     )
-    source, made_from = open_source(model, **source_options), manifest["source"]
-    if (made_from["name"], made_from.get("options", {}), made_of) != (source.name, source.given_options, wanted):
+    source, made_from = open_source(model, **source_options), manifest.source
+    if (made_from.name, made_from.options, made_of) != (source.name, source.given_options, wanted):
         raise ArtifactError(f"{artifact}: was made of another model or recipe; choose another --out, or --force")
 
 

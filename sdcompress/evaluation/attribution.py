@@ -17,7 +17,8 @@ from sdcompress.errors import EvaluationError
 from sdcompress.evaluation.drawing import Session, check_device
 from sdcompress.evaluation.settings import choose_some
 from sdcompress.evaluation.step_ladder import Rung, list_ladder, make_rung, model_index_entry
-from sdcompress.files.artifact import MANIFEST_NAME, link_folder
+from sdcompress.files.artifact import link_folder
+from sdcompress.files.manifest import is_artifact, read_manifest
 from sdcompress.sources.source import Source
 
 RUNGS_FOLDER = "rungs"  # in the evaluation's folder: components made for the ladder, until their pictures are drawn
@@ -182,8 +183,6 @@ def _with_ladders(swaps: Sequence[Swap], original: Source, compressed: Source) -
 
 def _recipe_steps(source: Source) -> dict[str, list[Any]]:
     """Component -> its recipe's steps, as the artifact's manifest has them; {} for a pipeline that is no artifact."""
-    if source.path is None or not (source.path / MANIFEST_NAME).is_file():
+    if source.path is None or not is_artifact(source.path):
         return {}
-    from sdcompress.files.artifact import read_manifest
-
-    return {name: entry["steps"] for name, entry in read_manifest(source.path)["components"].items()}
+    return {name: entry.steps for name, entry in read_manifest(source.path).components.items()}

@@ -18,7 +18,7 @@ from sdcompress.evaluation.metrics.scorer import find_scorer
 from sdcompress.evaluation.noise_floor import draw_noise_floor, floor_variant
 from sdcompress.evaluation.sample_log import SampleLog
 from sdcompress.evaluation.settings import EvaluationSettings, list_drawings
-from sdcompress.files.artifact import MANIFEST_NAME, made_with, read_manifest
+from sdcompress.files.manifest import MANIFEST_NAME, is_artifact, made_with, read_manifest
 from sdcompress.planning.gates import check_gates, parse_gate
 from sdcompress.report import write_report
 from sdcompress.report.build import build_report
@@ -161,21 +161,20 @@ def describe_model(source: Source) -> dict[str, Any]:
 
 def _layers_of(source: Source) -> list[dict[str, Any]]:
     """What became of each layer, as the artifact's manifest says; [] for a pipeline that is no artifact."""
-    if source.path is None or not (source.path / MANIFEST_NAME).is_file():
+    if source.path is None or not is_artifact(source.path):
         return []
-    components = read_manifest(source.path)["components"]
     return [
-        {"component": component, "layer": layer, **facts}
-        for component, entry in components.items()
-        for layer, facts in entry["layers"].items()
+        {"component": component, "layer": layer, **facts.to_json()}
+        for component, entry in read_manifest(source.path).components.items()
+        for layer, facts in entry.layers.items()
     ]
 
 
 def _gates_of(source: Source) -> list[str]:
     """The gates of the recipe that an artifact was made with; [] for a pipeline that is no artifact."""
-    if source.path is None or not (source.path / MANIFEST_NAME).is_file():
+    if source.path is None or not is_artifact(source.path):
         return []
-    return list(read_manifest(source.path)["recipe"].get("gates", ()))
+    return list(read_manifest(source.path).recipe.get("gates", ()))
 
 
 def _opening(source: Source, settings: EvaluationSettings) -> dict[str, Any]:

@@ -7,7 +7,7 @@ Nothing is ever trained again: a rung that stands on training is measured as par
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,18 +16,23 @@ import yaml
 
 from sdcompress.backends.component import Component, TrainingContext
 from sdcompress.errors import EvaluationError, UserError
-from sdcompress.execution.execute import begin_component, gather_input_statistics, write_safetensors
-from sdcompress.execution.pruned_source import later_steps, pruned_source, pruning_steps
-from sdcompress.files.artifact import MANIFEST_NAME, read_manifest
-from sdcompress.planning.plan import Plan, PlannedStep, calibrated_of, make_plan
+from sdcompress.execution.pruning import (
+    apply_pruning_steps,
+    gather_input_statistics,
+    later_steps,
+    pruned_source,
+    pruning_steps,
+)
+from sdcompress.execution.write_component import write_safetensors
+from sdcompress.files.manifest import MANIFEST_NAME, Manifest, is_artifact, read_manifest
+from sdcompress.planning.plan import Plan, PlannedStep, make_plan
 from sdcompress.planning.recipe import parse_recipe
-from sdcompress.planning.steps import Record, Stage
+from sdcompress.planning.steps import Stage
+from sdcompress.progress import Listener
 from sdcompress.sources.source import Source
 
 TRAINING = "would have to be trained again, which an evaluation does not do; the next measured rung holds it too"
 ACTIVATIONS = "weights alone: the exported graph rounds the activations"
-
-Calibrating = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -58,17 +63,19 @@ def list_ladder(original: Source, compressed: Source, components: Mapping[str, s
     """
     if original.format == "onnx":
         raise EvaluationError("the original is an ONNX folder, and steps are carried out on torch weights")
-    if compressed.path is None or not (compressed.path / MANIFEST_NAME).is_file():
+    if compressed.path is None or not is_artifact(compressed.path):
         raise EvaluationError("the compressed pipeline is no artifact of sdcompress, so its steps are not known")
     manifest = read_manifest(compressed.path)
     _check_origin(manifest, original)
-    made = {name: entry["steps"] for name, entry in manifest["components"].items() if entry["steps"]}
+    made = {name: entry.steps for name, entry in manifest.components.items() if entry.steps}
     if not made:
         return {}
     try:
-        whole = _plan(manifest, made, manifest["recipe"]["target"], original)
+        whole = _plan(manifest, made, manifest.recipe["target"], original)
     except UserError as error:
-        raise EvaluationError(f"the recipe cannot be planned on this original: {'; '.join(error.problems)}") from None
+        raise EvaluationError(
+            f"the recipe cannot be planned on this original: {'; '.join(map(str, error.problems))}"
+        ) from None
     return {
         name: _rungs(name, label, whole, manifest, compressed)
         for name, label in components.items()
@@ -76,7 +83,7 @@ def list_ladder(original: Source, compressed: Source, components: Mapping[str, s
     }
 
 
-def make_rung(rung: Rung, folder: Path, calibrating: Calibrating) -> None:
+def make_rung(rung: Rung, folder: Path, listener: Listener) -> None:
     """Writes the rung's component into `folder`, which is whole or not there; one that is there stays as it is."""
     if folder.is_dir():
         return
@@ -85,8 +92,8 @@ def make_rung(rung: Rung, folder: Path, calibrating: Calibrating) -> None:
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        write_safetensors(_worked(rung.plan, rung.whole, rung.component, partial, calibrating), partial)
-        _copy_other_files(rung.plan.prepared, rung.component, partial)
+        write_safetensors(_worked(rung.plan, rung.whole, rung.component, partial, listener), partial)
+        _copy_other_files(rung.plan.modified_source, rung.component, partial)
         partial.rename(folder)
     except OSError as error:
         raise EvaluationError(
@@ -102,9 +109,9 @@ def model_index_entry(rung: Rung) -> list[str]:
     return [spec.library, spec.class_name]
 
 
-def _rungs(name: str, label: str, whole: Plan, manifest: Mapping[str, Any], compressed: Source) -> tuple[Rung, ...]:
+def _rungs(name: str, label: str, whole: Plan, manifest: Manifest, compressed: Source) -> tuple[Rung, ...]:
     steps = [(place, step) for place, step in enumerate(whole.steps_of(name), 1) if _changes(step)]
-    listed = manifest["components"][name]["steps"]
+    listed = manifest.components[name].steps
     before = whole.source.components[name].weights_bytes
     rungs: list[Rung] = []
     for place, step in steps:
@@ -117,7 +124,7 @@ def _rungs(name: str, label: str, whole: Plan, manifest: Mapping[str, Any], comp
     return tuple(rungs)
 
 
-def _planned(rung: Rung, steps: Sequence[Mapping[str, Any]], whole: Plan, manifest: Mapping[str, Any]) -> Rung:
+def _planned(rung: Rung, steps: Sequence[Mapping[str, Any]], whole: Plan, manifest: Manifest) -> Rung:
     """The rung with the plan that makes it, or the reason why it is not made."""
     note = None
     if whole.recipe.target != "torch":
@@ -127,7 +134,7 @@ def _planned(rung: Rung, steps: Sequence[Mapping[str, Any]], whole: Plan, manife
     try:
         plan = _plan(manifest, {rung.component: steps}, "torch", whole.source)
     except UserError as error:
-        return replace(rung, note=note, not_measured=f"cannot be made for torch: {'; '.join(error.problems)}")
+        return replace(rung, note=note, not_measured=f"cannot be made for torch: {'; '.join(map(str, error.problems))}")
     calibrated = any(step.planned.calibrated for step in later_steps(plan.steps))
     # What later steps are calibrated on is the pipeline as all its pruning and training left it.
     if any(step.planned.trains for step in (whole.steps if calibrated else plan.steps)):
@@ -135,8 +142,8 @@ def _planned(rung: Rung, steps: Sequence[Mapping[str, Any]], whole: Plan, manife
     return replace(rung, note=note, plan=plan, whole=whole)
 
 
-def _plan(manifest: Mapping[str, Any], components: Mapping[str, Any], target: str, original: Source) -> Plan:
-    recipe = {**manifest["recipe"], "components": dict(components), "target": target, "gates": []}
+def _plan(manifest: Manifest, components: Mapping[str, Any], target: str, original: Source) -> Plan:
+    recipe = {**manifest.recipe, "components": dict(components), "target": target, "gates": []}
     return make_plan(parse_recipe(yaml.safe_dump(recipe), MANIFEST_NAME), original)
 
 
@@ -154,40 +161,39 @@ def _without_activations(step: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _check_origin(manifest: Mapping[str, Any], original: Source) -> None:
+def _check_origin(manifest: Manifest, original: Source) -> None:
     """EvaluationError where the artifact was made of another model than `original`, as far as sizes tell."""
-    for name, entry in manifest["components"].items():
+    for name, entry in manifest.components.items():
         spec = original.components.get(name)
         found = None if spec is None else (spec.parameters, spec.weights_bytes)
-        if found != (entry["parameters"]["original"], entry["weights_bytes"]["original"]):
+        if found != (entry.parameters.original, entry.weights_bytes.original):
             raise EvaluationError(
-                f"the artifact was made of {manifest['source']['name']}, whose {name} is not this original's"
+                f"the artifact was made of {manifest.source.name}, whose {name} is not this original's"
             )
 
 
-def _worked(plan: Plan, whole: Plan, name: str, folder: Path, calibrating: Calibrating) -> Component:
+def _worked(plan: Plan, whole: Plan, name: str, folder: Path, listener: Listener) -> Component:
     """The component with all of the plan's steps behind it, its tensors computed when they are read.
 
     Statistics are those that the whole recipe gathers, which the cache has from when the artifact was made.
     """
 
-    def begun(of: Plan, each: str, statistics: Mapping[str, Any]) -> Component:
-        context = TrainingContext(of.prepared, folder, calibrating, lambda *_: None)
-        return begin_component(of, each, statistics.get(each, {}), context, lambda _: None).part
+    originals = gather_input_statistics(whole, whole.modified_source, pruning_steps(whole.steps), listener)
 
-    originals: Mapping[str, Any] = {}
-    if calibrated_of(pruning_steps(whole.steps)):
-        originals = gather_input_statistics(whole, whole.prepared, pruning_steps(whole.steps), calibrating)
-    part = begun(plan, name, originals)
+    def pruned(of: Plan, each: str) -> Component:
+        source = of.modified_source
+        context = TrainingContext(source, folder, listener)
+        return apply_pruning_steps(of, each, source.reader(each), originals.get(each, {}), context)
+
+    component = pruned(plan, name)
     later = later_steps(plan.steps)
     if any(step.planned.calibrated for step in later):
-        parts = {each: begun(whole, each, originals) for each in whole.source.components}
-        source = pruned_source(whole, parts)
-        statistics = gather_input_statistics(whole, source, later_steps(whole.steps), calibrating)
-        part = replace(part, statistics=statistics.get(name, {}))
+        source = pruned_source(whole, {each: pruned(whole, each) for each in whole.source.components})
+        statistics = gather_input_statistics(whole, source, later_steps(whole.steps), listener)
+        component = replace(component, statistics=statistics.get(name, {}))
     for step in later:
-        part = step.step.apply(part, step.planned, Record())
-    return part
+        component = step.step.apply(component, step.planned)
+    return component
 
 
 def _copy_other_files(source: Source, name: str, folder: Path) -> None:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import yaml
 
-from sdcompress.planning.loaders import opening_code
+from sdcompress.files.manifest import Manifest
+from sdcompress.planning.loaders import loading_code
 from sdcompress.planning.plan import Plan
 from sdcompress.planning.recipe import dump_recipe
 
 
-def model_card(plan: Plan, manifest: Mapping[str, Any]) -> str:
-    """Markdown that says what the artifact is, how to open it, and what became of each component."""
+def model_card(plan: Plan, manifest: Manifest) -> str:
+    """Return Markdown that says what the artifact is, how to open it, and what became of each component."""
     source = plan.source
     metadata = {"library_name": "diffusers", "tags": ["sdcompress", "text-to-image"]}
     if source.hub_id:
@@ -24,20 +22,20 @@ def model_card(plan: Plan, manifest: Mapping[str, Any]) -> str:
         "---",
         f"# {source.name}, compressed",
         "",
-        f"{plan.recipe.description.strip()} Made by sdcompress {manifest['sdcompress']} from `{source.name}`.",
+        f"{plan.recipe.description.strip()} Made by sdcompress {manifest.sdcompress} from `{source.name}`.",
         "",
         "```python",
-        opening_code(plan),
+        loading_code(plan),
         "```",
         "",
         "| component | parameters | bytes before | bytes after | bits per weight |",
         "|---|---:|---:|---:|---:|",
     ]
-    for name, entry in manifest["components"].items():
-        count, size = entry["parameters"], entry["weights_bytes"]
+    for name, entry in manifest.components.items():
+        size = entry.weights_bytes
         lines.append(
-            f"| {name} | {count['compressed']:,} | {size['original']:,} | {size['compressed']:,} "
-            f"| {entry['bits_per_weight']:.2f} |"
+            f"| {name} | {entry.parameters.compressed:,} | {size.original:,} | {size.compressed:,} "
+            f"| {entry.bits_per_weight:.2f} |"
         )
     lines += ["", "Bits per weight are over all weights of the component, scales and all. The recipe:", ""]
     lines += ["```yaml", dump_recipe(plan.recipe).rstrip(), "```", ""]

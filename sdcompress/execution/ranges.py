@@ -1,55 +1,55 @@
-"""Calibrated activation ranges of a plan's layers: gathered from denoising trajectories, kept as JSON for resuming."""
+"""Calibrated activation ranges of a plan's layers, and their JSON form for manifests and resumed runs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from sdcompress.calibration.observed_layers import watches
-from sdcompress.planning.plan import Plan, observed_of
+from sdcompress.calibration.observed_layers import histograms_wanted
+from sdcompress.planning.plan import Plan, layers_with_ranges
+from sdcompress.progress import Listener, silent
 from sdcompress.sources.source import Source
 
 if TYPE_CHECKING:
-    from sdcompress.calibration.settings import Observed
-    from sdcompress.quant.activations import ActivationRange, Histogram, LayerRanges
+    from sdcompress.calibration.settings import LayerHistograms
+    from sdcompress.quant.activations import LayerRanges
 
 Ranges = dict[str, dict[str, "LayerRanges"]]  # component -> layer
 
 
-def calibrate(plan: Plan, advance: Callable[[str, int, int], None], source: Source | None = None) -> Ranges:
-    """The ranges of every layer whose activations the plan rounds; {} when there is none.
+def calibrate_ranges(plan: Plan, source: Source, listener: Listener = silent) -> Ranges:
+    """Return the ranges of every layer whose activations the plan rounds; {} where there are none.
 
-    source: what pictures are drawn with, the plan's own if None; with its pruning done, where there is any.
-    `advance` hears the component, the runs done and how many there are. Raises SourceError for weights that give NaN
-    or infinite activations.
+    Args:
+        source: the pipeline that draws the pictures, pruned where the plan prunes.
+
+    Raises:
+        SourceError: activations are NaN or infinite.
     """
-    observed = observed_of(plan.steps)
-    if not observed:
+    layers = layers_with_ranges(plan.steps)
+    if not layers:
         return {}
     from sdcompress.backends.torch.observers import observe_activations
 
-    source = source or plan.source
-    wanted = {name: watches(source.components[name], layers) for name, layers in observed.items()}
-    seen = observe_activations(source, wanted, plan.recipe.calibration, advance)
+    wanted = {name: histograms_wanted(source.components[name], each) for name, each in layers.items()}
+    found = observe_activations(source, wanted, plan.recipe.calibration, listener)
     return {
         component: {layer: _ranges_of(histograms, plan) for layer, histograms in layers.items()}
-        for component, layers in seen.items()
+        for component, layers in found.items()
     }
 
 
 def dump_ranges(ranges: Ranges) -> dict[str, Any]:
-    """The ranges as JSON."""
+    """Return the ranges as JSON."""
     return {component: {layer: asdict(each) for layer, each in layers.items()} for component, layers in ranges.items()}
 
 
 def parse_ranges(value: dict[str, Any]) -> Ranges:
-    """The ranges that `dump_ranges` wrote."""
+    """Return the ranges that `dump_ranges` gave."""
     from sdcompress.quant.activations import ActivationRange, LayerRanges
 
     def layer_ranges(entry: dict[str, Any]) -> LayerRanges:
-        found = {name: ActivationRange(**bounds) for name, bounds in entry.items() if bounds is not None}
-        return LayerRanges(**found)
+        return LayerRanges(**{name: ActivationRange(**bounds) for name, bounds in entry.items() if bounds is not None})
 
     return {
         component: {layer: layer_ranges(entry) for layer, entry in layers.items()}
@@ -57,12 +57,13 @@ def parse_ranges(value: dict[str, Any]) -> Ranges:
     }
 
 
-def _ranges_of(observed: Observed, plan: Plan) -> LayerRanges:
+def _ranges_of(histograms: LayerHistograms, plan: Plan) -> LayerRanges:
     from sdcompress.quant.activations import LayerRanges, choose_range
 
-    def chosen(histogram: Histogram | None) -> ActivationRange | None:
-        return None if histogram is None else choose_range(histogram, method=plan.recipe.calibration.range)
-
-    whole = chosen(observed.inputs[0])
-    assert whole is not None
-    return LayerRanges(whole, chosen(observed.output), chosen(observed.first_token))
+    method = plan.recipe.calibration.range
+    output, first_token = histograms.output, histograms.first_token
+    return LayerRanges(
+        choose_range(histograms.input, method=method),
+        None if output is None else choose_range(output, method=method),
+        None if first_token is None else choose_range(first_token, method=method),
+    )

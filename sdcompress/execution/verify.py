@@ -1,35 +1,43 @@
-"""Checking that an artifact is what its manifest says and that it still opens."""
+"""Checking that an artifact is what its manifest says, and that it still opens."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 from sdcompress.errors import SdcompressError
-from sdcompress.files.artifact import file_problems, read_manifest
+from sdcompress.files.artifact import file_problems
+from sdcompress.files.manifest import read_manifest
+from sdcompress.progress import Listener, silent
 from sdcompress.sources.opening import open_folder
 
 
-def verify(folder: Path, *, load: bool = True, advance: Callable[[int], None] | None = None) -> list[str]:
-    """What is wrong with the artifact: files and hashes, shapes against the manifest, opening; empty if nothing is.
+def verify(folder: Path, *, load: bool = True, listener: Listener = silent) -> list[str]:
+    """Return what is wrong with an artifact: its files and hashes, its shapes, and opening it.
 
-    Raises ArtifactError when the folder holds no manifest.
+    Args:
+        load: also open the pipeline.
+        listener: told of the bytes that are hashed.
+
+    Raises:
+        ArtifactError: the folder has no manifest.
     """
     manifest = read_manifest(folder)
-    problems = file_problems(folder, manifest, advance)
+    problems = file_problems(folder, manifest, listener)
     try:
         source = open_folder(folder)
     except SdcompressError as error:
         return [*problems, str(error)]
-    for name, entry in manifest["components"].items():
+    for name, entry in manifest.components.items():
         spec = source.components.get(name)
         if spec is None:
             problems.append(f"{folder / name}: missing")
             continue
-        for field in ("parameters", "weights_bytes"):
-            actual, said = getattr(spec, field), entry[field]["compressed"]
-            if actual != said:
-                problems.append(f"{folder / name}: {field} is {actual:,}, the manifest says {said:,}")
+        for what, actual, listed in (
+            ("parameters", spec.parameters, entry.parameters.compressed),
+            ("weights_bytes", spec.weights_bytes, entry.weights_bytes.compressed),
+        ):
+            if actual != listed:
+                problems.append(f"{folder / name}: {what} is {actual:,}, the manifest says {listed:,}")
     if load and not problems:
         from sdcompress.backends.open_pipeline import open_pipeline
 

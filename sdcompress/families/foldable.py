@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sdcompress.families.architecture import FoldRule
-from sdcompress.families.registry import known_architectures
+from sdcompress.families.registry import architecture_of
 from sdcompress.families.unet import SELF_ATTENTION
 from sdcompress.sources.spec import ComponentSpec
 
@@ -43,8 +43,7 @@ def folds(spec: ComponentSpec) -> tuple[Fold, ...]:
 
 
 def _rules(spec: ComponentSpec) -> tuple[FoldRule, ...]:
-    known = known_architectures().get(spec.class_name)
-    rules = known.folds if known else ()
+    rules = architecture_of(spec.class_name).folds
     if any(_truthy(spec.config.get(key)) for key in ("only_cross_attention", "mid_block_only_cross_attention")):
         return tuple(rule for rule in rules if rule.consumers != SELF_ATTENTION)  # some attn1 read the text
     return rules

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sdcompress.errors import UserError
-from sdcompress.families.registry import known_architectures
+from sdcompress.families.registry import architecture_of, known_architectures
 from sdcompress.sources.spec import ComponentSpec
 
 # Inputs that pipelines give inside of `added_cond_kwargs`: SDXL's, and PixArt's.
@@ -45,15 +45,14 @@ class OnnxPart:
 
 def onnx_parts(spec: ComponentSpec) -> tuple[OnnxPart, ...]:
     """The parts of a component. UserError for a class whose export is not known."""
-    known = known_architectures()
-    architecture = known.get(spec.class_name)
-    if architecture is None or architecture.onnx_parts is None:
-        exportable = sorted(name for name, one in known.items() if one.onnx_parts)
+    parts_of = architecture_of(spec.class_name).onnx_parts
+    if parts_of is None:
+        exportable = sorted(name for name, one in known_architectures().items() if one.onnx_parts)
         raise UserError(
             f"{spec.name}: a {spec.class_name} cannot be exported to ONNX yet; use target: torch "
             f"(exportable: {', '.join(exportable)})"
         )
-    return architecture.onnx_parts(spec, spec.pipeline_class)
+    return parts_of(spec, spec.pipeline_class)
 
 
 def vae_scale(components: Mapping[str, ComponentSpec]) -> int:

@@ -21,6 +21,16 @@ def known_architectures() -> dict[str, Architecture]:
     return found
 
 
+def architecture_of(class_name: str) -> Architecture:
+    """Return what is known about components of that class: of an unknown one, an Architecture that knows nothing.
+
+    Example:
+        >>> architecture_of("UNet2DConditionModel").role, architecture_of("MyOwnModel").role
+        ('denoiser', 'unknown')
+    """
+    return known_architectures().get(class_name) or Architecture(class_name, "unknown")
+
+
 @cache
 def known_families() -> dict[str, Family]:
     """Return class of pipeline -> its family, from every module of `sdcompress/families/`."""

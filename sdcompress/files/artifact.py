@@ -1,4 +1,4 @@
-"""The artifact folder: its manifest, its publication in one rename, and the check that it still holds what it said."""
+"""The artifact folder: writing it, publishing it in one rename, and checking that its files are those it lists."""
 
 from __future__ import annotations
 
@@ -6,24 +6,28 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from sdcompress.errors import ArtifactError
+from sdcompress.files.manifest import MANIFEST_NAME, FileEntry, Manifest, read_manifest_json
+from sdcompress.progress import Listener, ProgressEvent, silent
 
-MANIFEST_NAME = "sdcompress.json"
-MANIFEST_SCHEMA = 1
 _BLOCK = 2**22
 
 
 def partial_folder(out: Path) -> Path:
-    """Where an artifact is written until it is whole."""
+    """Return the folder that an artifact is written to until it is whole."""
     return out.with_name(out.name + ".partial")
 
 
 def check_output(out: Path, *, resume: bool, force: bool) -> None:
-    """Raises ArtifactError when `out` or its `.partial` is in the way and neither --force nor --resume settles it."""
+    """Check that an artifact can be written to `out`.
+
+    Raises:
+        ArtifactError: `out` or its `.partial` folder exists, and neither `force` nor `resume` says what to do with it.
+    """
     if any(folder.exists() and not folder.is_dir() for folder in out.parents):
         raise ArtifactError(f"{out}: lies under a file, not a folder; choose another --out")
     if out.exists() and not force:
@@ -37,7 +41,7 @@ def check_output(out: Path, *, resume: bool, force: bool) -> None:
 
 
 def publish(partial: Path, out: Path) -> None:
-    """Renames the finished folder to `out`; what stood there before goes only when the new one is in place."""
+    """Rename the finished folder to `out`. What was there before is deleted once the new folder is in place."""
     old = out.with_name(out.name + ".replaced")
     shutil.rmtree(old, ignore_errors=True)
     if out.exists():
@@ -47,12 +51,16 @@ def publish(partial: Path, out: Path) -> None:
 
 
 def replace_files(folder: Path, contents: Mapping[str, bytes]) -> None:
-    """Publishes the artifact anew with these files written or replaced, and its manifest to match.
+    """Write or replace files of an artifact, and list them in its manifest.
 
-    All else is linked, not copied, where the disk can; the folder is whole, old or new, whenever the process dies.
+    The folder is replaced as a whole, so that it is never half old and half new. Other files are linked, or copied
+    where the disk has no links.
+
+    Args:
+        contents: path in the folder -> new content.
     """
     folder = folder.resolve()
-    manifest = read_manifest(folder)
+    manifest = read_manifest_json(folder)
     changed = folder.with_name(folder.name + ".changed")
     try:
         shutil.rmtree(changed, ignore_errors=True)
@@ -87,60 +95,53 @@ def _link_file(source: str, target: str) -> None:
 
 
 def write_json(file: Path, value: Mapping[str, Any]) -> None:
-    """Writes the file whole or not at all."""
+    """Write the value as JSON, the whole file or nothing of it."""
     temporary = file.with_name(file.name + ".new")
     temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     os.replace(temporary, file)
 
 
-def sha256_of(file: Path, advance: Callable[[int], None] | None = None) -> str:
-    """The file's SHA-256 as hexadecimal; `advance` is told the bytes read."""
+def sha256_of(file: Path) -> str:
+    """Return the file's SHA-256 as hexadecimal digits."""
     digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while block := stream.read(_BLOCK):
-            digest.update(block)
-            if advance:
-                advance(len(block))
+    for block in _blocks(file):
+        digest.update(block)
     return digest.hexdigest()
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """The artifact's manifest. ArtifactError when the folder has none or it is of a later schema."""
-    file = folder / MANIFEST_NAME
-    try:
-        manifest = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ArtifactError(f"{folder}: is no artifact of sdcompress (it has no {MANIFEST_NAME})") from None
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"{file}: cannot be read ({error}); compress the model again") from None
-    if not isinstance(manifest, dict) or manifest.get("schema_version", 0) > MANIFEST_SCHEMA:
-        raise ArtifactError(f"{file}: is of a later sdcompress; install a newer version")
-    return manifest
-
-
-def made_with(folder: Path | None) -> dict[str, Any]:
-    """What an artifact's manifest adds to a report: its recipe, and its losses while recovering where it has them."""
-    if folder is None or not (folder / MANIFEST_NAME).is_file():
-        return {}
-    manifest = read_manifest(folder)
-    recovery = {
-        component: entry["recovery"] for component, entry in manifest["components"].items() if entry.get("recovery")
+def list_files(folder: Path) -> dict[str, FileEntry]:
+    """Return path -> size and hash of every file in the folder, sorted by path."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    return {
+        str(file.relative_to(folder)): FileEntry(size_bytes=file.stat().st_size, sha256=sha256_of(file))
+        for file in files
     }
-    return {"recipe": manifest["recipe"], **({"recovery": recovery} if recovery else {})}
 
 
-def file_problems(folder: Path, manifest: Mapping[str, Any], advance: Callable[[int], None] | None = None) -> list[str]:
-    """Every file that is missing, foreign, or not what the manifest's size and hash say."""
+def file_problems(folder: Path, manifest: Manifest, listener: Listener = silent) -> list[str]:
+    """Return a line for each file that is missing, not listed, or of another size or hash than the manifest says."""
     problems = []
-    listed = manifest["files"]
-    for name, entry in listed.items():
+    done = 0
+    for name, entry in manifest.files.items():
         file = folder / name
         if not file.is_file():
             problems.append(f"{file}: missing")
-        elif file.stat().st_size != entry["size_bytes"]:
-            problems.append(f"{file}: has {file.stat().st_size:,} bytes, the manifest says {entry['size_bytes']:,}")
-        elif sha256_of(file, advance) != entry["sha256"]:
-            problems.append(f"{file}: its SHA-256 is not the manifest's")
+        elif file.stat().st_size != entry.size_bytes:
+            problems.append(f"{file}: has {file.stat().st_size:,} bytes, the manifest says {entry.size_bytes:,}")
+        else:
+            digest = hashlib.sha256()
+            for block in _blocks(file):
+                digest.update(block)
+                done += len(block)
+                listener(ProgressEvent("hashing", folder.name, done, manifest.size_bytes, "bytes"))
+            if digest.hexdigest() != entry.sha256:
+                problems.append(f"{file}: its SHA-256 is not the manifest's")
     present = {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()}
-    problems += [f"{folder / name}: is not in the manifest" for name in sorted(present - set(listed) - {MANIFEST_NAME})]
-    return problems
+    unlisted = sorted(present - set(manifest.files) - {MANIFEST_NAME})
+    return problems + [f"{folder / name}: is not in the manifest" for name in unlisted]
+
+
+def _blocks(file: Path) -> Iterator[bytes]:
+    with file.open("rb") as stream:
+        while block := stream.read(_BLOCK):
+            yield block

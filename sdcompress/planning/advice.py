@@ -1,4 +1,4 @@
-"""Which shipped recipe suits a machine: rules over what `doctor` found out."""
+"""Which shipped recipes suit a machine: rules on what `doctor` found out."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ INT8_SETS = ("AVX-VNNI", "AVX512-VNNI", "AMX-INT8", "dotprod", "i8mm")
 BFLOAT16_SETS = ("AVX512-BF16", "AMX-BF16", "bf16")
 LITTLE_MEMORY_BYTES = 8e9
 
-SLOW_INT8 = ("avx2-cpu", "plain-cpu", "unknown-cpu")  # plain: not even AVX2; unknown: no system told
+SLOW_INT8 = ("avx2-cpu", "plain-cpu", "unknown-cpu")  # plain: without AVX2; unknown: the system does not tell
 
 
 class Rule(NamedTuple):
@@ -20,7 +20,7 @@ class Rule(NamedTuple):
     reason: str
 
 
-# The advice is the rules that hold, in this order; a recipe is named once, for its first reason.
+# The advice is the rules that apply, in this order; a recipe is named once, with its first reason.
 RULES = (
     Rule(("cuda",), "nf4", "least GPU memory of what stock diffusers opens; bitsandbytes runs it on the GPU"),
     Rule(("cuda",), "int8", "half of float16's bytes with hardly any loss, convolutions included"),
@@ -43,7 +43,7 @@ RULES = (
     Rule(("int8-cpu", *SLOW_INT8), "int8", "opens with diffusers: half of float16's bytes; smaller, not faster"),
     Rule(("int8-cpu", *SLOW_INT8), "mixed", "opens with diffusers: smaller than int8 with more loss, slower"),
 )
-# (trait, recipe) -> what to beware of.
+# (trait, recipe) -> a warning.
 WARNINGS = {
     ("avx2-cpu", "onnx-int8"): "without VNNI 8-bit products go through vpmaddubsw, whose 16-bit sums saturate with "
     "format: int8; the recipe's int8-unsaturated cannot",
@@ -51,7 +51,7 @@ WARNINGS = {
     ("xpu", "fp16"): "Intel GPUs are not chosen by themselves: give --device xpu",
     ("xpu", "int8"): "Intel GPUs are not chosen by themselves: give --device xpu",
 }
-# Trait -> what holds whatever the recipe.
+# Trait -> a note on all recipes.
 NOTES = {
     "little-memory": "Less than 8 GB of memory: open ONNX pipelines with --low-memory (in Python low_memory=True), "
     "which holds one component at a time.",
@@ -61,7 +61,7 @@ CUDA_PROVIDER = "CUDAExecutionProvider"
 
 
 def traits_of(findings: Mapping[str, Any]) -> frozenset[str]:
-    """What RULES, WARNINGS and NOTES ask about: kinds of GPU or, without one, of processor; and its memory."""
+    """Return the traits that RULES, WARNINGS and NOTES name: kinds of GPU or, without one, of processor; and memory."""
     cpu, has = findings["cpu"], findings["cpu"]["instructions"]
     gpus = [gpu for gpu in findings["torch"].get("gpus", ()) if not gpu["problem"]]
     traits = {gpu["kind"] for gpu in gpus}
@@ -75,7 +75,7 @@ def traits_of(findings: Mapping[str, Any]) -> frozenset[str]:
 
 
 def advise(findings: Mapping[str, Any], shipped: Iterable[str]) -> list[dict[str, Any]]:
-    """The shipped recipes that suit the machine, best first: recipe, reason, warnings, and what to install."""
+    """Return the shipped recipes that suit the machine, best first: recipe, reason, warnings, and what to install."""
     traits, known = traits_of(findings), set(shipped)
     chosen: dict[str, dict[str, Any]] = {}
     for rule in RULES:
@@ -100,7 +100,7 @@ def _cpu_trait(has: Mapping[str, bool | None]) -> str:
 
 
 def _library_warnings(recipe: str, findings: Mapping[str, Any]) -> list[str]:
-    """What is wrong with the libraries that open or run a recipe's result here."""
+    """Return what is wrong with the libraries that open or run a recipe's result here."""
     on_cuda = "cuda" in traits_of(findings)
     if recipe == "nf4":
         found = findings["bitsandbytes"]
@@ -122,7 +122,7 @@ def _problem(name: str, found: Mapping[str, Any]) -> list[str]:
 
 
 def _install(recipe: str, findings: Mapping[str, Any]) -> str | None:
-    """The pip command for what a recipe needs and is not installed; None when nothing is missing."""
+    """Return the pip command for what a recipe needs and is not installed; None where nothing is missing."""
     if recipe == "nf4":
         return None if _is_installed(findings["bitsandbytes"]) else "pip install bitsandbytes"
     if not recipe.startswith("onnx-"):

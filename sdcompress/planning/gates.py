@@ -1,4 +1,4 @@
-"""Gates: thresholds on a report's figures, such as `clip_score_drift>=-0.3`, that a build passes or fails."""
+"""Gates: thresholds on the figures of a report, such as `clip_score_drift>=-0.3`, that a build passes or fails."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _COMPARE: dict[str, Callable[[float, float], bool]] = {
     ">": lambda value, limit: value > limit,
     "<": lambda value, limit: value < limit,
 }
-# Name -> where the figure stands in a report.
+# Name of a figure -> the keys that lead to it in a report.
 FIGURES: dict[str, tuple[str, ...]] = {
     "clip_score": ("compressed", "clip_score"),
     "clip_score_drift": ("change", "clip_score", "difference"),
@@ -49,7 +49,13 @@ FIGURES: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Gate:
-    """A figure's name, how it is compared, and with what."""
+    """A threshold on one figure.
+
+    Args:
+        name: the figure, one of FIGURES.
+        comparison: `>=`, `<=`, `>` or `<`.
+        text: the gate as a recipe writes it.
+    """
 
     name: str
     comparison: str
@@ -58,10 +64,18 @@ class Gate:
 
 
 def parse_gate(text: str) -> Gate:
-    """The gate that a text such as `psnr_db>=30` says. UserError for another form or an unknown figure."""
+    """Return the gate that a text stands for.
+
+    Raises:
+        UserError: the text has another form, or there is no such figure.
+
+    Example:
+        >>> parse_gate("psnr_db >= 30").text
+        'psnr_db>=30'
+    """
     found = _GATE.fullmatch(text)
     if found is None:
-        raise UserError(f"gate {text!r}: is no NAME>=NUMBER (or <=, >, <), such as 'clip_score_drift>=-0.3'")
+        raise UserError(f"gate {text!r}: must be NAME>=NUMBER (or <=, >, <), such as 'clip_score_drift>=-0.3'")
     name, comparison, limit = found.groups()
     if name not in FIGURES:
         raise UserError(f"gate {text!r}: no figure {name!r}; {nearest(name, FIGURES)}")
@@ -69,20 +83,20 @@ def parse_gate(text: str) -> Gate:
 
 
 def check_gates(report: Mapping[str, Any], gates: Sequence[str]) -> list[dict[str, Any]]:
-    """For each gate: its text, the measured value, and whether it passed. A figure that was not measured fails.
+    """Return for each gate its text, the measured value, and whether it passed. A figure that was not measured fails.
 
-    The value of an infinite PSNR (identical pictures) is null, as everywhere in a report, with `infinite` beside it.
+    The value of an infinite PSNR (identical pictures) is None, as everywhere in a report, with `infinite` beside it.
     """
     return [_check(report, parse_gate(text)) for text in dict.fromkeys(gates)]
 
 
 def failures(checked: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A line for each gate that failed."""
+    """Return a line for each gate that failed."""
     return [f"gate {each['gate']}: {gate_value_text(each)}" for each in checked if not each["passed"]]
 
 
 def gate_value_text(checked: Mapping[str, Any]) -> str:
-    """The measured value in words."""
+    """Return the measured value in words."""
     if checked["value"] is None:
         return "infinite" if checked.get("infinite") else "not measured"
     return f"measured {checked['value']:.6g}"

@@ -1,47 +1,79 @@
-"""Which format, and which way of rounding, each layer of a component gets from a `quantize` step, and why not."""
+"""Which format and which rounding each layer of a component gets from a `quantize` step, and why others get none."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from sdcompress.errors import UserError, nearest
-from sdcompress.families.registry import known_architectures
-from sdcompress.families.sensitive import sensitive_patterns
+from sdcompress.errors import Problem, ProblemList, UserError, nearest
+from sdcompress.families.registry import architecture_of
 from sdcompress.quant.registry import known_formats, known_roundings
 from sdcompress.sources.layer_patterns import first_match, unmatched
 from sdcompress.sources.spec import CONVOLUTIONS, ComponentSpec, Layer, layers_of
 
 if TYPE_CHECKING:
-    from sdcompress.planning.steps.quantize import Quantize
     from sdcompress.quant.format import QuantFormat
     from sdcompress.quant.rounding import Rounding
 
-OPTIONS: dict[str, Any] = {"scale_bits": 16, "rank": 0, "hadamard": False}  # of formats, and what leaves them out
-_NOTHING_TO_ROUND = frozenset({"norm", "other"})
+# Options of formats, each with the value that stands for "without it".
+OPTIONS: dict[str, Any] = {"scale_bits": 16, "rank": 0, "hadamard": False}
+_NOT_QUANTIZED = frozenset({"norm", "other"})
+
+Patterns = tuple[str, ...]
+GroupSize = Annotated[int | None, Field(ge=1, description="weights that share a scale; the format's own if left out")]
+ScaleBits = Annotated[Literal[8, 16], Field(description="bits of a scale; 8: scales are quantized themselves")]
+Rank = Annotated[int, Field(ge=0, description="rank of a low-rank correction in float16; 0: none")]
+Hadamard = Annotated[bool, Field(description="rotate blocks of input channels")]
 
 
 class Override(BaseModel):
-    """Another format for the layers that match: `{layers: ["mid_block"], format: nf4}`; `format: null` spares them.
-
-    Its format's options are its own; rounding is the step's unless given, `nearest` where the format allows no other.
-    """
+    """Another format for the layers that match: `{layers: ["mid_block"], format: nf4}`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    layers: tuple[str, ...] = Field(min_length=1)
-    format: str | None
-    group_size: int | None = Field(default=None, ge=1)
-    scale_bits: Literal[8, 16] = 16
-    rank: int = Field(default=0, ge=0)
-    hadamard: bool = False
-    rounding: str | None = None
+    layers: Annotated[Patterns, Field(min_length=1, description="patterns of the layers")]
+    format: Annotated[str | None, Field(description="their format; null leaves the layers as they are")]
+    group_size: GroupSize = None
+    scale_bits: ScaleBits = 16
+    rank: Rank = 0
+    hadamard: Hadamard = False
+    rounding: Annotated[
+        str | None, Field(description="the step's if left out, or nearest where the format allows no other")
+    ] = None
 
 
-class Asked(Protocol):
-    """What a step or an override says of the format it wants; options it does not have are left out."""
+class FormatSettings(BaseModel):
+    """Which layers get which format. `quantize` takes these fields in a recipe."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    format: str = Field(description="name of a format, such as int8, int4, uint4 or nf4")
+    group_size: GroupSize = None
+    scale_bits: ScaleBits = 16
+    rank: Rank = 0
+    hadamard: Hadamard = False
+    rounding: str = Field(
+        default="nearest", description="how codes are chosen: nearest, search, weighted-search, hqq or gptq"
+    )
+    bias_correction: bool = Field(
+        default=False, description="shift biases by the mean error of the layer's output (calibrated)"
+    )
+    include: Patterns = Field(default=("*",), description="patterns of the layers to quantize")
+    exclude: Patterns = Field(default=(), description="patterns of layers to keep as they are")
+    overrides: tuple[Override, ...] = Field(
+        default=(), description="other formats for some layers; the first that matches wins, before exclude and include"
+    )
+    keep_sensitive: bool | None = Field(
+        default=None, description="keep sensitive layers; if left out, formats below 8 bits do"
+    )
+    convolutions: bool | None = Field(
+        default=None, description="quantize convolutions; if left out, all formats but bitsandbytes' do"
+    )
+
+
+class WantedFormat(Protocol):
+    """What a step or an override says of its format; it may lack some of OPTIONS."""
 
     @property
     def format(self) -> str | None: ...
@@ -52,7 +84,7 @@ class Asked(Protocol):
 
 @dataclass(frozen=True)
 class Choice:
-    """What one layer gets: a format and how its codes are chosen, or None and why not."""
+    """What one layer gets: a format and a rounding, or no format and the reason."""
 
     layer: Layer
     format: QuantFormat | None
@@ -61,117 +93,135 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class _Wanted:
-    """A format with a way of rounding, as a step or one of its overrides asks for it."""
-
+class _FormatAndRounding:
     format: QuantFormat
     rounding: str
 
 
-def choose(step: Quantize, spec: ComponentSpec, target: str) -> list[Choice]:
-    """Every layer's choice. UserError with all that is wrong with the step, each problem beginning with a field."""
-    problems: list[str] = []
-    default = _wanted(step, step.rounding, target, "", problems)
-    others: list[tuple[Override, _Wanted | None]] = []
-    for index, override in enumerate(step.overrides):
-        wanted = None
-        if override.format is not None:
-            wanted = _wanted(override, override.rounding or step.rounding, target, f"overrides.{index}.", problems)
-            if wanted is None:
-                continue
-        others.append((override, wanted))
+def choose(settings: FormatSettings, spec: ComponentSpec, target: str) -> list[Choice]:
+    """Return the choice of every layer.
+
+    Raises:
+        UserError: with all that is wrong with the settings.
+    """
+    problems = ProblemList()
+    default: _FormatAndRounding | None = None
+    with problems.collect():
+        default = _format_and_rounding(settings, settings.rounding, target)
+    overrides: list[tuple[Override, _FormatAndRounding | None]] = []
+    for index, override in enumerate(settings.overrides):
+        with problems.collect(f"overrides.{index}"):
+            wanted = None
+            if override.format is not None:
+                wanted = _format_and_rounding(override, override.rounding or settings.rounding, target)
+            overrides.append((override, wanted))
     layers = layers_of(spec)
-    names = [layer.name for layer in layers if layer.kind not in _NOTHING_TO_ROUND]
-    problems += unmatched_patterns("include", step.include, names, spec)
-    problems += unmatched_patterns("exclude", step.exclude, names, spec)
-    for index, override in enumerate(step.overrides):
+    names = [layer.name for layer in layers if layer.kind not in _NOT_QUANTIZED]
+    problems += unmatched_patterns("include", settings.include, names, spec)
+    problems += unmatched_patterns("exclude", settings.exclude, names, spec)
+    for index, override in enumerate(settings.overrides):
         problems += unmatched_patterns(f"overrides.{index}.layers", override.layers, names, spec)
     if problems or default is None:
         raise UserError(problems)
-    choices = [_choice(step, layer, spec, default, others, target) for layer in layers]
-    problems += sorted({_placed(choice, target) for choice in choices} - {""})[:8]
+    choices = [_choose_for(settings, layer, spec, default, overrides, target) for layer in layers]
+    unfit = {choice.format.problem(choice.layer, target) for choice in choices if choice.format is not None}
+    problems += sorted((problem for problem in unfit if problem is not None), key=str)[:8]
     if not problems and not any(choice.format for choice in choices):
         reasons = "; ".join(sorted({choice.reason for choice in choices if choice.reason}))
-        problems.append(f"format: {step.format} applies to no layer of {spec.name}; {reasons}")
-    if problems:
-        raise UserError(problems)
+        problems.add("format", f"{settings.format} applies to no layer of {spec.name}; {reasons}")
+    problems.raise_any()
     return choices
 
 
-def unmatched_patterns(path: str, patterns: Sequence[str], names: list[str], spec: ComponentSpec) -> list[str]:
-    """A problem for each pattern that matches none of the layers."""
+def unmatched_patterns(field: str, patterns: Sequence[str], names: list[str], spec: ComponentSpec) -> list[Problem]:
+    """Return a problem for each pattern that matches none of the layers."""
     return [
-        f"{path}: {pattern!r} matches no layer of {spec.name}; `sdcompress inspect MODEL --layers` lists them"
+        Problem(
+            field, f"{pattern!r} matches no layer of {spec.name}; `sdcompress inspect MODEL --layers` lists the layers"
+        )
         for pattern in unmatched(tuple(patterns), names)
     ]
 
 
-def wanted_format(asked: Asked, target: str, path: str, problems: list[str]) -> QuantFormat | None:
-    """The format with its options that a step asks for; None where something is wrong, which `problems` tells."""
+def wanted_format(wanted: WantedFormat, target: str) -> QuantFormat:
+    """Return the format with its options.
+
+    Raises:
+        UserError: there is no such format, or it lacks an option, or it cannot be packaged for the target.
+    """
     known: Mapping[str, type[QuantFormat]] = known_formats()
-    name = str(asked.format)
+    name = str(wanted.format)
     if name not in known:
-        problems.append(f"{path}format: no format {name!r}; {nearest(name, known)}")
-        return None
-    options = {option: getattr(asked, option, absent) for option, absent in OPTIONS.items()}
+        raise UserError(Problem("format", f"no format {name!r}; {nearest(name, known)}"))
+    options = {option: getattr(wanted, option, absent) for option, absent in OPTIONS.items()}
     given = {option: value for option, value in options.items() if value != OPTIONS[option]}
-    fmt = known[name](asked.group_size, **given)
-    found = [
-        f"{path}{option}: {fmt.name} has no such option; leave it out"
-        + (f", or use {fmt.alternative}" if fmt.alternative else "")
+    fmt = known[name](wanted.group_size, **given)
+    other = f", or use {fmt.alternative}" if fmt.alternative else ""
+    problems = ProblemList(
+        Problem(option, f"{fmt.name} has no such option; leave it out{other}")
         for option in given
         if option not in fmt.options
-    ]
+    )
     if target not in fmt.targets:
-        found.append(f"{path}format: {fmt.name} cannot be packaged for target {target}; use {fmt.alternative} there")
-    problems += found
-    return None if found else fmt
+        problems.add("format", f"{fmt.name} cannot be packaged for target {target}; use {fmt.alternative} there")
+    problems.raise_any()
+    return fmt
 
 
-def _wanted(asked: Quantize | Override, rounding: str, target: str, path: str, problems: list[str]) -> _Wanted | None:
-    """The format and the way of rounding asked for; None where something is wrong, which `problems` tells."""
-    fmt = wanted_format(asked, target, path, problems)
+def is_grouped(layer: Layer, spec: ComponentSpec) -> bool:
+    """Return whether the layer is a convolution in several groups."""
+    grouped = architecture_of(spec.class_name).grouped
+    return layer.kind in CONVOLUTIONS and first_match(grouped, layer.name) is not None
+
+
+def _format_and_rounding(wanted: FormatSettings | Override, rounding: str, target: str) -> _FormatAndRounding:
+    problems = ProblemList()
+    fmt: QuantFormat | None = None
+    with problems.collect():
+        fmt = wanted_format(wanted, target)
     roundings: Mapping[str, type[Rounding]] = known_roundings()
     if rounding not in roundings:
-        problems.append(f"{path}rounding: no way of rounding {rounding!r}; {nearest(rounding, roundings)}")
-        return None
-    if fmt is None:
-        return None
-    if fmt.roundings is not None and rounding not in fmt.roundings:
-        if asked.rounding is not None and asked.rounding != "nearest":
-            problems.append(f"{path}rounding: {fmt.name} is rounded by {' or '.join(sorted(fmt.roundings))} only")
-            return None
+        problems.add("rounding", f"no way of rounding {rounding!r}; {nearest(rounding, roundings)}")
+    elif fmt is not None and fmt.roundings is not None and rounding not in fmt.roundings:
+        if wanted.rounding is not None and wanted.rounding != "nearest":
+            problems.add("rounding", f"{fmt.name} is rounded by {' or '.join(sorted(fmt.roundings))} only")
         rounding = "nearest"
-    return _Wanted(fmt, rounding)
+    if problems or fmt is None:
+        raise UserError(problems)
+    return _FormatAndRounding(fmt, rounding)
 
 
-def _choice(
-    step: Quantize,
+def _choose_for(
+    settings: FormatSettings,
     layer: Layer,
     spec: ComponentSpec,
-    default: _Wanted,
-    others: list[tuple[Override, _Wanted | None]],
+    default: _FormatAndRounding,
+    overrides: list[tuple[Override, _FormatAndRounding | None]],
     target: str,
 ) -> Choice:
-    if layer.kind in _NOTHING_TO_ROUND:
+    if layer.kind in _NOT_QUANTIZED:
         return Choice(layer, None, "norms and bare parameters stay as they are")
-    for override, wanted in others:
+    for override, wanted in overrides:
         if pattern := first_match(override.layers, layer.name):
             if wanted is None:
                 return Choice(layer, None, f"spared by override {pattern}")
-            return _storable(layer, spec, wanted, True, target)
-    if pattern := first_match(step.exclude, layer.name):
+            return _if_it_can(layer, spec, wanted, True, target)
+    if pattern := first_match(settings.exclude, layer.name):
         return Choice(layer, None, f"excluded by {pattern}")
-    if not first_match(step.include, layer.name):
+    if not first_match(settings.include, layer.name):
         return Choice(layer, None, "matches no include pattern")
-    keep_sensitive = default.format.keeps_sensitive if step.keep_sensitive is None else step.keep_sensitive
-    if keep_sensitive and (pattern := first_match(sensitive_patterns(spec.class_name), layer.name)):
+    keep_sensitive = default.format.keeps_sensitive if settings.keep_sensitive is None else settings.keep_sensitive
+    sensitive = architecture_of(spec.class_name).sensitive if keep_sensitive else ()
+    if pattern := first_match(sensitive, layer.name):
         return Choice(layer, None, f"sensitive layer {pattern} (keep_sensitive)")
     own = default.format.library == "sdcompress"
-    return _storable(layer, spec, default, own if step.convolutions is None else step.convolutions, target)
+    return _if_it_can(layer, spec, default, own if settings.convolutions is None else settings.convolutions, target)
 
 
-def _storable(layer: Layer, spec: ComponentSpec, wanted: _Wanted, convolutions: bool, target: str) -> Choice:
+def _if_it_can(
+    layer: Layer, spec: ComponentSpec, wanted: _FormatAndRounding, convolutions: bool, target: str
+) -> Choice:
+    """Return the format for the layer, or the reason why the layer cannot have it."""
     fmt = wanted.format
     if layer.kind in CONVOLUTIONS and not convolutions:
         return Choice(layer, None, f"{fmt.name} here is for linear layers only (set convolutions: true)")
@@ -183,22 +233,7 @@ def _storable(layer: Layer, spec: ComponentSpec, wanted: _Wanted, convolutions: 
     if fmt.library == "bitsandbytes" and layer.name.endswith(".wo") and t5:
         return Choice(layer, None, "stock transformers keeps T5's wo in float")
     rounding = wanted.rounding
-    # A table's rows are looked up: nothing goes in that could be calibrated on. Convolutions in groups have inputs of
-    # which no statistics are gathered.
+    # An embedding looks rows up, so it has no input to calibrate on; of a grouped convolution no statistics are kept.
     if known_roundings()[rounding].calibrated and (layer.kind == "embedding" or is_grouped(layer, spec)):
         rounding = "search"
     return Choice(layer, fmt, rounding=rounding)
-
-
-def is_grouped(layer: Layer, spec: ComponentSpec) -> bool:
-    """Whether the layer is a convolution in several groups."""
-    known = known_architectures().get(spec.class_name)
-    return layer.kind in CONVOLUTIONS and known is not None and first_match(known.grouped, layer.name) is not None
-
-
-def _placed(choice: Choice, target: str) -> str:
-    """What stands in the way of the layer's format, beginning with the field; "" if nothing does."""
-    problem = choice.format.problem(choice.layer, target) if choice.format else None
-    if not problem:
-        return ""
-    return problem if problem.partition(":")[0] in OPTIONS else f"group_size: {problem}"

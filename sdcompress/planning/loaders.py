@@ -10,8 +10,8 @@ SDCOMPRESS = "diffusers after `import sdcompress`"
 ONNX = "stock ORTDiffusionPipeline of optimum-onnx; sdcompress.open_pipeline"
 
 
-def opener_of(plan: Plan, component: str) -> str:
-    """What opens this component when the plan is done."""
+def loader_of(plan: Plan, component: str) -> str:
+    """Return what can open the component once the plan is carried out."""
     if plan.recipe.target == "onnx":
         return ONNX
     quantization = plan.after(component).config.get("quantization_config") or {}
@@ -21,20 +21,20 @@ def opener_of(plan: Plan, component: str) -> str:
     return {None: STOCK, "bitsandbytes": BITSANDBYTES, "sdcompress": SDCOMPRESS}.get(method, str(method))
 
 
-def opening_code(plan: Plan) -> str:
-    """Python that opens the whole artifact."""
-    openers = {opener_of(plan, name) for name in plan.source.components}
-    if ONNX in openers:
+def loading_code(plan: Plan) -> str:
+    """Return Python code that opens the whole artifact."""
+    loaders = {loader_of(plan, name) for name in plan.source.components}
+    if ONNX in loaders:
         return (
             "import sdcompress\n\n"
             'pipeline = sdcompress.open_pipeline("PATH")  # or optimum.onnxruntime\'s ORTDiffusionPipeline'
         )
-    if BITSANDBYTES in openers:
+    if BITSANDBYTES in loaders:
         return (
             "import sdcompress\n\n"
             'pipeline = sdcompress.open_pipeline("PATH")  # on a GPU stock DiffusionPipeline.from_pretrained works too'
         )
     first = (
-        "import sdcompress  # registers its formats with diffusers and transformers\n" if SDCOMPRESS in openers else ""
+        "import sdcompress  # registers its formats with diffusers and transformers\n" if SDCOMPRESS in loaders else ""
     )
     return f'{first}from diffusers import DiffusionPipeline\n\npipeline = DiffusionPipeline.from_pretrained("PATH")'

@@ -1,27 +1,28 @@
-"""The plan: a recipe folded over a source's specs, before any weight is read."""
+"""The plan: what a recipe will do to a model, found out from specs before any weight is read."""
 
 from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import takewhile
 
 from sdcompress.backends.onnx.settings import observed_layers
-from sdcompress.errors import RecipeError, UserError, nearest
+from sdcompress.errors import Problem, ProblemList, RecipeError, UserError, nearest
 from sdcompress.planning.recipe import Recipe
 from sdcompress.planning.schedulers import SCHEDULER, scheduler_spec
-from sdcompress.planning.steps import Origin, Planned, Stage, Step
+from sdcompress.planning.steps import MeasuringContext, Planned, Stage, Step
 from sdcompress.planning.steps.export import Export
+from sdcompress.progress import Listener, silent
 from sdcompress.quant.statistics import Limits, block_sizes, fitting_limit
 from sdcompress.sources.quantized_source import quantized_as, what_to_do
 from sdcompress.sources.source import Source
 from sdcompress.sources.spec import ComponentSpec
 
 # What a process holds before it works on a tensor: Python, torch and, where a step asks for it, bitsandbytes.
-# VmHWM on Linux with the CPU build of torch 2.13, and 10 % (tests/test_execute.py holds the plan to what is measured).
+# VmHWM on Linux with the CPU build of torch 2.13, and 10 % (tests/execution/test_execute.py compares with VmHWM).
 RUNTIME_BYTES = 265 * 2**20
 # Beside the component itself in float32: activations and histograms at 512x512, and by the size of the component what
 # the allocator keeps (VmHWM of SD 1.5 and SDXL).
@@ -33,7 +34,7 @@ EXTRA_OF = {"bitsandbytes": "bnb", "onnx": "onnx", "onnxscript": "onnx", "onnxru
 
 @dataclass(frozen=True)
 class PlannedStep:
-    """One step of one component with the spec before it; `planned.spec` is the one after."""
+    """One step of one component: the spec before it, and what it makes of it."""
 
     component: str
     step: Step
@@ -43,25 +44,33 @@ class PlannedStep:
 
 @dataclass(frozen=True)
 class Plan:
-    """All that will be done, what it will give, and the most memory it will take."""
+    """What will be done, what it will give, and the memory it will take.
+
+    Args:
+        steps: the steps of all components, in the order in which they are applied.
+        peak_bytes: the most memory that the whole process will hold.
+        modified_source: the source after the steps that replace components and fuse LoRAs; all later steps take it for
+            the original.
+    """
 
     recipe: Recipe
     source: Source
     steps: tuple[PlannedStep, ...]
     peak_bytes: int
-    prepared: Source  # as the steps that replace and fuse leave it: the original to all that come after them
+    modified_source: Source
 
     def steps_of(self, component: str) -> tuple[PlannedStep, ...]:
+        """Return the component's steps."""
         return tuple(step for step in self.steps if step.component == component)
 
     def after(self, component: str) -> ComponentSpec:
-        """The component's spec when all its steps are done."""
+        """Return the component's spec after all its steps."""
         steps = self.steps_of(component)
         return steps[-1].planned.spec if steps else self.source.components[component]
 
     @property
     def replaced_parts(self) -> dict[str, dict[str, str]]:
-        """Part without weights -> its class before and after."""
+        """Replaced part without weights (the scheduler) -> its class before and after."""
         return {
             step.component: {"original": step.before.class_name, "compressed": step.planned.spec.class_name}
             for step in self.steps
@@ -73,177 +82,144 @@ class Plan:
         return {name: self.after(name) for name in self.source.components}
 
 
-def make_plan(
-    recipe: Recipe, source: Source, measuring: Callable[[str, int, int], None] = lambda component, done, total: None
-) -> Plan:
-    """The recipe's steps planned on the source. RecipeError lists everything that cannot be done, by YAML path.
+def make_plan(recipe: Recipe, source: Source, listener: Listener = silent) -> Plan:
+    """Return the plan of the recipe for the model. No weight is read, unless a step has to measure something first.
 
-    Where a step has to measure the original first (`prune: {auto: 30%}`), which is kept for the next time, `measuring`
-    hears the component, the runs done and how many there are.
+    Args:
+        listener: told of the runs that measure the original (`prune: {auto: 30%}`). What was measured is cached.
+
+    Raises:
+        RecipeError: with everything that cannot be done; the fields are YAML paths.
+
+    Example:
+        >>> from sdcompress.planning.recipe import load_recipe
+        >>> from sdcompress.sources.opening import open_source
+        >>> plan = make_plan(load_recipe("int8"), open_source("sd15"))
+        >>> f"{plan.source.weights_bytes:,} -> {sum(spec.weights_bytes for spec in plan.components_after.values()):,}"
+        '2,740,437,168 -> 1,375,519,548'
     """
-    problems: list[str] = []
     if source.format != "safetensors":
         raise RecipeError(f"{source.name}: is exported already; start from the original weights")
-    planned: list[PlannedStep] = []
-    of_components = {key: steps for key, steps in recipe.components.items() if key != SCHEDULER}
-    keys = assign_components(of_components, source.components, problems)
-    prepared, begun = _prepare(recipe, keys, source, problems)
-    planned += begun.get(SCHEDULER, ())
-    for component, spec in prepared.components.items():
-        if component in keys:
-            origin = Origin(prepared, component, recipe.calibration, measuring)
-            planned += _plan_component(recipe, keys[component], spec, problems, origin, begun.get(component, ()))
-        elif recipe.target == "onnx" and (quantized := quantized_as(spec)) is not None:
-            problems.append(
-                f"components ({component} in none): {component} is quantized already ({quantized}), and ONNX is "
-                f"exported from plain weights; start from the original weights"
+    return _Planner(recipe, source, listener).make_plan()
+
+
+class _Planner:
+    """The planning of one recipe, with the problems found so far."""
+
+    def __init__(self, recipe: Recipe, source: Source, listener: Listener):
+        self._recipe, self._source, self._listener = recipe, source, listener
+        self._problems = ProblemList()
+
+    def make_plan(self) -> Plan:
+        recipe = self._recipe
+        of_components = {key: steps for key, steps in recipe.components.items() if key != SCHEDULER}
+        keys, problems = assign_components(of_components, self._source.components)
+        self._problems += problems
+        modified, first_steps = self._plan_first_steps(keys)
+        steps = [*first_steps.get(SCHEDULER, ())]
+        for component, spec in modified.components.items():
+            if component in keys:
+                context = MeasuringContext(modified, component, recipe.calibration, self._listener)
+                steps += self._plan_component(keys[component], spec, context, first_steps.get(component, ()))
+            elif recipe.target == "onnx" and (quantized := quantized_as(spec)) is not None:
+                what = f"{component} is quantized already ({quantized}), and ONNX is exported from plain weights"
+                self._problems.add(f"components ({component} in none)", f"{what}; start from the original weights")
+            elif recipe.target == "onnx":
+                steps += self._plan_steps(f"components ({component} in none)", (Export(),), spec)
+        packages = {package for step in steps for package in step.planned.requires}
+        for package in sorted(package for package in packages if importlib.util.find_spec(package) is None):
+            self._problems.add(
+                "",
+                f"{package} is needed by this recipe and not installed; pip install 'sdcompress[{EXTRA_OF[package]}]'",
             )
-        elif recipe.target == "onnx":
-            planned += _plan_steps(f"components ({component} in none)", (Export(),), spec, recipe.target, problems)
-    problems += [
-        f"{package} is needed by this recipe and not installed; pip install 'sdcompress[{EXTRA_OF[package]}]'"
-        for package in sorted({package for step in planned for package in step.planned.requires})
-        if importlib.util.find_spec(package) is None
-    ]
-    problems += _source_problems(planned, prepared)
-    if problems:
-        raise RecipeError(problems)
-    return Plan(recipe, source, tuple(planned), _peak_bytes(planned, prepared), prepared)
+        for step in steps:
+            path = f"components.{step.component}.{step.step.kind}"
+            self._problems += [problem.inside(path) for problem in step.step.pipeline_problems(modified)]
+        self._problems.raise_any(RecipeError)
+        return Plan(recipe, self._source, tuple(steps), _peak_bytes(steps, modified), modified)
+
+    def _plan_first_steps(self, keys: Mapping[str, str]) -> tuple[Source, dict[str, list[PlannedStep]]]:
+        """Plan the steps up to FUSE; return the source after them, and the steps by component."""
+        planned: dict[str, list[PlannedStep]] = {}
+        source, specs = self._source, dict(self._source.components)
+        if SCHEDULER in self._recipe.components:
+            keys = {**keys, SCHEDULER: SCHEDULER}
+            with self._problems.collect(f"components.{SCHEDULER}"):
+                specs[SCHEDULER] = _scheduler_to_replace(self._recipe, source)
+        for component in (name for name in keys if name in specs and quantized_as(specs[name]) is None):
+            steps = _first_steps(self._recipe.components[keys[component]])
+            planned[component] = self._plan_steps(f"components.{keys[component]}", steps, specs[component])
+            for each in planned[component]:
+                source = each.step.modified(source, component)
+        return source, planned
+
+    def _plan_component(
+        self, key: str, spec: ComponentSpec, context: MeasuringContext, first_steps: Sequence[PlannedStep]
+    ) -> list[PlannedStep]:
+        """Return the component's planned steps, of which the first ones are planned already."""
+        quantized = quantized_as(spec)
+        if quantized is not None:
+            self._problems.add(f"components.{key}", what_to_do(spec.name, quantized))
+            return []
+        steps = self._recipe.components[key]
+        if len(first_steps) < len(_first_steps(steps)):
+            return list(first_steps)  # the next one has a problem, which is reported already
+        if self._recipe.target == "onnx" and not any(isinstance(step, Export) for step in steps):
+            steps = (*steps, Export())
+        return self._plan_steps(f"components.{key}", steps, spec, context, first_steps)
+
+    def _plan_steps(
+        self,
+        path: str,
+        steps: Sequence[Step],
+        spec: ComponentSpec,
+        context: MeasuringContext | None = None,
+        done: Sequence[PlannedStep] = (),
+    ) -> list[PlannedStep]:
+        """Return the steps planned one after the other on the spec, the first ones being `done`."""
+        planned = [*done]
+        for index, step in list(enumerate(steps))[len(done) :]:
+            # Several components under one key may share a mistake; `collect` keeps it once.
+            with self._problems.collect(f"{path}.{index}.{step.kind}"):
+                _check_order(step, steps[:index], planned)
+                if context is not None and context.source.path is not None and len(planned) == len(done):
+                    step = step.measured(context)
+                result = step.plan(spec, self._recipe.target)
+                if len(planned) > len(done) and result.calibrated and step.stage <= Stage.RECOVER:
+                    raise UserError("is calibrated on the original, so no step may stand before it")
+                planned.append(PlannedStep(spec.name, step, spec, result))
+                spec = result.spec
+        return planned
 
 
-def assign_components(
-    keys: Mapping[str, object], components: Mapping[str, object], problems: list[str]
-) -> dict[str, str]:
-    """Component -> the key of the recipe that takes it, in the pipeline's order; conflicts go into `problems`."""
+def assign_components(keys: Iterable[str], components: Mapping[str, object]) -> tuple[dict[str, str], list[Problem]]:
+    """Return component -> the key of the recipe that it belongs to, in the pipeline's order, and what is wrong."""
     taken: dict[str, str] = {}
-    for key in keys:
-        if key == "*":
-            continue
+    problems = ProblemList()
+    for key in (key for key in keys if key != "*"):
         names = [name for name in components if any(fnmatchcase(name, part) for part in key.rstrip("?").split("|"))]
         if not names and not key.endswith("?"):
-            problems.append(
-                f"components.{key}: the pipeline has no such component; {nearest(key, components)} "
-                f"(write {key}? if it may be missing)"
-            )
+            what = f"the pipeline has no such component; {nearest(key, components)}"
+            problems.add(f"components.{key}", f"{what} (write {key}? if it may be missing)")
         for name in names:
             if name in taken:
-                problems.append(f"components.{key}: {name} is taken by components.{taken[name]} already")
+                problems.add(f"components.{key}", f"{name} is taken by components.{taken[name]} already")
             taken.setdefault(name, key)
     if "*" in keys:
-        for name in components:
-            taken.setdefault(name, "*")
-    return {name: taken[name] for name in components if name in taken}
+        taken = dict.fromkeys(components, "*") | taken
+    return {name: taken[name] for name in components if name in taken}, problems
 
 
-def _prepare(
-    recipe: Recipe, keys: Mapping[str, str], source: Source, problems: list[str]
-) -> tuple[Source, dict[str, list[PlannedStep]]]:
-    """The source after the steps up to FUSE, and these by component; what is wrong goes into `problems`."""
-    done: dict[str, list[PlannedStep]] = {}
-    specs = dict(source.components)
-    if SCHEDULER in recipe.components:
-        keys = {**keys, SCHEDULER: SCHEDULER}
-        specs |= _scheduler_to_replace(recipe, source, problems)
-    for component in (name for name in keys if name in specs and quantized_as(specs[name]) is None):
-        where = f"components.{keys[component]}"
-        leading = _leading(recipe.components[keys[component]])
-        done[component] = _plan_steps(where, leading, specs[component], recipe.target, problems)
-        for each in done[component]:
-            source = each.step.prepared(source, component)
-    return source, done
-
-
-def _leading(steps: Sequence[Step]) -> tuple[Step, ...]:
-    """The steps up to the first that takes the original as given."""
-    return tuple(takewhile(lambda step: step.stage <= Stage.FUSE, steps))
-
-
-def _scheduler_to_replace(recipe: Recipe, source: Source, problems: list[str]) -> dict[str, ComponentSpec]:
-    """The pipeline's scheduler as a spec without tensors; nothing where the recipe asks for what cannot be done."""
-    where = f"components.{SCHEDULER}"
-    wrong = [step.kind for step in recipe.components[SCHEDULER] if step.stage != Stage.REPLACE]
-    spec = scheduler_spec(source)
-    if wrong:
-        problems.append(f"{where}: has no weights that {wrong[0]} could work on; only replace_component goes with it")
-    elif spec is None:
-        problems.append(f"{where}: the pipeline has none, or its config is not at hand; give a diffusers folder")
-    else:
-        return {SCHEDULER: spec}
-    return {}
-
-
-def _plan_component(
-    recipe: Recipe,
-    key: str,
-    spec: ComponentSpec,
-    problems: list[str],
-    origin: Origin,
-    prepared: Sequence[PlannedStep],
-) -> list[PlannedStep]:
-    """The key's steps folded over the spec, the `prepared` ones being folded already; problems go into `problems`."""
-    where = f"components.{key}"
-    quantized = quantized_as(spec)
-    if quantized is not None:
-        problems.append(f"{where}: {what_to_do(spec.name, quantized)}")
-        return []
-    steps = recipe.components[key]
-    if len(prepared) < len(_leading(steps)):
-        return list(prepared)  # what is wrong with the next one was said
-    if recipe.target == "onnx" and not any(isinstance(step, Export) for step in steps):
-        steps = (*steps, Export())
-    return _plan_steps(where, steps, spec, recipe.target, problems, origin, prepared)
-
-
-def _plan_steps(
-    where: str,
-    steps: Sequence[Step],
-    spec: ComponentSpec,
-    target: str,
-    problems: list[str],
-    origin: Origin | None = None,
-    begun: Sequence[PlannedStep] = (),
-) -> list[PlannedStep]:
-    """The steps folded over the spec, the first ones being `begun`; what is wrong goes into `problems`."""
-    planned: list[PlannedStep] = []
-    for index, step in list(enumerate(steps))[len(begun) :]:
-        path = f"{where}.{index}.{step.kind}"
-        earlier = [*begun, *planned]
-        if earlier and step.stage < earlier[-1].step.stage:
-            problems.append(f"{path}: must stand before {earlier[-1].step.kind}")
-            continue
-        if step.follows is not None and all(other.kind != step.follows for other in steps[:index]):
-            problems.append(f"{path}: follows a {step.follows} step, and none stands before it; add one")
-            continue
-        try:
-            if origin is not None and origin.source.path is not None and not planned:
-                step = step.measured(origin)
-            result = step.plan(spec, target)
-        except UserError as error:
-            # Several components under one key may share a mistake: say it once.
-            found = (
-                f"{path}.{problem}" if ":" in problem.split(" ")[0] else f"{path}: {problem}"
-                for problem in error.problems
-            )
-            problems += [line for line in found if line not in problems]
-            continue
-        if planned and result.calibrated and step.stage <= Stage.RECOVER:
-            problems.append(f"{path}: is calibrated on the original, so no step may stand before it")
-            continue
-        planned.append(PlannedStep(spec.name, step, spec, result))
-        spec = result.spec
-    return [*begun, *planned]
-
-
-def observed_of(steps: Iterable[PlannedStep]) -> dict[str, tuple[str, ...]]:
-    """Component -> the layers whose activation ranges have to be calibrated."""
+def layers_with_ranges(steps: Iterable[PlannedStep]) -> dict[str, tuple[str, ...]]:
+    """Return component -> the layers whose activation ranges have to be calibrated."""
     found = {
         step.component: observed_layers(step.planned.spec.config) for step in steps if step.step.kind == "quantize"
     }
     return {component: layers for component, layers in found.items() if layers}
 
 
-def calibrated_of(steps: Iterable[PlannedStep]) -> dict[str, tuple[str, ...]]:
-    """Component -> the layers of whose inputs statistics have to be gathered."""
+def layers_with_statistics(steps: Iterable[PlannedStep]) -> dict[str, tuple[str, ...]]:
+    """Return component -> the layers whose input statistics have to be gathered."""
     found: dict[str, tuple[str, ...]] = {}
     for step in steps:
         if step.planned.calibrated:
@@ -251,43 +227,58 @@ def calibrated_of(steps: Iterable[PlannedStep]) -> dict[str, tuple[str, ...]]:
     return found
 
 
-def _source_problems(planned: Sequence[PlannedStep], source: Source) -> list[str]:
-    """What steps find in their way that lies in the pipeline rather than in the component."""
-    return [
-        f"components.{step.component}.{step.step.kind}.{problem}"
-        for step in planned
-        for problem in step.step.problems_with(source)
-    ]
+def _first_steps(steps: Sequence[Step]) -> tuple[Step, ...]:
+    """Return the steps up to the first that takes the original as given."""
+    return tuple(takewhile(lambda step: step.stage <= Stage.FUSE, steps))
 
 
-def _peak_bytes(steps: list[PlannedStep], source: Source) -> int:
-    """Runtime and the largest working set: one tensor at a time, whatever the model's size."""
+def _scheduler_to_replace(recipe: Recipe, source: Source) -> ComponentSpec:
+    """Return the pipeline's scheduler as a spec without tensors. UserError where it cannot be replaced."""
+    wrong = [step.kind for step in recipe.components[SCHEDULER] if step.stage != Stage.REPLACE]
+    if wrong:
+        raise UserError(f"has no weights that {wrong[0]} could work on; only replace_component goes with it")
+    spec = scheduler_spec(source)
+    if spec is None:
+        raise UserError("the pipeline has none, or its config is not here; give a diffusers folder")
+    return spec
+
+
+def _check_order(step: Step, before: Sequence[Step], planned: Sequence[PlannedStep]) -> None:
+    """Raise UserError where the step may not stand after the steps before it."""
+    if planned and step.stage < planned[-1].step.stage:
+        raise UserError(f"must stand before {planned[-1].step.kind}")
+    if step.follows is not None and all(other.kind != step.follows for other in before):
+        raise UserError(f"follows a {step.follows} step, and none stands before it; add one")
+
+
+def _peak_bytes(steps: Sequence[PlannedStep], source: Source) -> int:
+    """Return the bytes of the runtime and of the largest working set, for one tensor at a time."""
     packages = {package for step in steps for package in step.planned.requires}
     runtime = RUNTIME_BYTES + sum(RUNTIME_BYTES_OF.get(package, 0) for package in packages)
     working = runtime + max((_working_bytes(step, source) for step in steps), default=0)
-    names = {*observed_of(steps), *calibrated_of(steps)}
-    largest = max((4 * source.components[name].parameters for name in names), default=0)
-    calibrating = int((1 + CALIBRATION_SHARE) * largest)
+    names = {*layers_with_ranges(steps), *layers_with_statistics(steps)}
     if not names:
         return working
+    largest = max(4 * source.components[name].parameters for name in names)
+    calibrating = int((1 + CALIBRATION_SHARE) * largest)
     moments = []
-    for pruning in (True, False):  # each is calibrated in a walk of its own
+    for pruning in (True, False):  # each has a calibration run of its own
         late = [step for step in steps if step.step.stage > Stage.FUSE]
         each = [step for step in late if (step.step.stage <= Stage.RECOVER) == pruning]
         before = {step.component: step.before for step in reversed(each)}
-        moments += [_moments_bytes(before[name], layers) for name, layers in calibrated_of(each).items()]
+        moments += [_moments_bytes(before[name], layers) for name, layers in layers_with_statistics(each).items()]
     return max(working, RUNTIME_BYTES + CALIBRATION_BYTES + calibrating + max(moments, default=0))
 
 
 def _working_bytes(step: PlannedStep, source: Source) -> int:
-    """Bytes a step holds at once; one that trains holds the original component and the training libraries too."""
+    """Return the bytes that a step holds at once; training holds the original component and its libraries too."""
     if not step.planned.trains:
         return step.planned.working_bytes
     return step.planned.working_bytes + TRAINING_BYTES + 4 * source.components[step.component].parameters
 
 
 def _moments_bytes(spec: ComponentSpec, layers: Iterable[str]) -> int:
-    """Bytes of the blocks of second moments that are gathered of a component's layers."""
+    """Return the bytes of the second moments that are gathered for a component's layers."""
     shapes = [spec.tensors[f"{layer}.weight"].shape for layer in layers]
     widths = [(math.prod(shape[1:]), math.prod(shape[2:])) for shape in shapes]
     limit = fitting_limit(widths, Limits())

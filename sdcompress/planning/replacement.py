@@ -1,4 +1,4 @@
-"""A component from elsewhere that is to stand in a pipeline: found, read from headers, held to the original."""
+"""A component that replaces a pipeline's own: finding it, reading its headers, and checking that it fits."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
     "merges.txt", "spiece.model",
 )  # fmt: skip
-# What of a denoiser's config must be as it was.
+# Entries of a denoiser's config that must stay as they are.
 _DENOISER_FIELDS = (
     "in_channels", "out_channels", "cross_attention_dim", "joint_attention_dim", "pooled_projection_dim",
     "caption_channels", "addition_embed_type", "addition_time_embed_dim", "projection_class_embeddings_input_dim",
@@ -33,9 +33,12 @@ _DENOISER_FIELDS = (
 
 @dataclass(frozen=True)
 class Replacement:
-    """A component for a pipeline: its spec, where its tensors lie, and the small files that come with it.
+    """A component for a pipeline.
 
-    files: path in the pipeline's folder -> content; parts: entries of model_index.json besides its own.
+    Args:
+        tensors: tensor -> where it is stored.
+        files: path in the pipeline's folder -> content, of the small files that come with it.
+        parts: entries of model_index.json for parts that come with it, such as a tokenizer.
     """
 
     spec: ComponentSpec
@@ -49,17 +52,23 @@ class Replacement:
 
 
 def tokenizer_of(component: str) -> str:
-    """The part that holds a text encoder's tokenizer."""
+    """Return the name of the part that holds a text encoder's tokenizer."""
     return component.replace("text_encoder", "tokenizer")
 
 
 def open_replacement(
     model: str, part: str, component: str, variant: str | None, folder: Path, fetch: Callable[[str, str], Path]
 ) -> Replacement:
-    """The component `part` of a pipeline, or the one whose own folder `model` is, named `component`.
+    """Return a component as a replacement named `component`.
 
-    model: a folder (relative to `folder`), a name sdcompress knows, or a hub id, for which `fetch` gives the folder
-    with what is needed of it. Raises SourceError where there is none or it is not whole.
+    Args:
+        model: the folder of a component or pipeline (relative to `folder`), a name that sdcompress knows, or a hub id.
+        part: the component to take, where `model` is a pipeline.
+        variant: variant of the weight files, such as fp16.
+        fetch: returns the folder of a hub id's component, given the id and the part.
+
+    Raises:
+        SourceError: there is no such component, or files are missing.
     """
     path = folder / Path(model).expanduser()
     if not path.is_dir():
@@ -81,7 +90,7 @@ def open_replacement(
 
 
 def _from_source(source: Source, part: str, component: str) -> Replacement:
-    """The part of a pipeline sdcompress knows, without the small files of a catalog entry, which has none."""
+    """Return the part of a pipeline that sdcompress knows; catalog entries have no small files."""
     if part not in source.components:
         raise SourceError(f"{source.name}: has no component {part}; it has {', '.join(source.components)}")
     moved, entries = {part: component}, component_entries(source.model_index)
@@ -104,7 +113,12 @@ def _from_folder(
     tokenizer: Path | None = None,
     tokenizer_entry: tuple[str, str] | None = None,
 ) -> Replacement:
-    """The component in the folder; of a pipeline's, `entry` says its class, and where its tokenizer lies is known."""
+    """Return the component in the folder.
+
+    Args:
+        entry: its library and class, where a pipeline's model_index.json tells them.
+        tokenizer: folder of its tokenizer, where that is known.
+    """
     config = read_json(path / "config.json", missing=f"{path}: holds no component (it has no config.json)")
     library, class_name = entry or _class_of(config, path)
     ranges = component_ranges(path, class_name, variant)
@@ -132,7 +146,7 @@ def _from_folder(
 
 
 def _class_of(config: Mapping[str, Any], path: Path) -> tuple[str, str]:
-    """Library and class that a component's own config names."""
+    """Return the library and class that a component's own config names."""
     if "_class_name" in config:
         return "diffusers", str(config["_class_name"])
     if config.get("architectures"):
@@ -141,15 +155,15 @@ def _class_of(config: Mapping[str, Any], path: Path) -> tuple[str, str]:
 
 
 def misfits(original: ComponentSpec, replacement: Replacement) -> list[str]:
-    """Why the replacement cannot stand where the original stood, each beginning with a field's name."""
+    """Return why the replacement does not fit in the place of the original: one text for each reason."""
     new = replacement.spec
     if is_quantized(new.config):
-        return ["model: is quantized already; give the original weights"]
+        return ["is quantized already; give the original weights"]
     if original.class_name in AUTOENCODERS and new.class_name in AUTOENCODERS:
         return _misfits_of_autoencoders(original, new)
     if new.class_name != original.class_name:
         choice = " or ".join(AUTOENCODERS) if original.class_name in AUTOENCODERS else f"a {original.class_name}"
-        return [f"model: is a {new.class_name}, which cannot stand for the {original.name}; give {choice}"]
+        return [f"is a {new.class_name}, which cannot stand for the {original.name}; give {choice}"]
     if original.name.startswith("text_encoder"):
         return _misfits_of_text_encoders(original, replacement)
     if original.name in ("unet", "transformer"):
@@ -192,7 +206,7 @@ def _text_config(spec: ComponentSpec) -> Mapping[str, Any]:
 
 
 def _differences(original: ComponentSpec, facts: Mapping[str, tuple[Any, Any]]) -> list[str]:
-    """A line for each fact that is not as it was, with what depends on it."""
+    """Return a text for each fact (old and new value) that differs, with what depends on it."""
     why = {
         "latent_channels": "the denoiser works on that many channels",
         "hidden_size": "the denoiser's cross-attention takes that many features",
@@ -201,7 +215,7 @@ def _differences(original: ComponentSpec, facts: Mapping[str, tuple[Any, Any]]) 
         "max_position_embeddings": "the pipeline's tokenizer stays, since the replacement brings none",
     }
     return [
-        f"model: its {key} is {new}, and the {original.name}'s was {old}"
+        f"its {key} is {new}, and the {original.name}'s was {old}"
         + (f" ({why[key]})" if key in why else "")
         + "; give one that fits the rest of the pipeline"
         for key, (old, new) in facts.items()

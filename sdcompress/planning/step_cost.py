@@ -1,6 +1,6 @@
-"""What unpacking weights costs a step in torch: the ratios that were measured, for the plan to show.
+"""What unpacking weights costs a denoising step in torch, as `benchmarks/torch_step.py` measured it.
 
-`step_cost.json` beside this file is written by `benchmarks/torch_step.py`, with the machine it was measured on.
+That script writes `step_cost.json` beside this file, with the machine it was measured on.
 """
 
 from __future__ import annotations
@@ -15,16 +15,17 @@ if TYPE_CHECKING:
     from sdcompress.quant.format import QuantFormat
 
 FILE = Path(__file__).parent / "step_cost.json"
-OPTIONS = ("rank", "hadamard")  # what else a step has to compute; how scales are stored was measured to cost nothing
+OPTIONS = ("rank", "hadamard")  # options that cost time; how scales are stored was measured to cost none
 ROUNDED = " with 8-bit activations"
-# Unpacked by the same operations, those with a zero point by one more: the slower one was measured.
+# Formats that are unpacked by the same operations, or by one operation less, as the one that was measured.
 ALIKE = {f"int{bits}": f"uint{bits}" for bits in (2, 3, 5, 6)} | {"int8-unsaturated": "int8", "fp4": "nf4"}
 
 
 def cost_note(layers: Iterable[tuple[QuantFormat, bool]]) -> str | None:
-    """A line on the time of a step with layers like these, each a format and whether it rounds its inputs.
+    """Return a line on the time of a step with layers like these; None without layers.
 
-    None without layers.
+    Args:
+        layers: format of each layer, and whether it rounds its inputs.
     """
     keys = sorted({cost_key(fmt, rounded) for fmt, rounded in layers})
     if not keys:
@@ -42,13 +43,17 @@ def cost_note(layers: Iterable[tuple[QuantFormat, bool]]) -> str | None:
 
 
 def cost_key(fmt: QuantFormat, rounded: bool) -> str:
-    """The name that formats have together which cost a step the same."""
+    """Return the key in FILE of a format: one key for formats that cost the same."""
     options = [option for option in OPTIONS if getattr(fmt, option, 0)]
     return "+".join([ALIKE.get(fmt.name, fmt.name), *options]) + (ROUNDED if rounded else "")
 
 
 def summary(result: Mapping[str, Any], keys: Mapping[str, str]) -> dict[str, Any]:
-    """What FILE holds, from a result of benchmarks/torch_step.py; keys: contender -> what `cost_key` calls it."""
+    """Return what FILE holds, from a result of benchmarks/torch_step.py.
+
+    Args:
+        keys: contender -> its `cost_key`.
+    """
     from statistics import median
 
     baseline = result["contenders"][result["baseline"]]["seconds"]

@@ -13,27 +13,27 @@ _FLOAT_BYTES = 4
 _BLOCK = re.compile(r"^(down|up)_blocks\.(\d+)\.")
 _TEXT_TOKENS = 77
 _WEIGHT_COPIES = 5  # weights, gradients, two moments, average
-# Kept for the backward pass: what goes into a layer with its norm and activation before it, and what comes out; the
-# scores of an attention before and after softmax, and the gradient of one of them. Fitted to VmHWM (tests hold it).
+# Kept for the backward pass: the input of a layer, of the norm and of the activation before it, and its output; the
+# scores of an attention before and after softmax, and one gradient of them. Fitted to VmHWM, which tests compare.
 _COPIES_OF_INPUTS = 3
 _COPIES_OF_SCORES = 3
 
 
 def state_bytes(spec: ComponentSpec, lora_rank: int | None) -> int:
-    """Bytes of all that is kept from step to step."""
+    """Return the bytes of all that is kept from step to step: weights, gradients, moments, average."""
     if lora_rank is None:
         return _WEIGHT_COPIES * _FLOAT_BYTES * spec.parameters
     return _FLOAT_BYTES * (2 * spec.parameters + _WEIGHT_COPIES * adapter_parameters(spec, lora_rank))
 
 
 def checkpoint_bytes(spec: ComponentSpec, lora_rank: int | None) -> int:
-    """Bytes of a checkpoint: weights, average and two moments of what is trained."""
+    """Return the bytes of a checkpoint: weights, average and two moments of what is trained."""
     trained = spec.parameters if lora_rank is None else adapter_parameters(spec, lora_rank)
     return 4 * _FLOAT_BYTES * trained
 
 
 def adapter_parameters(spec: ComponentSpec, rank: int) -> int:
-    """Parameters of low-rank updates of all linear layers and convolutions."""
+    """Return the parameters of low-rank updates of all linear layers and convolutions."""
     count = 0
     for layer in layers_of(spec):
         if layer.weight is not None and len(layer.shape) in (2, 4):
@@ -43,7 +43,7 @@ def adapter_parameters(spec: ComponentSpec, rank: int) -> int:
 
 
 def activation_bytes(spec: ComponentSpec, batch_size: int) -> int:
-    """Bytes of what a forward pass keeps for the backward pass, in float32 at the size the UNet was made for."""
+    """Return the bytes that a forward pass keeps for the backward pass, in float32, at the UNet's own size."""
     elements = 0
     for layer in layers_of(spec):
         if layer.weight is None or len(layer.shape) not in (2, 4):
@@ -61,7 +61,7 @@ def activation_bytes(spec: ComponentSpec, batch_size: int) -> int:
 
 
 def latent_elements(spec: ComponentSpec) -> int:
-    """Numbers in a picture's latents."""
+    """Return the number of elements in a picture's latents."""
     return int(spec.config.get("in_channels", 4)) * _size(spec.config) ** 2
 
 
@@ -71,7 +71,7 @@ def _size(config: Mapping[str, Any]) -> int:
 
 
 def _positions(config: Mapping[str, Any], name: str) -> int:
-    """Positions of the latents where the layer works: each down block but the last halves both edges."""
+    """Return the positions of the latents at the layer: each down block but the last halves both edges."""
     last = len(config["block_out_channels"]) - 1
     match = _BLOCK.match(name)
     if match is None:
@@ -82,7 +82,7 @@ def _positions(config: Mapping[str, Any], name: str) -> int:
 
 
 def _heads(config: Mapping[str, Any], name: str) -> int:
-    """Heads of the attention, which configs call `attention_head_dim` for historical reasons."""
+    """Return the heads of the attention, which configs call `attention_head_dim` for historical reasons."""
     heads = config.get("num_attention_heads") or config.get("attention_head_dim", 8)
     if not isinstance(heads, list | tuple):
         return int(heads)

@@ -9,24 +9,23 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from sdcompress.errors import UserError
+from sdcompress.errors import ProblemList
 from sdcompress.families.architecture import BlockList
-from sdcompress.families.registry import known_architectures
+from sdcompress.families.registry import architecture_of
 from sdcompress.pruning.smaller import Smaller, keep
 from sdcompress.sources.spec import ComponentSpec
 
 
 def is_transformer(spec: ComponentSpec) -> bool:
     """Whether the component is a denoiser of which whole blocks can be left out."""
-    known = known_architectures().get(spec.class_name)
-    return known is not None and known.role == "denoiser" and bool(known.blocks)
+    known = architecture_of(spec.class_name)
+    return known.role == "denoiser" and bool(known.blocks)
 
 
 def block_lists(spec: ComponentSpec) -> dict[BlockList, dict[str, list[str]]]:
     """List of blocks -> block -> its tensors, in the order of the blocks; nothing where no list is known."""
-    known = known_architectures().get(spec.class_name)
     found: dict[BlockList, dict[str, list[str]]] = {}
-    for blocks in known.blocks if known is not None else ():
+    for blocks in architecture_of(spec.class_name).blocks:
         place = re.compile(rf"^{re.escape(blocks.name)}\.(\d+)\.")
         tensors: dict[int, list[str]] = {}
         for name in spec.tensors:
@@ -43,7 +42,7 @@ def must_stay(spec: ComponentSpec) -> frozenset[str]:
 
 def without_blocks(spec: ComponentSpec, gone: Collection[str]) -> Smaller:
     """The transformer without those blocks. UserError where one has to stay, or nothing of a list would."""
-    problems: list[str] = []
+    problems = ProblemList()
     config = dict(spec.config)
     modules: dict[str, str] = {}
     new_names: dict[str, str] = {}
@@ -51,13 +50,11 @@ def without_blocks(spec: ComponentSpec, gone: Collection[str]) -> Smaller:
         names = list(tensors)
         staying = [name for name in names if name not in gone]
         if not staying:
-            problems.append(f"remove: takes in all {len(names)} {blocks.name} of {spec.name}; at least one must stay")
+            problems.add("remove", f"takes in all {len(names)} {blocks.name} of {spec.name}; at least one must stay")
             continue
         if blocks.last_stays and names[-1] in gone:
-            problems.append(
-                f"remove: {names[-1]} is the last of {spec.name}'s blocks, which is built otherwise and must stay; "
-                f"leave it out of the patterns"
-            )
+            what = f"{names[-1]} is the last of {spec.name}'s blocks, which is built differently and must stay"
+            problems.add("remove", f"{what}; leave it out of the patterns")
         modules |= {tensor: name for name in names if name in gone for tensor in tensors[name]}
         new_names |= {
             tensor: f"{blocks.name}.{place}{tensor.removeprefix(name)}"
@@ -68,8 +65,7 @@ def without_blocks(spec: ComponentSpec, gone: Collection[str]) -> Smaller:
             config[blocks.count] = len(staying)
             places = {int(name.rpartition(".")[2]): place for place, name in enumerate(staying)}
             config |= {key: _moved(config[key], places) for key in blocks.indexed if config.get(key)}
-    if problems:
-        raise UserError(problems)
+    problems.raise_any()
     kept = {new_names.get(tensor, tensor): tensor for tensor in spec.tensors if tensor not in modules}
     return keep(spec, kept, config, modules)
 

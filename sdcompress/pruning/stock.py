@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from sdcompress.errors import UserError
+from sdcompress.errors import Problem, UserError
 from sdcompress.families.clip import TEXT_ENCODERS
 from sdcompress.pruning.smaller import Smaller, keep
 from sdcompress.sources.spec import ComponentSpec
@@ -29,7 +29,7 @@ def without_mid_block(spec: ComponentSpec) -> Smaller:
     """The UNet without its mid block."""
     modules = {name: "mid_block" for name in spec.tensors if name.startswith("mid_block.")}
     if not modules:
-        raise UserError(f"drop_mid_block: {spec.name} has no mid block")
+        raise UserError(Problem("drop_mid_block", f"{spec.name} has no mid block"))
     kept = {name: name for name in spec.tensors if name not in modules}
     return keep(spec, kept, {**spec.config, "mid_block_type": None}, modules)
 
@@ -39,7 +39,7 @@ def with_layers_per_block(spec: ComponentSpec, layers: int) -> Smaller:
     more in each up block."""
     before = spec.config.get("layers_per_block", 2)
     if not isinstance(before, int) or layers >= before:
-        raise UserError(f"layers_per_block: {layers} is not less than the model's {before}")
+        raise UserError(Problem("layers_per_block", f"{layers} is not less than the model's {before}"))
     kept, modules = {}, {}
     for name in spec.tensors:
         match = _LAYER.match(name)
@@ -71,18 +71,18 @@ def without_innermost_stage(spec: ComponentSpec) -> Smaller:
     widths = config["block_out_channels"]
     last = len(widths) - 1
     if last < 1 or widths[-1] != widths[-2]:
+        what = f"the stages of {spec.name} are {', '.join(map(str, widths))} channels wide"
         raise UserError(
-            f"drop_innermost_stage: the stages of {spec.name} are {', '.join(map(str, widths))} channels wide; "
-            f"the last two must be alike for the rest to join"
+            Problem("drop_innermost_stage", f"{what}; the last two must be alike for the rest to fit together")
         )
     for key in _PER_STAGE:
         value = config.get(key)
         if isinstance(value, list | tuple):
             if key not in ("down_block_types", "block_out_channels") and value[-1] != value[-2]:
-                raise UserError(f"drop_innermost_stage: {key} {list(value)} must end with two alike")
+                raise UserError(Problem("drop_innermost_stage", f"{key} {list(value)} must end with two equal entries"))
             config[key] = list(value[:-1])
     if config.get("reverse_transformer_layers_per_block"):
-        raise UserError("drop_innermost_stage: does not work with reverse_transformer_layers_per_block")
+        raise UserError(Problem("drop_innermost_stage", "does not work with reverse_transformer_layers_per_block"))
     config["up_block_types"] = list(config["up_block_types"][1:])
     gone = {f"down_blocks.{last}": last, "up_blocks.0": 0, f"down_blocks.{last - 1}.downsamplers": last - 1}
     kept, modules = {}, {}
@@ -106,7 +106,7 @@ def with_transformer_depth(spec: ComponentSpec, depth: int) -> Smaller:
     before = spec.config.get("transformer_layers_per_block", 1)
     deepest = before if isinstance(before, int) else max(_flat(before))
     if depth >= deepest:
-        raise UserError(f"transformer_depth: {depth} is not less than the model's {before}")
+        raise UserError(Problem("transformer_depth", f"{depth} is not less than the model's {before}"))
     kept, modules = {}, {}
     for name in spec.tensors:
         match = _TRANSFORMER_BLOCK.match(name)
@@ -137,7 +137,7 @@ def with_text_layers(spec: ComponentSpec, layers: int) -> Smaller:
     modules = {name: match for name in spec.tensors if (match := _TEXT_LAYER.match(name))}
     before = 1 + max(int(match[2]) for match in modules.values())
     if layers >= before:
-        raise UserError(f"text_layers: {layers} is not less than the {before} of {spec.name}")
+        raise UserError(Problem("text_layers", f"{layers} is not less than the {before} of {spec.name}"))
     gone = {name: match[1] for name, match in modules.items() if int(match[2]) >= layers}
     kept = {name: name for name in spec.tensors if name not in gone}
     return keep(spec, kept, text_config_with(spec, "num_hidden_layers", layers), gone)

@@ -11,6 +11,7 @@ import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+from sdcompress.errors import Problem, ProblemList
 from sdcompress.pruning.blocks import block_lists, is_transformer
 from sdcompress.pruning.smaller import Smaller, keep
 from sdcompress.pruning.stock import is_unet
@@ -57,14 +58,19 @@ def _unit(spec: ComponentSpec, name: str, tensors: Sequence[str]) -> Unit:
     return Unit(name, tuple(tensors), sum(spec.tensors[each].parameters for each in tensors))
 
 
-def matching_units(spec: ComponentSpec, patterns: Sequence[str], problems: list[str]) -> tuple[Unit, ...]:
-    """The outermost units that the patterns take in; a pattern without any goes into `problems`."""
+def matching_units(spec: ComponentSpec, patterns: Sequence[str]) -> tuple[Unit, ...]:
+    """Return the outermost units that the patterns match.
+
+    Raises:
+        UserError: a pattern matches none.
+    """
     units = removable_units(spec)
     names = [unit.name for unit in units]
-    problems += [
-        f"remove: {pattern!r} matches no removable part of {spec.name}; there are {_parts(spec, names)}"
+    problems = ProblemList(
+        Problem("remove", f"{pattern!r} matches no removable part of {spec.name}; there are {_parts(spec, names)}")
         for pattern in unmatched(tuple(patterns), names)
-    ]
+    )
+    problems.raise_any()
     return outermost([unit for unit in units if first_match(patterns, unit.name)])
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sdcompress.errors import UserError
+from sdcompress.errors import Problem, ProblemList, UserError
 from sdcompress.pruning.stock import is_text_encoder, is_unet, text_config_with
 from sdcompress.sources.spec import ComponentSpec, TensorSpec
 
@@ -51,7 +51,7 @@ def width_groups(
     spec: ComponentSpec, heads: float | None, feed_forward: float | None, resnet_channels: float | None
 ) -> tuple[Group, ...]:
     """The groups that keeping these shares makes narrower. UserError where a share changes nothing."""
-    problems: list[str] = []
+    problems = ProblemList()
     groups: list[Group] = []
     for field, share, find in (
         ("heads", heads, _attentions),
@@ -60,20 +60,14 @@ def width_groups(
     ):
         if share is None:
             continue
-        try:
+        with problems.collect():
             found = list(find(spec, share))
-        except UserError as error:
-            problems += error.problems
-            continue
-        changed = [group for group in found if group.kept < group.width]
-        if not changed:
-            problems.append(
-                f"{field}: nothing in {spec.name} gets narrower by keeping {share:g} of it"
-                + (f"; the widest has {max(group.width for group in found)}" if found else "")
-            )
-        groups += changed
-    if problems:
-        raise UserError(problems)
+            changed = [group for group in found if group.kept < group.width]
+            if not changed:
+                widest = f"; the widest has {max(group.width for group in found)}" if found else ""
+                problems.add(field, f"nothing in {spec.name} gets narrower by keeping {share:g} of it{widest}")
+            groups += changed
+    problems.raise_any()
     return tuple(groups)
 
 
@@ -95,7 +89,9 @@ def narrowed(spec: ComponentSpec, groups: Sequence[Group]) -> ComponentSpec:
 
 def _resnets(spec: ComponentSpec, share: float) -> Iterator[Group]:
     if not is_unet(spec):
-        raise UserError(f"resnet_channels: {spec.name} is a {spec.class_name}; only a UNet2DConditionModel has them")
+        raise UserError(
+            Problem("resnet_channels", f"{spec.name} is a {spec.class_name}; only a UNet2DConditionModel has them")
+        )
     norm_groups = spec.config.get("norm_num_groups", 32)
     repeats = 2 if spec.config.get("resnet_time_scale_shift") == "scale_shift" else 1
     for name in spec.tensors:
@@ -112,9 +108,8 @@ def _resnets(spec: ComponentSpec, share: float) -> Iterator[Group]:
 
 def _attentions(spec: ComponentSpec, share: float) -> Iterator[Group]:
     if not is_unet(spec) or spec.config.get("dual_cross_attention"):
-        raise UserError(
-            f"heads: those of {spec.name} ({spec.class_name}) cannot be taken out; only a UNet2DConditionModel's can"
-        )
+        what = f"those of {spec.name} ({spec.class_name}) cannot be removed; only a UNet2DConditionModel's can"
+        raise UserError(Problem("heads", what))
     for name in spec.tensors:
         if match := _ATTENTION.match(name):
             module, width = match[1], _heads(spec.config, match[2], int(match[3] or 0))
@@ -136,10 +131,8 @@ def _heads(config: Mapping[str, Any], side: str | None, block: int) -> int:
 
 def _feed_forwards(spec: ComponentSpec, share: float) -> Iterator[Group]:
     if not is_unet(spec) and not is_text_encoder(spec):
-        raise UserError(
-            f"feed_forward: that of {spec.name} ({spec.class_name}) cannot be made narrower; a UNet2DConditionModel's "
-            f"and a CLIP text encoder's can"
-        )
+        what = f"that of {spec.name} ({spec.class_name}) cannot be made narrower"
+        raise UserError(Problem("feed_forward", f"{what}; only a UNet2DConditionModel's and a CLIP text encoder's can"))
     pattern, first, second = (_FEED_FORWARD, "net.0.proj", "net.2") if is_unet(spec) else (_TEXT_MLP, "fc1", "fc2")
     for name in spec.tensors:
         if match := pattern.match(name):

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from sdcompress.errors import Problem
 from sdcompress.quant.format import QuantFormat, QuantizedTensor, check_finite
 from sdcompress.sources.spec import CONVOLUTIONS, Layer, TensorSpec
 
@@ -37,11 +38,12 @@ class FourBit(QuantFormat):
     def block_size(self) -> int:
         return self.group_size or BLOCK_SIZES[0]
 
-    def problem(self, layer: Layer, target: str = "torch") -> str | None:
+    def problem(self, layer: Layer, target: str = "torch") -> Problem | None:
         if self.block_size in BLOCK_SIZES:
             return None
         usable = ", ".join(map(str, BLOCK_SIZES))
-        return f"{self.block_size} is no block size of bitsandbytes ({layer.name}); use one of {usable}"
+        what = f"{self.block_size} is no block size of bitsandbytes ({layer.name}); use one of {usable}"
+        return Problem("group_size", what)
 
     def stored(self, weight: TensorSpec) -> dict[str, TensorSpec]:
         count = math.prod(weight.shape)
@@ -154,8 +156,10 @@ class LLMInt8(QuantFormat):
     keeps_sensitive = False
     alternative = "int8"
 
-    def problem(self, layer: Layer, target: str = "torch") -> str | None:
-        return None if self.group_size is None else f"llm-int8 has one scale per row and no groups ({layer.name})"
+    def problem(self, layer: Layer, target: str = "torch") -> Problem | None:
+        if self.group_size is None:
+            return None
+        return Problem("group_size", f"llm-int8 has one scale per row and no groups ({layer.name})")
 
     def stored(self, weight: TensorSpec) -> dict[str, TensorSpec]:
         return {

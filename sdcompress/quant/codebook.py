@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from sdcompress.errors import Problem
 from sdcompress.quant.grid import Grid
 from sdcompress.quant.grid_format import GridFormat
 from sdcompress.quant.k_means import k_means
@@ -36,9 +37,11 @@ class Codebook(GridFormat):
     def layout(self, shape: tuple[int, ...]) -> Layout:
         return Layout(shape, None)
 
-    def problem(self, layer: Layer, target: str = "torch") -> str | None:
+    def problem(self, layer: Layer, target: str = "torch") -> Problem | None:
         if self.group_size and self.group_size > layer.shape[0]:
-            return f"{self.group_size} is more than the {layer.shape[0]} output channels of {layer.name}; use fewer"
+            channels = layer.shape[0]
+            what = f"{self.group_size} is more than the {channels} output channels of {layer.name}; use fewer"
+            return Problem("group_size", what)
         return super().problem(layer, target)
 
     def grid_specs(self, shape: tuple[int, ...]) -> dict[str, TensorSpec]:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from sdcompress.errors import Problem
 from sdcompress.sources.spec import Layer, TensorSpec
 
 if TYPE_CHECKING:
@@ -58,8 +59,8 @@ class QuantFormat:
         return self.kinds
 
     @abstractmethod
-    def problem(self, layer: Layer, target: str = "torch") -> str | None:
-        """Why `layer` cannot have this format with these options for that target, or None."""
+    def problem(self, layer: Layer, target: str = "torch") -> Problem | None:
+        """Return what keeps `layer` from having this format for that target; its field is `group_size` or an option."""
 
     @abstractmethod
     def stored(self, weight: TensorSpec) -> dict[str, TensorSpec]:

@@ -7,6 +7,7 @@ from abc import abstractmethod
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
+from sdcompress.errors import Problem
 from sdcompress.quant import scales
 from sdcompress.quant.format import PIECE, QuantFormat, QuantizedTensor, check_finite, divisors_near
 from sdcompress.quant.grid import nearest, value_of
@@ -62,25 +63,26 @@ class GridFormat(QuantFormat):
         # ONNX Runtime's Gather takes whole bytes.
         return self.kinds - {"embedding"} if target == "onnx" and self.bits < 8 else self.kinds
 
-    def problem(self, layer: Layer, target: str = "torch") -> str | None:
+    def problem(self, layer: Layer, target: str = "torch") -> Problem | None:
         if target == "onnx" and (problem := self._onnx_problem(layer)):
             return problem
         if self.hadamard and layer.shape[1] % 2:
-            return f"hadamard: an odd number of input channels cannot be rotated ({layer.name}); exclude the layer"
+            what = f"an odd number of input channels cannot be rotated ({layer.name}); exclude the layer"
+            return Problem("hadamard", what)
         if self.rank >= min(layer.shape[0], math.prod(layer.shape[1:])):
-            return f"rank: {self.rank} is not below the rank of {layer.name} {list(layer.shape)}; use less"
+            return Problem("rank", f"{self.rank} is not below the rank of {layer.name} {list(layer.shape)}; use less")
         return None
 
-    def _onnx_problem(self, layer: Layer) -> str | None:
+    def _onnx_problem(self, layer: Layer) -> Problem | None:
         for option in sorted(self.options):
             if getattr(self, option) != getattr(type(self), option):
-                return f"{option}: cannot be packaged for target onnx; leave it out there"
+                return Problem(option, "cannot be packaged for target onnx; leave it out there")
         group = self.group
         if group is None:
             return None
         if self.bits < 8 and (group & (group - 1) or group < 16):
-            return f"{group} is no power of two from 16 on, as ONNX Runtime's kernels need"
-        return undivided(layer, group) if layer.shape[1] % group else None
+            return Problem("group_size", f"{group} is no power of two from 16 on, as ONNX Runtime's kernels need")
+        return Problem("group_size", undivided(layer, group)) if layer.shape[1] % group else None
 
     def stored(self, weight: TensorSpec) -> dict[str, TensorSpec]:
         dtype = f"{'I' if self.signed else 'U'}{self.bits}"

@@ -15,6 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from sdcompress.errors import Problem
 from sdcompress.quant.int8 import Int8
 from sdcompress.sources.spec import CONVOLUTIONS, Layer
 
@@ -32,8 +33,10 @@ class Int8Unsaturated(Int8):
     roundings = frozenset({"nearest"})  # another code or scale, and a pair could saturate
     sums_fit_16_bits = True
 
-    def problem(self, layer: Layer, target: str = "torch") -> str | None:
-        return None if self.group_size is None else "is per output channel; leave group_size out"
+    def problem(self, layer: Layer, target: str = "torch") -> Problem | None:
+        if self.group_size is None:
+            return None
+        return Problem("group_size", "is per output channel; leave group_size out")
 
     def largest(self, weight: torch.Tensor, grouped: torch.Tensor) -> torch.Tensor:
         return largest_pair(weight)

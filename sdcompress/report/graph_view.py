@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from sdcompress.files.manifest import Manifest
 
 
-def graph_lines(manifest: Mapping[str, Any]) -> list[str]:
-    """One line for each exported graph: its passes with the places they changed; none for a torch artifact."""
+def graph_lines(manifest: Manifest) -> list[str]:
+    """Return a line for each exported graph: its passes with the places that they changed; none for torch."""
     lines = []
-    for entry in manifest["components"].values():
-        for folder, passes in entry.get("graphs", {}).items():
+    for entry in manifest.components.values():
+        for folder, passes in (entry.graphs or {}).items():
             done = (
                 f"{each['name']} {each['matched']}"
                 + ("" if each["matched"] == each["candidates"] else f" of {each['candidates']}")

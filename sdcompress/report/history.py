@@ -35,7 +35,7 @@ def read_history(folder: Path) -> dict[str, Any]:
             run = _run(report, file, folder)
             groups.setdefault((report["original"]["name"], recipe_words(report)), []).append(run)
         except ReportError as error:
-            problems += error.problems
+            problems += map(str, error.problems)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             problems.append(f"{file}: is damaged ({type(error).__name__}: {error}); evaluate again")
     if problems:

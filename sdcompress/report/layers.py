@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
 from typing import Any
 
+from sdcompress.files.manifest import LayerEntry, LayerStatus
 from sdcompress.report.wording import MISSING, count_text
 
 FORMAT_COLUMNS = ("component", "format", "layers", "parameters", "bits", "weights, dB", "outputs, dB")
@@ -61,8 +62,9 @@ def described(layer: Mapping[str, Any]) -> str:
 
 
 def is_pruned(layer: Mapping[str, Any]) -> bool:
-    """Whether the reason says what pruning took away, rather than why nothing was done."""
-    return str(layer.get("reason") or "").startswith(("removed", "narrowed", "sparse"))
+    """Return whether pruning took something away from the layer; its reason then says what."""
+    status = LayerStatus(layer["status"]) if "status" in layer else LayerEntry.model_validate(layer).status
+    return status in (LayerStatus.REMOVED, LayerStatus.NARROWED, LayerStatus.SPARSE)
 
 
 def _error(layer: Mapping[str, Any]) -> tuple[float, str]:

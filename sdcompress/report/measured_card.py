@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from sdcompress.errors import ArtifactError
-from sdcompress.files.artifact import read_manifest, replace_files
+from sdcompress.files.artifact import replace_files
+from sdcompress.files.manifest import Manifest, read_manifest
 from sdcompress.report.wording import findings, pipeline_rows, subject_text
 
 CARD = "README.md"
@@ -32,16 +33,16 @@ def add_measurements(artifact: Path, report: Mapping[str, Any], folder: Path) ->
     replace_files(artifact, {CARD: text.encode("utf-8"), PICTURE: sheet.read_bytes()})
 
 
-def check_report(artifact: Path, manifest: Mapping[str, Any], report: Mapping[str, Any]) -> None:
+def check_report(artifact: Path, manifest: Manifest, report: Mapping[str, Any]) -> None:
     """Raises ArtifactError unless the report's compressed side has the artifact's parameters, bytes and recipe."""
     for name in ("parameters", "weights_bytes"):
-        made = sum(entry[name]["compressed"] for entry in manifest["components"].values())
+        made = sum(getattr(entry, name).compressed for entry in manifest.components.values())
         if report["compressed"][name] != made:
             raise ArtifactError(
                 f"{artifact}: has {made:,} {name}, the report says {report['compressed'][name]:,}; "
                 "give the evaluation of this artifact"
             )
-    if report.get("recipe") not in (None, manifest["recipe"]):
+    if report.get("recipe") not in (None, manifest.recipe):
         raise ArtifactError(f"{artifact}: was made with another recipe than the report says; evaluate this artifact")
 
 
@@ -74,12 +75,12 @@ def add_section(card: str, section: str) -> str:
     return f"{card.rstrip()}\n\n{section}\n"
 
 
-def add_metadata(card: str, manifest: Mapping[str, Any], report: Mapping[str, Any]) -> str:
+def add_metadata(card: str, manifest: Manifest, report: Mapping[str, Any]) -> str:
     """The card with its results in the metadata, as the hub's model-index."""
     from huggingface_hub import EvalResult, ModelCard
 
     parsed = ModelCard(card)
-    parsed.data.model_name = f"{Path(manifest['source']['name']).name}, compressed"
+    parsed.data.model_name = f"{Path(manifest.source.name).name}, compressed"
     parsed.data.eval_results = [
         EvalResult(
             task_type="text-to-image",

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from sdcompress.planning.loaders import opener_of
+from sdcompress.planning.loaders import loader_of
 from sdcompress.planning.plan import Plan
 from sdcompress.report.layers import described, is_pruned
 from sdcompress.sources.spec import ComponentSpec
@@ -42,7 +42,7 @@ def describe_plan(plan: Plan) -> dict[str, Any]:
                 "steps": [{step.step.kind: step.step.model_dump(mode="json")} for step in plan.steps_of(name)],
                 "original": _totals([spec]),
                 "compressed": _totals([after[name]]),
-                "opens_with": opener_of(plan, name),
+                "opens_with": loader_of(plan, name),
                 "layers": _layers(plan, name),
                 "notes": [note for step in plan.steps_of(name) for note in step.planned.notes],
             }
@@ -122,8 +122,9 @@ def _layers(plan: Plan, component: str) -> list[dict[str, Any]]:
             "kind": outcome.kind,
             "parameters": outcome.parameters,
             "format": outcome.format,
-            "rounding": outcome.method or "nearest",
+            "rounding": outcome.rounding,
             "reason": outcome.reason,
+            "status": outcome.status.value,
         }
         for step in plan.steps_of(component)
         for outcome in step.planned.layers

@@ -48,7 +48,7 @@ def read_reports(paths: Sequence[Path]) -> dict[str, dict[str, Any]]:
         try:
             reports.append(read_report(path))
         except ReportError as error:
-            problems += error.problems
+            problems += map(str, error.problems)
     if problems:
         raise ReportError(problems)
     return dict(zip(label_paths(paths), reports, strict=True))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sdcompress.errors import SourceError
-from sdcompress.files.artifact import MANIFEST_NAME
+from sdcompress.files.manifest import MANIFEST_NAME
 from sdcompress.files.safetensors_file import TensorRange, read_header
 from sdcompress.sources.pickled_file import read_pickled
 from sdcompress.sources.source import is_buffer

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from listeners import interrupt_writing
 from typer.testing import CliRunner
 
 from sdcompress.backends.gguf import convert
@@ -266,11 +267,8 @@ def test_what_is_in_the_way_is_refused(nano_folder: Path, tmp_path: Path) -> Non
 
 
 def test_an_interrupted_run_leaves_nothing(nano_folder: Path, tmp_path: Path) -> None:
-    def interrupt(component: str, size_bytes: int) -> None:
-        raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        write(nano_folder, tmp_path / "new" / "folder" / "nano.gguf", advance=interrupt)
+        write(nano_folder, tmp_path / "new" / "folder" / "nano.gguf", listener=interrupt_writing("unet"))
     assert not any(tmp_path.iterdir())
 
 

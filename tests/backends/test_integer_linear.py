@@ -114,7 +114,7 @@ def test_from_recipe_to_pipeline(nano_folder, tmp_path):
     config = json.loads((out / "unet" / "config.json").read_text())["quantization_config"]
     rounded = config["dynamic_activations"]
     assert rounded and not any(name.startswith("time_embedding") for name in rounded)
-    layers = manifest["components"]["unet"]["layers"]
+    layers = manifest.to_json()["components"]["unet"]["layers"]
     assert {name for name, entry in layers.items() if entry.get("activations")} == set(rounded)
 
     unet = open_pipeline(str(out), device="cpu", dtype="float32").unet

@@ -5,10 +5,9 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from sdcompress.sources.tensor_reading import to_tensor
 
 from sdcompress.execution.execute import execute
-from sdcompress.files.safetensors_file import read_bytes
+from sdcompress.files.torch_tensors import read_tensor
 from sdcompress.lora.file import open_lora
 from sdcompress.planning.plan import make_plan
 from sdcompress.planning.recipe import parse_recipe
@@ -76,7 +75,7 @@ def test_kohya_with_the_original_names_of_blocks(nano_sdxl, tmp_path):
     for part in part_of.values():
         file = "diffusion_pytorch_model.safetensors" if part == "unet" else "model.safetensors"
         got = load_file(tmp_path / "out" / part / file)
-        before = {name: to_tensor(read_bytes(where), where) for name, where in source.tensors[part].items()}
+        before = {name: read_tensor(where) for name, where in source.tensors[part].items()}
         changed = {name for name in got if not torch.equal(got[name], before[name])}
         assert changed == {
             f"{module}.weight" for name, module in names.items() if part_of[name[: name.index("_")]] == part

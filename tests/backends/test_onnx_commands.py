@@ -15,7 +15,7 @@ from sdcompress.cli.main import app
 from sdcompress.errors import EvaluationError, UserError
 from sdcompress.evaluation.evaluate import evaluate
 from sdcompress.evaluation.settings import EvaluationSettings
-from sdcompress.files.artifact import MANIFEST_NAME
+from sdcompress.files.manifest import MANIFEST_NAME
 from sdcompress.sources.opening import open_source
 from sdcompress.sources.source import ASSETS
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from listeners import interrupt_writing
 from typer.testing import CliRunner
 
 from sdcompress import load_recipe, make_plan, open_pipeline, open_source
@@ -16,7 +17,8 @@ from sdcompress.cli.main import app
 from sdcompress.errors import ArtifactError, SourceError, UserError
 from sdcompress.execution.execute import execute
 from sdcompress.execution.verify import verify
-from sdcompress.files.artifact import partial_folder, read_manifest
+from sdcompress.files.artifact import partial_folder
+from sdcompress.files.manifest import read_manifest
 from sdcompress.sources.openvino_file import DATA_FILE, MODEL_FILE, read_ir
 
 openvino = pytest.importorskip("openvino", reason="openvino is not installed (pip install 'sdcompress[openvino]')")
@@ -108,8 +110,8 @@ def test_nothing_is_lost_on_the_way(folder: Path, onnx_tiny_sd: Path) -> None:
         assert dict(after.components[name].tensors) == dict(spec.tensors)
         assert after.components[name].config == spec.config
     manifest = read_manifest(folder)
-    assert manifest["recipe"] == read_manifest(onnx_tiny_sd)["recipe"]
-    assert manifest["converted"]["to"] == "openvino"
+    assert manifest.recipe == read_manifest(onnx_tiny_sd).recipe
+    assert manifest.converted is not None and manifest.converted["to"] == "openvino"
     assert verify(folder) == []
 
 
@@ -164,11 +166,8 @@ def test_the_command_and_what_it_refuses(onnx_tiny_sd: Path, nano_folder: Path, 
 
 
 def test_an_interrupted_run_leaves_nothing(onnx_tiny_sd: Path, tmp_path: Path) -> None:
-    def interrupt(component: str, size_bytes: int) -> None:
-        raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        write_openvino(open_source(str(onnx_tiny_sd)), tmp_path / "new" / "out", advance=interrupt)
+        write_openvino(open_source(str(onnx_tiny_sd)), tmp_path / "new" / "out", listener=interrupt_writing("unet"))
     assert not any(tmp_path.iterdir())
 
 

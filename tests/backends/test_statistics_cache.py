@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from listeners import Events
 
 from sdcompress.backends.torch import gathering
-from sdcompress.backends.torch.gathering import gather_statistics
 from sdcompress.backends.torch.input_statistics import StatisticsFile, content_key, load_or_gather
 from sdcompress.calibration.settings import Calibration
 from sdcompress.errors import SourceError
+from sdcompress.progress import Listener, silent
 from sdcompress.quant.statistics import Limits
 from sdcompress.sources.opening import open_folder
 from sdcompress.sources.source import Source
@@ -30,30 +31,13 @@ PROMPTS = 2
 RUNS = {"text_encoder": PROMPTS, "unet": PROMPTS * 2, "vae": PROMPTS}
 
 
-class Stop(BaseException):
-    """A kill."""
+def stop_at(component: str, run: int) -> Events:
+    return Events("calibrating", lambda event: event.subject == component and event.done == run)
 
 
-class Listener:
-    """Hears of runs; stops the walk at one of them."""
-
-    def __init__(self, stop: tuple[str, int] | None = None):
-        self.heard: list[tuple[str, int, int]] = []
-        self._stop = stop
-
-    def __call__(self, component: str, done: int, total: int) -> None:
-        self.heard.append((component, done, total))
-        if self._stop and [label for label, *_ in self.heard].count(self._stop[0]) == self._stop[1]:
-            raise Stop
-
-    def counts(self) -> dict[str, int]:
-        labels = [label for label, *_ in self.heard]
-        return {label: labels.count(label) for label in dict.fromkeys(labels)}
-
-
-def load(source: Source, cache: Path, listener: Any = None, **changes: Any) -> dict[str, StatisticsFile]:
+def load(source: Source, cache: Path, listener: Listener = silent, **changes: Any) -> dict[str, StatisticsFile]:
     arguments: dict[str, Any] = {"wanted": WANTED, "calibration": CALIBRATION, "limits": LIMITS, **changes}
-    return load_or_gather(source, advance=listener or Listener(), cache=cache, device="cpu", **arguments)
+    return load_or_gather(source, listener=listener, cache=cache, device="cpu", **arguments)
 
 
 def files_in(cache: Path) -> dict[str, bytes]:
@@ -84,15 +68,13 @@ def whole(nano: Source, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return cache
 
 
-def test_what_is_read_is_what_was_gathered(nano: Source, whole: Path) -> None:
-    listener = Listener()
-    found = load(nano, whole, listener)
-    assert not listener.heard  # no picture is drawn for what is there
-    gathered = gather_statistics(nano, WANTED, CALIBRATION, lambda *_: None, "cpu", LIMITS)
+def test_what_is_there_is_not_gathered_again(nano: Source, whole: Path) -> None:
+    events = Events()
+    found = load(nano, whole, events)
+    assert not events  # no picture is drawn for what is there
     assert list(found) == list(WANTED)
     for component, layers in WANTED.items():
         assert sorted(found[component]) == sorted(layers) and len(found[component]) == len(layers)
-        assert equal(gathered[component], found[component])
     assert len(found["unet"]["mid_block.resnets.0.conv1"].moments) == 6  # 64 channels, 11 in a block
     assert "conv_out" not in found["unet"]
     with pytest.raises(KeyError):
@@ -109,16 +91,16 @@ def test_files_are_named_by_key_and_component(nano: Source, whole: Path) -> None
 
 
 def test_same_bytes_wherever_it_is_gathered(nano: Source, whole: Path, tmp_path: Path) -> None:
-    listener = Listener()
-    load(nano, tmp_path, listener, wanted={name: layers[::-1] for name, layers in WANTED.items()})
-    assert listener.counts() == RUNS
+    events = Events()
+    load(nano, tmp_path, events, wanted={name: layers[::-1] for name, layers in WANTED.items()})
+    assert events.counts == RUNS
     assert files_in(tmp_path) == files_in(whole)
 
 
 def test_the_cache_is_where_the_variable_says(nano: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SDCOMPRESS_CACHE", str(tmp_path / "here"))
     wanted = {"text_encoder": WANTED["text_encoder"]}
-    load_or_gather(nano, wanted, CALIBRATION, Listener(), device="cpu")
+    load_or_gather(nano, wanted, CALIBRATION, device="cpu")
     assert [file.name for file in (tmp_path / "here" / "statistics").rglob("*.safetensors")] == [
         "text_encoder.safetensors"
     ]
@@ -131,25 +113,25 @@ def test_a_killed_run_goes_on_to_the_same_statistics(
     """From the last finished prompt of the component it was in, when progress is saved after every one."""
     monkeypatch.setattr(gathering, "CHECKPOINT_S", 0.0)
     monkeypatch.setattr(gathering, "_CHECKPOINT_SHARE", 0)
-    with pytest.raises(Stop):
-        load(nano, tmp_path, Listener(stop))
-    listener = Listener()
-    load(nano, tmp_path, listener)
+    with pytest.raises(KeyboardInterrupt):
+        load(nano, tmp_path, stop_at(*stop))
+    events = Events()
+    load(nano, tmp_path, events)
     component, tick = stop
     per_prompt = RUNS[component] // PROMPTS
     left = RUNS[component] - (tick - 1) // per_prompt * per_prompt  # a prompt is finished after its last run
     later = list(RUNS)[list(RUNS).index(component) + 1 :]
-    assert listener.counts() == {component: left, **{name: RUNS[name] for name in later}}
-    assert listener.heard[-1][1] == listener.heard[-1][2]
+    assert events.counts == {component: left, **{name: RUNS[name] for name in later}}
+    assert events[-1].done == events[-1].total
     assert files_in(tmp_path) == files_in(whole)  # and nothing of the progress is left
 
 
 def test_without_time_for_checkpoints_components_are_saved(nano: Source, whole: Path, tmp_path: Path) -> None:
-    with pytest.raises(Stop):
-        load(nano, tmp_path, Listener(("unet", 3)))
-    listener = Listener()
-    load(nano, tmp_path, listener)
-    assert listener.counts() == {"unet": RUNS["unet"], "vae": RUNS["vae"]}
+    with pytest.raises(KeyboardInterrupt):
+        load(nano, tmp_path, stop_at("unet", 3))
+    events = Events()
+    load(nano, tmp_path, events)
+    assert events.counts == {"unet": RUNS["unet"], "vae": RUNS["vae"]}
     assert files_in(tmp_path) == files_in(whole)
 
 
@@ -163,9 +145,9 @@ def test_a_damaged_file_is_gathered_anew(damage: str, nano: Source, whole: Path,
         file.unlink()
     else:
         file.write_bytes({"flipped": data, "cut": data[: len(data) // 2], "no header": b"x"}[damage])
-    listener = Listener()
-    load(nano, cache, listener)
-    assert listener.counts() == {"text_encoder": PROMPTS}
+    events = Events()
+    load(nano, cache, events)
+    assert events.counts == {"text_encoder": PROMPTS}
     assert files_in(cache) == files_in(whole)
 
 
@@ -173,22 +155,22 @@ def test_what_leads_to_a_damaged_file_runs_again(nano: Source, whole: Path, tmp_
     cache = Path(shutil.copytree(whole, tmp_path / "cache"))
     (file,) = cache.rglob("unet.safetensors")
     file.write_bytes(file.read_bytes()[:-1])
-    listener = Listener()
-    load(nano, cache, listener)
-    assert listener.counts() == {name: RUNS[name] for name in ("text_encoder", "unet")}
+    events = Events()
+    load(nano, cache, events)
+    assert events.counts == {name: RUNS[name] for name in ("text_encoder", "unet")}
     assert files_in(cache) == files_in(whole)
 
 
 def test_damaged_progress_is_not_used(nano: Source, whole: Path, tmp_path: Path) -> None:
-    with pytest.raises(Stop):
-        load(nano, tmp_path, Listener(("unet", 3)))
+    with pytest.raises(KeyboardInterrupt):
+        load(nano, tmp_path, stop_at("unet", 3))
     (file,) = tmp_path.rglob("progress/text_encoder.safetensors")
     data = bytearray(file.read_bytes())
     data[-100] ^= 1
     file.write_bytes(data)
-    listener = Listener()
-    load(nano, tmp_path, listener)
-    assert listener.counts() == RUNS
+    events = Events()
+    load(nano, tmp_path, events)
+    assert events.counts == RUNS
     assert files_in(tmp_path) == files_in(whole)
 
 
@@ -227,10 +209,10 @@ def test_other_layers_limits_or_devices_are_another_key(nano: Source) -> None:
 def test_other_prompts_or_settings_are_gathered(nano: Source, tmp_path: Path) -> None:
     wanted = {"text_encoder": WANTED["text_encoder"]}
     one = load(nano, tmp_path, wanted=wanted)
-    listener = Listener()
+    events = Events()
     prompts = CALIBRATION.model_copy(update={"prompts": ("a red apple", "two dogs")})
-    other = load(nano, tmp_path, listener, wanted=wanted, calibration=prompts)
-    assert listener.counts() == {"text_encoder": PROMPTS}
+    other = load(nano, tmp_path, events, wanted=wanted, calibration=prompts)
+    assert events.counts == {"text_encoder": PROMPTS}
     assert not equal(one["text_encoder"], other["text_encoder"])
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -14,11 +15,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from sdcompress import open_source
-from sdcompress.backends.torch.gathering import gather_statistics
+from sdcompress.backends.torch.input_statistics import load_or_gather
 from sdcompress.backends.torch.layer_rows import choose_rows, count_rows, take_rows
 from sdcompress.backends.torch.observers import find_layer
 from sdcompress.backends.torch.source_parts import open_component
-from sdcompress.backends.torch.trajectories import Observer, Walk
+from sdcompress.backends.torch.trajectories import CalibrationRun, Observer
 from sdcompress.calibration.settings import Calibration
 from sdcompress.errors import SourceError
 from sdcompress.quant.statistics import LayerStatistics, Limits
@@ -42,8 +43,11 @@ LAYERS = {
 
 
 def gather(source: Source, wanted: Any, limits: Limits | None = None, **settings: Any) -> Any:
+    """Component -> layer -> statistics; nothing is cached."""
     calibration = CALIBRATION.model_copy(update=settings)
-    return gather_statistics(source, wanted, calibration, lambda *_: None, "cpu", limits)
+    with TemporaryDirectory() as cache:
+        found = load_or_gather(source, wanted, calibration, cache=Path(cache), device="cpu", limits=limits)
+        return {component: dict(layers) for component, layers in found.items()}
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +62,7 @@ class Inputs(Observer):
         self.rows: dict[str, list[torch.Tensor]] = {}
 
     @contextmanager
-    def watch(self, component: str, model: nn.Module, runs: int) -> Iterator[None]:
+    def observe(self, component: str, model: nn.Module, runs: int) -> Iterator[None]:
         hooks = [self._hook(f"{component}.{name}", find_layer(model, component, name)) for name in LAYERS[component]]
         yield
         for hook in hooks:
@@ -86,7 +90,7 @@ def reference_rows(layer: Any, x: torch.Tensor) -> torch.Tensor:
 @pytest.fixture(scope="module")
 def rows(nano: Source) -> dict[str, torch.Tensor]:
     inputs = Inputs()
-    Walk(nano, LAYERS, CALIBRATION, lambda *_: None, "cpu", inputs).run()
+    CalibrationRun(nano, LAYERS, CALIBRATION, device="cpu", observer=inputs).run()
     return {name: torch.cat(batches) for name, batches in inputs.rows.items()}
 
 
@@ -156,7 +160,9 @@ def test_every_row_is_chosen_once_a_round(total: int, limit: int) -> None:
 def test_statistics_are_those_of_all_inputs(nano: Source, rows: dict[str, torch.Tensor]) -> None:
     limits = Limits(rows=2**30, columns=100)
     found = gather(nano, LAYERS, limits)
-    assert {component: list(layers) for component, layers in found.items()} == LAYERS
+    assert {component: sorted(layers) for component, layers in found.items()} == {
+        component: sorted(layers) for component, layers in LAYERS.items()
+    }
     for component, layers in found.items():
         for name, statistics in layers.items():
             # Float32 sums of up to 4096 products: n 2^-24 of their magnitudes is the worst case.
@@ -172,7 +178,7 @@ def test_a_sample_covers_positions_and_both_branches_alike(nano: Source, rows: d
     everything = rows[f"unet.{name}"]
     assert found.count == len(everything) / 4 == 64
     check(found, everything.view(2, 4, 32, -1)[:, 0].flatten(0, 1), error=4096 * 2.0**-24)
-    texts = Walk(nano, {"unet": []}, CALIBRATION, lambda *_: None, "cpu").encode_prompts()
+    texts = CalibrationRun(nano, {"unet": []}, CALIBRATION, device="cpu").encode_prompts()
     both = [torch.cat([text[branch] for text in texts]) for branch in ("prompt_embeds", "negative_prompt_embeds")]
     means = [each.flatten(0, 1).mean(0) for each in both]
     assert not torch.allclose(means[0], means[1], atol=1e-3)

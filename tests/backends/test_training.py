@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from listeners import Events
 from torch import nn
 
 from sdcompress.backends.torch.training.adapters import add_adapters, merge_adapters
@@ -18,6 +19,7 @@ from sdcompress.calibration.prompts import GENERAL, default_prompts
 from sdcompress.calibration.settings import Calibration
 from sdcompress.calibration.training_prompts import training_prompts
 from sdcompress.planning.training_memory import adapter_parameters
+from sdcompress.progress import silent
 from sdcompress.sources.opening import open_source
 from sdcompress.sources.spec import ComponentSpec, parameter
 
@@ -108,7 +110,7 @@ def test_stages_and_what_is_seen_of_them(nano_folder: Path) -> None:
 @pytest.fixture
 def pool(nano_folder: Path, tmp_path: Path) -> Pool:
     calibration = Calibration(prompts=("ab", "c"), prompt_count=2, num_inference_steps=3)
-    return load_or_draw(open_source(str(nano_folder)), calibration, lambda *_: None, tmp_path, "cpu")
+    return load_or_draw(open_source(str(nano_folder)), calibration, silent, tmp_path, "cpu")
 
 
 def test_the_pool_is_what_the_denoiser_is_given(nano_folder: Path, tmp_path: Path) -> None:
@@ -119,9 +121,9 @@ def test_the_pool_is_what_the_denoiser_is_given(nano_folder: Path, tmp_path: Pat
 
     source = open_source(str(nano_folder))
     calibration = Calibration(prompts=("ab", "c"), prompt_count=2, num_inference_steps=3, guidance_scale=2.0)
-    runs: list[tuple[str, int, int]] = []
-    drawn = load_or_draw(source, calibration, lambda *news: runs.append(news), tmp_path, "cpu")
-    assert runs[-1] == ("unet", 8, 8)  # two prompts encoded, three steps for each
+    events = Events("calibrating")
+    drawn = load_or_draw(source, calibration, events, tmp_path, "cpu")
+    assert events.counts == {"text_encoder": 2, "unet": 2 * 3}  # two prompts, three steps for each
     pipeline = StableDiffusionPipeline.from_pretrained(nano_folder)
     pipeline.set_progress_bar_config(disable=True)
     given = []
@@ -136,27 +138,23 @@ def test_the_pool_is_what_the_denoiser_is_given(nano_folder: Path, tmp_path: Pat
         assert float(drawn.timesteps[place]) == float(timestep)
     assert torch.allclose(drawn.ends[1].float(), end[0], rtol=2**-10, atol=1e-4)
     assert drawn.branches == 2 and drawn.conditions["encoder_hidden_states"].shape == (2, 2, 16, 32)
-    runs.clear()
-    again = load_or_draw(source, calibration, lambda *news: runs.append(news), tmp_path, "cpu")
-    assert runs == [] and torch.equal(again.points, drawn.points) and torch.equal(again.ends, drawn.ends)
+    events.clear()
+    again = load_or_draw(source, calibration, events, tmp_path, "cpu")
+    assert events == [] and torch.equal(again.points, drawn.points) and torch.equal(again.ends, drawn.ends)
 
 
 def test_drawing_goes_on_after_the_last_whole_prompt(nano_folder: Path, tmp_path: Path) -> None:
     source = open_source(str(nano_folder))
     calibration = Calibration(prompts=("ab", "c", "d"), prompt_count=3, num_inference_steps=2)
-    whole = load_or_draw(source, calibration, lambda *_: None, tmp_path / "whole", "cpu")
-
-    def interrupt(component: str, done: int, total: int) -> None:
-        if done == 3 + 2 * 2 + 1:  # in the middle of the third prompt
-            raise KeyboardInterrupt
-
+    whole = load_or_draw(source, calibration, silent, tmp_path / "whole", "cpu")
+    interrupt = Events("calibrating", lambda event: event.subject == "unet" and event.done == 2 * 2 + 1)  # third prompt
     with pytest.raises(KeyboardInterrupt):
         load_or_draw(source, calibration, interrupt, tmp_path / "cut", "cpu")
     files = sorted((tmp_path / "cut").rglob("*.safetensors"))
     assert len(files) == 2
     files[1].write_bytes(files[1].read_bytes()[:-40])  # damaged: drawn again
     times = [file.stat().st_mtime_ns for file in files]
-    resumed = load_or_draw(source, calibration, lambda *_: None, tmp_path / "cut", "cpu")
+    resumed = load_or_draw(source, calibration, silent, tmp_path / "cut", "cpu")
     assert files[0].stat().st_mtime_ns == times[0] and files[1].stat().st_mtime_ns != times[1]
     assert torch.equal(resumed.points, whole.points) and torch.equal(resumed.ends, whole.ends)
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from sdcompress.files.artifact import file_problems, read_manifest
+from sdcompress.files.artifact import file_problems
+from sdcompress.files.manifest import read_manifest
 from sdcompress.planning.recipe import shipped_recipes
 
 

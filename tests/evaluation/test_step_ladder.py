@@ -20,7 +20,7 @@ from sdcompress.evaluation.evaluate import evaluate
 from sdcompress.evaluation.settings import EvaluationSettings
 from sdcompress.evaluation.step_ladder import Rung, list_ladder, make_rung
 from sdcompress.execution.execute import execute
-from sdcompress.files.artifact import MANIFEST_NAME
+from sdcompress.files.manifest import MANIFEST_NAME
 from sdcompress.planning.plan import make_plan
 from sdcompress.planning.recipe import parse_recipe
 from sdcompress.report import render

@@ -10,15 +10,18 @@ import time
 
 import pytest
 import torch
+from listeners import interrupt_writing
 from peak_memory import planned_and_taken_bytes
 from safetensors.torch import load_file, save_file
 from short_recipes import shortened
 
 from sdcompress.backends.torch.loading import open_pipeline
 from sdcompress.errors import ArtifactError, SourceError, UserError
-from sdcompress.execution.execute import execute, weights_file
+from sdcompress.execution.execute import execute
 from sdcompress.execution.verify import verify
+from sdcompress.execution.write_component import weights_file
 from sdcompress.files.artifact import partial_folder
+from sdcompress.files.manifest import read_manifest
 from sdcompress.files.safetensors_file import StreamWriter, read_header
 from sdcompress.files.torch_tensors import read_tensor
 from sdcompress.planning.plan import make_plan
@@ -105,11 +108,11 @@ def test_stored_codes_are_the_rounded_weights(nano_folder, tmp_path):
 
 def test_manifest_lists_every_layer(nano_folder, tmp_path):
     manifest = execute(make_plan(load_recipe("mixed"), open_source(str(nano_folder))), tmp_path / "out")
-    assert json.loads((tmp_path / "out" / "sdcompress.json").read_text()) == json.loads(json.dumps(manifest))
-    layers = manifest["components"]["unet"]["layers"]
-    assert layers["conv_in"]["format"] == "int8" and layers["conv_in"]["weight_sqnr_db"] > 35
-    assert layers["mid_block.resnets.0.conv1"]["format"] == "nf4"
-    assert manifest["recipe"]["components"]["unet?"][1]["quantize"]["keep_sensitive"] is None
+    assert read_manifest(tmp_path / "out") == manifest
+    layers = manifest.components["unet"].layers
+    assert layers["conv_in"].format == "int8" and layers["conv_in"].weight_sqnr_db > 35
+    assert layers["mid_block.resnets.0.conv1"].format == "nf4"
+    assert manifest.recipe["components"]["unet?"][1]["quantize"]["keep_sensitive"] is None
 
 
 def test_output_in_the_way(nano_folder, tmp_path):
@@ -177,15 +180,8 @@ def test_catalog_entry_has_no_weights(tmp_path):
 def test_interrupted_run_resumes(nano_folder, tmp_path):
     plan = make_plan(load_recipe("int8"), open_source(str(nano_folder)))
     out = tmp_path / "out"
-    seen = []
-
-    def interrupt(component, size_bytes):
-        seen.append(component)
-        if component == "unet":
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        execute(plan, out, advance=interrupt)
+        execute(plan, out, listener=interrupt_writing("unet"))
     finished = json.loads((partial_folder(out) / "state.json").read_text())["finished"]
     assert "text_encoder" in finished and "unet" not in finished and not out.exists()
     with pytest.raises(ArtifactError, match="an interrupted run left this"):

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 
 import pytest
+from listeners import Events
 
 from sdcompress import load_recipe, make_plan, open_source
 from sdcompress.calibration.settings import Calibration
 from sdcompress.errors import SourceError
-from sdcompress.execution.ranges import calibrate, dump_ranges, parse_ranges
-from sdcompress.planning.plan import Plan, observed_of
+from sdcompress.execution.ranges import Ranges, calibrate_ranges, dump_ranges, parse_ranges
+from sdcompress.planning.plan import Plan, layers_with_ranges
 from sdcompress.planning.recipe import parse_recipe
 from sdcompress.quant.activations import ActivationRange, LayerRanges
 from sdcompress.sources.spec import CONVOLUTIONS, layers_of
@@ -21,6 +22,10 @@ def plan_of(components: str, **calibration: object) -> Plan:
     settings = Calibration.model_validate({"prompt_count": 1, "num_inference_steps": 1, **calibration})
     recipe = parse_recipe(text, "r.yaml").model_copy(update={"calibration": settings})
     return make_plan(recipe, open_source("tiny-sd"))
+
+
+def ranges_of(plan: Plan) -> Ranges:
+    return calibrate_ranges(plan, plan.source)
 
 
 def unet(include: str = "['*']") -> str:
@@ -39,14 +44,14 @@ def everything() -> Plan:
 
 
 def test_every_observed_layer_has_its_ranges(everything: Plan) -> None:
-    heard: list[tuple[str, int, int]] = []
-    ranges = calibrate(everything, lambda *news: heard.append(news))
-    wanted = observed_of(everything.steps)
+    events = Events("calibrating")
+    ranges = calibrate_ranges(everything, everything.source, events)
+    wanted = layers_with_ranges(everything.steps)
     assert set(wanted) == {"text_encoder", "unet", "vae"}
     assert {component: set(layers) for component, layers in ranges.items()} == {
         component: set(layers) for component, layers in wanted.items()
     }
-    assert [done for _, done, _ in heard] == list(range(1, heard[-1][2] + 1))
+    assert events.counts == {event.subject: event.total for event in events}
     for component, layers in ranges.items():
         kinds = {layer.name: layer.kind for layer in layers_of(everything.source.components[component])}
         for name, found in layers.items():
@@ -77,22 +82,22 @@ def test_the_method_is_the_recipes() -> None:
     """Of the same pictures: all values, or less of them; the same twice."""
     only = unet(include="[conv_out]")
     found = {
-        method: calibrate(plan_of(only, range=method), lambda *_: None)["unet"]["conv_out"].input
+        method: ranges_of(plan_of(only, range=method))["unet"]["conv_out"].input
         for method in ("minmax", "mse", "percentile")
     }
     assert found["minmax"].low <= found["mse"].low < found["mse"].high <= found["minmax"].high
     assert found["percentile"].high < found["minmax"].high
-    assert calibrate(plan_of(only), lambda *_: None)["unet"]["conv_out"].input == found["mse"]
+    assert ranges_of(plan_of(only))["unet"]["conv_out"].input == found["mse"]
 
 
 def test_nothing_to_calibrate_draws_nothing() -> None:
     plan = plan_of("  unet:\n    - cast: {dtype: float32}\n    - quantize: {format: int8}\n")
-    heard: list[tuple[str, int, int]] = []
-    assert calibrate(plan, lambda *news: heard.append(news)) == {} and not heard
+    events = Events()
+    assert calibrate_ranges(plan, plan.source, events) == {} and not events
 
 
 def test_without_weights_there_is_nothing_to_draw_with() -> None:
     text = f"schema_version: 1\ndescription: T\ntarget: onnx\ncomponents:\n{unet()}"
     plan = make_plan(parse_recipe(text, "r.yaml"), open_source("sd15"))
     with pytest.raises(SourceError, match="sd15: has no weights here"):
-        calibrate(plan, lambda *_: None)
+        ranges_of(plan)

@@ -38,7 +38,7 @@ def test_a_gate_is_a_figure_a_comparison_and_a_number() -> None:
     with pytest.raises(UserError, match="no figure 'psnr'; did you mean"):
         parse_gate("psnr>=30")
     for text in ("psnr_db", "psnr_db==30", "psnr_db>=high", "psnr_db>=30 dB", ""):
-        with pytest.raises(UserError, match="is no NAME>=NUMBER"):
+        with pytest.raises(UserError, match="must be NAME>=NUMBER"):
             parse_gate(text)
 
 

@@ -16,9 +16,12 @@ def plan(model, components, target="torch"):
     return make_plan(parse_recipe(text, "r.yaml"), open_source(model))
 
 
-def problems_of(model, components, target="torch"):
+def problems_of(component, steps, target="torch"):
+    """The problems of a recipe for SD 1.5 with these steps of one component, `; ` between them."""
+    listed = "".join(f"    - {step}\n" for step in steps.split("; "))
     with pytest.raises(RecipeError) as caught:
-        plan(model, components, target)
+        plan("sd15", f"  {component}:\n{listed}", target)
+    assert caught.value.exit_code == 2
     return caught.value.problems
 
 
@@ -73,104 +76,99 @@ def test_published_block_pruning_counts():
     assert 1 - mid.parameters / 859_520_964 == pytest.approx(0.113, abs=0.0005)
 
 
+HALF, FLOAT = "cast: {dtype: float16}", "cast: {dtype: float32}"
+ROUNDED = "quantize: {format: int8, activations: int8}"
+
+
 @pytest.mark.parametrize(
-    ("components", "expected"),
+    ("component", "steps", "field"),
     [
-        (
-            "  unett:\n    - cast: {dtype: float16}\n",
-            "components.unett: the pipeline has no such component; did you mean unet?",
-        ),
-        (
-            "  unet:\n    - quantize: {format: int9}\n",
-            "components.unet.0.quantize.format: no format 'int9'; did you mean int8?",
-        ),
-        (
-            "  unet:\n    - quantize: {format: int8, exclude: [conv_inn]}\n",
-            "components.unet.0.quantize.exclude: 'conv_inn' matches no layer of unet",
-        ),
-        (
-            "  unet:\n    - quantize: {format: int8, overrides: [{layers: [nope], format: nf4}]}\n",
-            "components.unet.0.quantize.overrides.0.layers: 'nope' matches no layer of unet",
-        ),
-        (
-            "  unet:\n    - quantize: {format: int3, roundin: gptq}\n",
-            "components.unet.0.quantize.roundin: no such key; did you mean rounding?",
-        ),
-        (
-            "  unet:\n    - quantize: {format: int3, rounding: gtpq}\n",
-            "components.unet.0.quantize.rounding: no way of rounding 'gtpq'; did you mean gptq?",
-        ),
-        (
-            "  unet:\n    - quantize: {format: nf4, rounding: gptq}\n",
-            "components.unet.0.quantize.rounding: nf4 is rounded by nearest only",
-        ),
-        (
-            "  unet:\n    - quantize: {format: nf4, rank: 8}\n",
-            "components.unet.0.quantize.rank: nf4 has no such option; leave it out, or use int4",
-        ),
-        (
-            "  unet:\n    - quantize: {format: int8, overrides: [{layers: [conv_in], format: codebook4, "
-            "scale_bits: 8}]}\n",
-            "components.unet.0.quantize.overrides.0.scale_bits: codebook4 has no such option",
-        ),
-        (
-            "  unet:\n    - quantize: {format: uint4, rank: 320, include: [conv_in]}\n",
-            "components.unet.0.quantize.format: uint4 applies to no layer of unet; matches no include pattern",
-        ),
-        (
-            "  unet:\n    - quantize: {format: uint4, rank: 320, keep_sensitive: false, include: [conv_in]}\n",
-            "components.unet.0.quantize.rank: 320 is not below the rank of conv_in [320, 4, 3, 3]; use less",
-        ),
-        (
-            "  safety_checker:\n    - quantize: {format: uint4, rounding: gptq}\n",
-            "components.safety_checker.0.quantize.rounding: nothing can be calibrated for safety_checker",
-        ),
-        (
-            "  unet:\n    - quantize: {format: uint4}\n    - smooth: {format: uint4}\n",
-            "components.unet.1.smooth: must stand before quantize",
-        ),
-        (
-            "  safety_checker:\n    - smooth: {format: uint44}\n",
-            "components.safety_checker.0.smooth.format: no format 'uint44'; did you mean uint4?",
-        ),
-        (
-            "  safety_checker:\n    - smooth: {format: uint4}\n",
-            "components.safety_checker.0.smooth: safety_checker (StableDiffusionSafetyChecker) has no place where",
-        ),
-        (
-            "  unet:\n    - prune: {drop_mid_block: true}\n    - prune: {heads: 0.5, importance: activation}\n",
-            "components.unet.1.prune: is calibrated on the original, so no step may stand before it",
-        ),
-        (
-            "  unet:\n    - cast: {dtype: float16}\n    - prune: {drop_mid_block: true}\n",
-            "components.unet.1.prune: must stand before cast",
-        ),
-        (
-            "  unet:\n    - quantize: {format: int8}\n    - prune: {drop_mid_block: true}\n",
-            "components.unet.1.prune: must stand before quantize",
-        ),
-        (
-            "  vae:\n    - prune: {drop_mid_block: true}\n",
-            "components.vae.0.prune: vae is a AutoencoderKL; only a UNet2DConditionModel",
-        ),
-        ("  unet:\n    - prune: {}\n", "components.unet.0.prune: nothing to prune"),
-        ("  unet:\n    - prune: {layers_per_block: 2}\n", "prune.layers_per_block: 2 is not less than the model's 2"),
-        (
-            "  unet:\n    - quantize: {format: int8}\n    - cast: {dtype: float16}\n",
-            "components.unet.1.cast: must stand before quantize",
-        ),
-        (
-            "  unet:\n    - quantize: {format: int8}\n  u*:\n    - cast: {dtype: float16}\n",
-            "components.u*: unet is taken by components.unet already",
-        ),
-        (
-            "  vae:\n    - quantize: {format: nf4, include: ['*conv1']}\n",
-            "quantize.format: nf4 applies to no layer of vae",
-        ),
+        ("unett", HALF, "components.unett"),
+        ("unet", "quantize: {format: int9}", "0.quantize.format"),
+        ("unet", "quantize: {format: int8, exclude: [conv_inn]}", "0.quantize.exclude"),
+        ("unet", "quantize: {format: int8, overrides: [{layers: [x], format: nf4}]}", "0.quantize.overrides.0.layers"),
+        ("unet", "quantize: {format: int8, overrides: [{layers: [conv_in], format: codebook4, scale_bits: 8}]}",
+         "0.quantize.overrides.0.scale_bits"),
+        ("unet", "quantize: {format: int3, roundin: gptq}", "0.quantize.roundin"),
+        ("unet", "quantize: {format: int3, rounding: gtpq}", "0.quantize.rounding"),
+        ("unet", "quantize: {format: nf4, rounding: gptq}", "0.quantize.rounding"),
+        ("unet", "quantize: {format: nf4, rank: 8}", "0.quantize.rank"),
+        ("unet", "quantize: {format: uint4, rank: 320, include: [conv_in]}", "0.quantize.format"),  # it is sensitive
+        ("unet", "quantize: {format: uint4, rank: 320, keep_sensitive: false, include: [conv_in]}", "0.quantize.rank"),
+        ("vae", "quantize: {format: nf4, include: ['*conv1']}", "0.quantize.format"),
+        ("unet", "quantize: {format: nf4, group_size: 48}", "0.quantize.group_size"),
+        ("safety_checker", "quantize: {format: uint4, rounding: gptq}", "0.quantize.rounding"),
+        ("safety_checker", "smooth: {format: uint44}", "0.smooth.format"),
+        ("safety_checker", "smooth: {format: uint4}", "0.smooth"),
+        ("unet", "quantize: {format: uint4}; smooth: {format: uint4}", "1.smooth"),
+        ("unet", "quantize: {format: int8}; cast: {dtype: float16}", "1.cast"),
+        ("unet", "cast: {dtype: float16}; prune: {drop_mid_block: true}", "1.prune"),
+        ("unet", "prune: {drop_mid_block: true}; prune: {heads: 0.5, importance: activation}", "1.prune"),
+        ("vae", "prune: {drop_mid_block: true}", "0.prune"),
+        ("unet", "prune: {}", "0.prune"),
+        ("unet", "prune: {layers_per_block: 2}", "0.prune.layers_per_block"),
+        ("unet", "quantize: {format: int4, activations: int8}", "0.quantize.activations"),
+        ("unet", "export: {}", "0.export"),
     ],
 )  # fmt: skip
-def test_mistakes_are_named(components, expected):
-    assert any(expected in line for line in problems_of("sd15", components)), problems_of("sd15", components)
+def test_mistakes_are_named(component, steps, field):
+    (problem, *more) = problems_of(component, steps)
+    assert problem.field in (field, f"components.{component}.{field}")
+    assert more == [] or problem.field.endswith(("format", "group_size"))  # several for one mistake
+
+
+@pytest.mark.parametrize(
+    ("component", "steps", "field"),
+    [
+        ("unet", "quantize: {format: nf4}", "0.quantize.format"),
+        ("unet", f"{FLOAT}; quantize: {{format: uint4}}", "1.quantize.format"),
+        ("unet", f"{FLOAT}; quantize: {{format: int4, scale_bits: 8, include: [mid_block]}}", "1.quantize.scale_bits"),
+        ("unet", f"{FLOAT}; quantize: {{format: int8, group_size: 48, include: [conv_out]}}", "1.quantize.group_size"),
+        ("unet", f"{HALF}; {ROUNDED}", "1.quantize.activations"),
+        ("safety_checker", f"{FLOAT}; {ROUNDED}", "1.quantize.activations"),
+        ("unet", f"{FLOAT}; quantize: {{format: int4, activations: int8}}", "1.quantize.activations"),
+        ("unet", f"{FLOAT}; quantize: {{format: int8, group_size: 8, include: [mid_block], activations: int8}}",
+         "1.quantize.activations"),
+        ("unet", f"{FLOAT}; quantize: {{format: int8, activations_exclude: [conv_in]}}",
+         "1.quantize.activations_exclude"),
+        ("unet", f"{FLOAT}; quantize: {{format: int8, activations: int8, activations_exclude: [conv_inn]}}",
+         "1.quantize.activations_exclude"),
+        ("unet", f"{FLOAT}; export: {{}}; {FLOAT}", "2.cast"),
+        ("unet", "cast: {dtype: bfloat16}", "1.export.dtype"),
+        ("unet", "export: {static_shapes: {height: 512, width: 520}}", "0.export.static_shapes.width"),
+        ("vae", "export: {static_shapes: {height: 516, width: 512}}", "0.export.static_shapes.height"),
+        ("text_encoder", "export: {static_shapes: {height: 512, width: 512, sequence: 99}}",
+         "0.export.static_shapes.sequence"),
+    ],
+)  # fmt: skip
+def test_mistakes_about_onnx_are_named(component, steps, field):
+    assert [problem.field for problem in problems_of(component, steps, "onnx")] == [f"components.{component}.{field}"]
+
+
+def test_messages_say_what_to_do():
+    def message(*arguments):
+        return problems_of(*arguments)[0].message
+
+    assert message("unett", HALF).startswith("the pipeline has no such component; did you mean unet? known: ")
+    assert (
+        message("unet", "quantize: {format: nf4}", "onnx") == "nf4 cannot be packaged for target onnx; use int4 there"
+    )
+    assert "use int8 there" in message("unet", "quantize: {format: llm-int8}", "onnx")
+    width = message("unet", "export: {static_shapes: {height: 512, width: 520}}", "onnx")
+    assert width == "520 is no multiple of 64, which unet's halvings need; use 512 or 576"
+
+
+def test_a_component_is_taken_once():
+    with pytest.raises(RecipeError, match=r"^components\.u\*: unet is taken by components\.unet already$"):
+        plan("sd15", f"  unet:\n    - {HALF}\n  u*:\n    - {HALF}\n")
+
+
+def test_all_problems_at_once():
+    with pytest.raises(RecipeError) as caught:
+        plan("sd15", f"  nothing:\n    - {HALF}\n  unet:\n    - quantize: {{format: x}}\n")
+    assert [problem.field for problem in caught.value.problems] == [
+        "components.nothing", "components.unet.0.quantize.format"
+    ]  # fmt: skip
 
 
 def test_groups_that_do_not_divide_end_in_a_smaller_one():
@@ -183,7 +181,7 @@ def test_calibrated_layers_are_planned_with_their_memory():
     plain = plan("sd15", "  unet:\n    - quantize: {format: uint4, group_size: 64}\n")
     calibrated = plan("sd15", "  unet:\n    - quantize: {format: uint4, group_size: 64, rounding: gptq}\n")
     outcomes = {one.layer: one for one in calibrated.steps[0].planned.layers}
-    assert outcomes["mid_block.resnets.0.conv1"].method == "gptq"
+    assert outcomes["mid_block.resnets.0.conv1"].rounding == "gptq"
     assert set(calibrated.steps[0].planned.calibrated) == {name for name, one in outcomes.items() if one.format}
     assert plain.steps[0].planned.calibrated == ()
     assert plain.after("unet").tensors == calibrated.after("unet").tensors
@@ -193,7 +191,7 @@ def test_calibrated_layers_are_planned_with_their_memory():
 
 def test_an_embedding_is_rounded_without_calibration():
     made = plan("sd15", "  text_encoder:\n    - quantize: {format: uint4, rounding: gptq}\n")
-    methods = {one.kind: one.method for one in made.steps[0].planned.layers if one.format}
+    methods = {one.kind: one.rounding for one in made.steps[0].planned.layers if one.format}
     assert methods == {"embedding": "search", "linear": "gptq"}
 
 
@@ -216,109 +214,8 @@ def test_bits_per_weight_of_sd15(options, bits):
     assert 8 * sum(tensor.size_bytes for tensor in stored) / (1280 * 1280 * 9) == pytest.approx(bits, abs=0.002)
 
 
-def test_torch_only_formats_name_the_alternative_for_onnx():
-    lines = problems_of("sd15", "  unet:\n    - quantize: {format: nf4}\n", target="onnx")
-    assert list(lines) == ["components.unet.0.quantize.format: nf4 cannot be packaged for target onnx; use int4 there"]
-    lines = problems_of("sd15", "  unet:\n    - quantize: {format: llm-int8}\n", target="onnx")
-    assert "llm-int8 cannot be packaged for target onnx; use int8 there" in lines[0]
-
-
-FLOAT = "    - cast: {dtype: float32}\n"
-ROUNDED = "    - quantize: {format: int8, activations: int8}\n"
-
-
-@pytest.mark.parametrize(
-    ("components", "target", "expected"),
-    [
-        (
-            f"  unet:\n{FLOAT}    - quantize: {{format: uint4}}\n",
-            "onnx",
-            "components.unet.1.quantize.format: uint4 cannot be packaged for target onnx; use int4 there",
-        ),
-        (
-            f"  unet:\n{FLOAT}    - quantize: {{format: int4, scale_bits: 8, include: [mid_block]}}\n",
-            "onnx",
-            "components.unet.1.quantize.scale_bits: cannot be packaged for target onnx; leave it out there",
-        ),
-        (
-            f"  unet:\n{FLOAT}    - quantize: {{format: int8, group_size: 48, include: [conv_out]}}\n",
-            "onnx",
-            "components.unet.1.quantize.group_size: 48 does not divide 320 (conv_out); use 16, 32 or 64",
-        ),
-        (
-            "  unet:\n    - quantize: {format: int4, activations: int8}\n",
-            "torch",
-            "components.unet.0.quantize.activations: go with 8-bit weights in linear layers without group_size",
-        ),
-        (
-            f"  unet:\n    - cast: {{dtype: float16}}\n{ROUNDED}",
-            "onnx",
-            "components.unet.1.quantize.activations: 8-bit kernels give float32, and unet is in float16; put "
-            "`cast: {dtype: float32}` before this step",
-        ),
-        (
-            f"  safety_checker:\n{FLOAT}{ROUNDED}",
-            "onnx",
-            "components.safety_checker.1.quantize.activations: no ranges can be calibrated for safety_checker",
-        ),
-        (
-            f"  unet:\n{FLOAT}    - quantize: {{format: int4, activations: int8}}\n",
-            "onnx",
-            "components.unet.1.quantize.activations: go with 8-bit weights in linear layers and convolutions",
-        ),
-        (
-            f"  unet:\n{FLOAT}    - quantize: {{format: int8, group_size: 8, include: [mid_block]"
-            ", activations: int8}\n",
-            "onnx",
-            "components.unet.1.quantize.activations: go with 8-bit weights in linear layers and convolutions",
-        ),
-        (
-            f"  unet:\n{FLOAT}    - quantize: {{format: int8, activations_exclude: [conv_in]}}\n",
-            "onnx",
-            "components.unet.1.quantize.activations_exclude: says nothing without activations: int8",
-        ),
-        (
-            f"  unet:\n{FLOAT}    - quantize: {{format: int8, activations: int8, activations_exclude: [conv_inn]}}\n",
-            "onnx",
-            "components.unet.1.quantize.activations_exclude: 'conv_inn' matches no layer of unet",
-        ),
-        (
-            "  unet:\n    - export: {}\n",
-            "torch",
-            "components.unet.0.export: an artifact for target: torch is not exported; leave this step out",
-        ),
-        (f"  unet:\n{FLOAT}    - export: {{}}\n{FLOAT}", "onnx", "components.unet.2.cast: must stand before export"),
-        (
-            "  unet:\n    - cast: {dtype: bfloat16}\n",
-            "onnx",
-            "components.unet.1.export.dtype: unet has tensors in BF16; put `cast: {dtype: float32}` or float16 first",
-        ),
-        (
-            "  unet:\n    - export: {static_shapes: {height: 512, width: 520}}\n",
-            "onnx",
-            "components.unet.0.export.static_shapes.width: 520 is no multiple of 64, which unet's halvings need; use "
-            "512 or 576",
-        ),
-        (
-            "  vae:\n    - export: {static_shapes: {height: 516, width: 512}}\n",
-            "onnx",
-            "components.vae.0.export.static_shapes.height: 516 is no multiple of 8",
-        ),
-        (
-            "  text_encoder:\n    - export: {static_shapes: {height: 512, width: 512, sequence: 99}}\n",
-            "onnx",
-            "components.text_encoder.0.export.static_shapes.sequence: 99 tokens asked for, and text_encoder reads at "
-            "most 77",
-        ),
-    ],
-)
-def test_mistakes_about_onnx_are_named(components, target, expected):
-    lines = problems_of("sd15", components, target)
-    assert [line[: len(expected)] for line in lines] == [expected]
-
-
 def test_every_component_is_exported_though_no_key_names_it():
-    made = plan("sd15", f"  unet:\n{FLOAT}    - export: {{attention: standard}}\n", target="onnx")
+    made = plan("sd15", f"  unet:\n    - {FLOAT}\n    - export: {{attention: standard}}\n", target="onnx")
     last = {name: made.steps_of(name)[-1].step for name in made.source.components}
     assert {step.kind for step in last.values()} == {"export"}
     assert {name for name, step in last.items() if step.attention == "standard"} == {"unet"}
@@ -328,11 +225,6 @@ def test_an_exported_pipeline_is_no_source():
     source = dataclasses.replace(open_source("tiny-sd"), format="onnx")
     with pytest.raises(RecipeError, match="tiny-sd: is exported already; start from the original weights"):
         make_plan(load_recipe("int8"), source)
-
-
-def test_all_problems_at_once():
-    lines = problems_of("sd15", "  nothing:\n    - cast: {dtype: float16}\n  unet:\n    - quantize: {format: x}\n")
-    assert len(lines) == 2
 
 
 def test_optional_component():

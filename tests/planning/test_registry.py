@@ -2,9 +2,11 @@ import sys
 import types
 
 import pytest
+import yaml
 
 from sdcompress.errors import InternalError, nearest
-from sdcompress.planning.registry import known_steps
+from sdcompress.planning.recipe import parse_recipe
+from sdcompress.planning.registry import describe_steps, known_steps
 from sdcompress.planning.steps import Step
 from sdcompress.plugins import find_classes
 from sdcompress.quant.registry import known_formats, known_roundings
@@ -18,6 +20,16 @@ def test_finds_what_is_there():
     ours |= {f"{name}{bits}" for name in ("uint", "codebook") for bits in (2, 3, 4, 5, 6, 8)}
     assert set(known_formats()) == ours | {"fp4", "llm-int8", "nf4"}
     assert set(known_roundings()) == {"nearest", "search", "weighted-search", "hqq", "gptq"}
+
+
+def test_every_parameter_of_a_step_is_described():
+    steps = describe_steps()
+    assert {step.kind for step in steps} == set(known_steps())
+    for step in steps:
+        assert step.summary and step.example.startswith(f"{step.kind}: ")
+        assert all(parameter.description for parameter in step.parameters), step.kind
+        recipe = {"schema_version": 1, "description": "T", "components": {"unet": [yaml.safe_load(step.example)]}}
+        assert parse_recipe(yaml.safe_dump(recipe), "example").components["unet"][0].kind == step.kind
 
 
 def test_refuses_a_second_of_the_same_name(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from listeners import Events
 
 from sdcompress.backends.torch import unit_sensitivity
 from sdcompress.backends.torch.loading import open_pipeline
@@ -67,11 +68,11 @@ def test_measured_is_the_error_of_the_unet_without_the_part(nano_folder):
 def test_plan_removes_the_share_and_measures_once(nano_folder, monkeypatch, tmp_path):
     monkeypatch.setenv("SDCOMPRESS_CACHE", str(tmp_path))
     source = open_source(str(nano_folder))
-    heard = []
     recipe = parse_recipe(RECIPE.format(share="30%"), "r")
     assert parse_recipe(dump_recipe(recipe), "again") == recipe
-    plan = make_plan(recipe, source, lambda *each: heard.append(each))
-    assert [done for _, done, _ in heard] == [1, 2, 3]  # the text encoder, and two steps
+    events = Events("measuring")
+    plan = make_plan(recipe, source, events)
+    assert [(event.subject, event.done) for event in events] == [("text_encoder", 1), ("unet", 1), ("unet", 2)]
     before, after = source.components["unet"], plan.after("unet")
     assert 0.3 <= 1 - after.parameters / before.parameters < 0.5
     step = plan.steps_of("unet")[0].step

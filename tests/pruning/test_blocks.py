@@ -12,10 +12,9 @@ from sdcompress.backends.component import Component
 from sdcompress.backends.torch.loading import open_pipeline
 from sdcompress.errors import RecipeError, UserError
 from sdcompress.execution.execute import execute
-from sdcompress.planning.automatic_pruning import measured_units, spared
+from sdcompress.planning.automatic_pruning import measured_units, units_to_keep
 from sdcompress.planning.plan import make_plan
 from sdcompress.planning.recipe import parse_recipe
-from sdcompress.planning.steps import Record
 from sdcompress.planning.steps.prune import Prune
 from sdcompress.sources.opening import open_source
 from sdcompress.sources.spec import ComponentSpec, parameter
@@ -92,7 +91,7 @@ def test_the_rest_computes_what_the_whole_does_with_those_blocks_passed_by(name)
     patterns, config = REMOVED[name]
     part, step = component_of(model), Prune(remove=patterns)
     planned = step.plan(part.spec, "torch")
-    after = step.apply(part, planned, Record())
+    after = step.apply(part, planned)
     assert {key: planned.spec.config[key] for key in config} == config
     assert "quantization_config" not in planned.spec.config
     gone = [outcome.layer for outcome in planned.layers]
@@ -126,15 +125,15 @@ def test_the_rest_computes_what_the_whole_does_with_those_blocks_passed_by(name)
 def test_what_cannot_be_is_said(name, parameters, problem):
     with pytest.raises(UserError) as error:
         Prune(**parameters).plan(component_of(transformer(name)).spec, "torch")
-    assert any(line.startswith(problem) for line in error.value.problems), error.value.problems
+    assert any(str(each).startswith(problem) for each in error.value.problems), error.value.problems
 
 
 def test_of_each_list_one_block_is_spared():
     spec = component_of(transformer("FluxTransformer2DModel")).spec
     errors = {"transformer_blocks.1": 2.0, "single_transformer_blocks.2": 3.0}
-    assert {unit.name for unit in spared(spec, measured_units(spec), errors)} == set(errors)
+    assert {unit.name for unit in units_to_keep(spec, measured_units(spec), errors)} == set(errors)
     spec = component_of(transformer("SD3Transformer2DModel")).spec
-    assert not spared(spec, measured_units(spec), {})
+    assert not units_to_keep(spec, measured_units(spec), {})
     assert [unit.name[-1] for unit in measured_units(spec)] == ["0", "1", "2"]
 
 

@@ -68,7 +68,7 @@ def test_stored_specs_are_what_is_stored() -> None:
 def test_groups_are_refused() -> None:
     layer = Layer("x", "linear", 64, "x.weight", (8, 8))
     assert Int8Unsaturated().problem(layer) is None
-    assert Int8Unsaturated(16).problem(layer) == "is per output channel; leave group_size out"
+    assert Int8Unsaturated(16).problem(layer).field == "group_size"
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -94,7 +94,7 @@ def test_what_is_no_report_is_told_at_once(make_report: Make, tmp_path: Path) ->
     other = _write({"schema_version": 1, "tests": []}, tmp_path / "other")
     with pytest.raises(ReportError) as caught:
         read_reports([good, tmp_path / "empty", tmp_path / "torn", later, other, tmp_path / "nowhere"])
-    told = caught.value.problems
+    told = str(caught.value).splitlines()
     assert caught.value.exit_code == 2 and len(told) == 5
     for words, line in zip(
         ("holds no report.json", "cannot be read", "install a newer version", "lacks environment", "holds no"),

@@ -14,7 +14,8 @@ from PIL import Image
 from sdcompress.errors import ArtifactError
 from sdcompress.execution.execute import execute
 from sdcompress.files import artifact as artifact_module
-from sdcompress.files.artifact import file_problems, read_manifest
+from sdcompress.files.artifact import file_problems
+from sdcompress.files.manifest import read_manifest
 from sdcompress.planning.plan import make_plan
 from sdcompress.planning.recipe import load_recipe
 from sdcompress.report.measured_card import PICTURE, add_measurements
@@ -37,9 +38,9 @@ def artifact(made: Path, tmp_path: Path) -> Path:
 def report(make_report: Callable[..., dict[str, Any]], made: Path, tmp_path: Path) -> dict[str, Any]:
     """A report that says it is of the artifact; its pictures' sheet lies in the folder `report`."""
     manifest = read_manifest(made)
-    report = make_report() | {"recipe": manifest["recipe"]}
+    report = make_report() | {"recipe": manifest.recipe}
     for name in ("parameters", "weights_bytes"):
-        report["compressed"][name] = sum(entry[name]["compressed"] for entry in manifest["components"].values())
+        report["compressed"][name] = sum(getattr(entry, name).compressed for entry in manifest.components.values())
     (tmp_path / "report").mkdir()
     Image.new("RGB", (8, 8)).save(tmp_path / "report" / "images.png")
     return report
@@ -66,7 +67,7 @@ def test_card_holds_what_was_measured(artifact: Path, report: dict[str, Any], tm
 
 
 def open_name(artifact: Path) -> str:
-    return Path(read_manifest(artifact)["source"]["name"]).name
+    return Path(read_manifest(artifact).source.name).name
 
 
 def test_a_card_is_filled_anew_not_twice(artifact: Path, report: dict[str, Any], tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import os
 import platform
 import shutil
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from sdcompress.backends.gguf.types import StoredTensor, choose_types
 from sdcompress.environment import installed_versions
 from sdcompress.errors import ArtifactError, UserError
 from sdcompress.files.artifact import partial_folder, sha256_of, write_json
+from sdcompress.progress import Listener, ProgressEvent, silent
 from sdcompress.sources.source import DENOISERS, Source
 from sdcompress.sources.spec import ComponentSpec
 from sdcompress.version import __version__
@@ -57,19 +58,29 @@ def write_gguf(
     rest: str,
     keep_sensitive: bool,
     force: bool,
-    advance: Callable[[str, int], None] = lambda component, size_bytes: None,
+    listener: Listener = silent,
 ) -> dict[str, Any]:
-    """What was written to `out`, which also goes to `out`.json; `advance` is told component and source bytes done.
+    """Write the denoiser to `out` as GGUF, and facts about the file to `out`.json; return the facts.
 
-    Raises UserError (package missing, component that cannot be written so), ArtifactError (output in the way, disk
-    full). Nothing is left of a run that fails or is interrupted.
+    Nothing is left of a run that fails or is interrupted.
+
+    Args:
+        wanted: type of the weights, one of TYPES.
+        keys: names of the tensors, one of KEYS; None for the original ones where they are known.
+        rest: type of the tensors of several dimensions that keep their precision.
+        keep_sensitive: whether types below 8 bits leave sensitive layers alone.
+        listener: told of the source bytes that are done.
+
+    Raises:
+        UserError: the package is missing, or the component cannot be written as GGUF.
+        ArtifactError: the output is in the way, or the disk is full.
     """
     spec, layout, stored = check_plan(source, out, wanted, keys, rest, keep_sensitive, force)
     partial = partial_folder(out)
     new_folders = [folder for folder in out.parents if not folder.exists()]  # the innermost first
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        _write(source, spec, layout, stored, wanted, partial, advance)
+        _write(source, spec, layout, stored, wanted, partial, listener)
         facts = _facts(source, spec, layout, stored, wanted, partial)
         write_json(facts_file(out), facts)
         os.replace(partial, out)
@@ -124,7 +135,7 @@ def _write(
     stored: tuple[StoredTensor, ...],
     wanted: str,
     file: Path,
-    advance: Callable[[str, int], None],
+    listener: Listener,
 ) -> None:
     import gguf
     import numpy as np
@@ -141,6 +152,7 @@ def _write(
     for tensor in stored:
         # A shape of numbers and not of bytes, whatever the type: so the data type given is any but uint8.
         writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.float32), tensor.size_bytes, kinds[tensor.type])
+    done_bytes = 0
     try:
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
@@ -154,7 +166,8 @@ def _write(
                 pieces.append(gguf.quants.quantize(values, kinds[tensor.type]))
                 whole = spec.tensors[piece.tensor]
                 rows = whole.shape[0] if whole.shape else 1
-                advance(spec.name, whole.size_bytes * (piece.stop - piece.start) // rows)
+                done_bytes += whole.size_bytes * (piece.stop - piece.start) // rows
+                listener(ProgressEvent("writing", spec.name, done_bytes, spec.weights_bytes, "bytes"))
             writer.write_tensor_data(pieces[0] if len(pieces) == 1 else np.concatenate(pieces))
         for stream in writer.fout or ():
             stream.flush()

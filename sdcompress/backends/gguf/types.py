@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sdcompress.backends.gguf.layouts import Layout, Rows
-from sdcompress.families.sensitive import sensitive_patterns
+from sdcompress.families.registry import architecture_of
 from sdcompress.sources.layer_patterns import first_match
 from sdcompress.sources.spec import CONVOLUTIONS, ComponentSpec, Layer, TensorSpec, layers_of
 
@@ -49,10 +49,10 @@ def choose_types(
 ) -> tuple[StoredTensor, ...]:
     """Every tensor of the file in order; `rest` is the type of those with several dimensions that cannot be `wanted`.
 
-    keep_sensitive: types of fewer than 8 bits spare the layers of components/sensitive.py.
+    keep_sensitive: types of fewer than 8 bits keep sensitive layers (see `Architecture.sensitive`).
     """
     layers = {layer.weight: layer for layer in layers_of(spec) if layer.weight is not None}
-    patterns = sensitive_patterns(spec.class_name) if keep_sensitive and TYPES[wanted] < 8 else ()
+    patterns = architecture_of(spec.class_name).sensitive if keep_sensitive and TYPES[wanted] < 8 else ()
     stored = []
     for name, rows in layout.tensors.items():
         first = spec.tensors[rows[0].tensor].shape

@@ -10,7 +10,7 @@ from typing import Any
 from sdcompress.backends.onnx.runtime import Part, Runtime, choose_runtime
 from sdcompress.backends.small_parts import open_small_part
 from sdcompress.errors import ArtifactError, UserError
-from sdcompress.families.registry import known_architectures
+from sdcompress.families.registry import architecture_of, known_architectures
 from sdcompress.sources.source import component_entries
 
 
@@ -55,8 +55,7 @@ def open_component(folder: Path, name: str, library: str, class_name: str, runti
     from sdcompress.backends.onnx import components, denoisers
 
     part = folder / name
-    known = known_architectures().get(class_name)
-    role = known.role if known is not None else None
+    role = architecture_of(class_name).role
     if role == "autoencoder":
         decoder = folder / "vae_decoder"
         encoder = folder / "vae_encoder" / runtime.model_file
@@ -68,7 +67,7 @@ def open_component(folder: Path, name: str, library: str, class_name: str, runti
             runtime.part(encoder) if encoder.is_file() else None,
             config,
         )
-    if role is not None:
+    if role != "unknown":
         config = components.read_config(part / "config.json", library, class_name)
         opened = _open_part(part / runtime.model_file, runtime)
         if role == "denoiser" and not class_name.startswith("UNet"):

@@ -15,22 +15,26 @@ COMPUTE_DTYPES = {"F32": "float32", "F16": "float16"}
 
 
 class StaticShapes(BaseModel):
-    """The only sizes a graph will take, for runtimes that need to know them (NPUs): pictures, pixels and tokens."""
+    """The only sizes that a graph takes, for runtimes that need to know them, such as NPUs."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    batch: int = Field(default=1, ge=1)  # pictures drawn at a time
-    height: int = Field(ge=8)
-    width: int = Field(ge=8)
-    sequence: int = Field(default=77, ge=1)
-    guidance: bool = True  # both branches of classifier-free guidance in one batch
+    batch: int = Field(default=1, ge=1, description="pictures drawn at a time")
+    height: int = Field(ge=8, description="height of a picture in pixels")
+    width: int = Field(ge=8, description="width of a picture in pixels")
+    sequence: int = Field(default=77, ge=1, description="tokens of a prompt")
+    guidance: bool = Field(default=True, description="run both branches of classifier-free guidance in one batch")
 
 
 class ExportSettings(BaseModel):
-    """Which operators attention becomes, and whether the graph takes any size."""
+    """How a component becomes a graph. `export` takes these fields in a recipe."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    attention: Literal["fused", "standard"] = "fused"
-    static_shapes: StaticShapes | None = None
+    attention: Literal["fused", "standard"] = Field(
+        default="fused", description="fused: ONNX Runtime's own operator; standard: operators that any runtime has"
+    )
+    static_shapes: StaticShapes | None = Field(
+        default=None, description="the only sizes that the graph takes; any size if left out"
+    )
 
 
 def compute_dtype(spec: ComponentSpec) -> str:

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import platform
 import shutil
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from sdcompress.backends.openvino.runtime import import_openvino
 from sdcompress.environment import installed_versions
 from sdcompress.errors import ArtifactError, InternalError, UserError
-from sdcompress.files.artifact import (
+from sdcompress.files.artifact import check_output, list_files, partial_folder, publish, write_json
+from sdcompress.files.manifest import (
     MANIFEST_NAME,
     MANIFEST_SCHEMA,
-    check_output,
-    partial_folder,
-    publish,
-    sha256_of,
-    write_json,
+    BeforeAndAfter,
+    ComponentEntry,
+    Manifest,
+    SourceEntry,
+    is_artifact,
+    read_manifest,
 )
-from sdcompress.files.artifact import read_manifest as read_artifact
+from sdcompress.progress import Listener, ProgressEvent, silent
 from sdcompress.sources import onnx_file
 from sdcompress.sources.graph_folder import graph_folders
 from sdcompress.sources.openvino_file import MODEL_FILE, open_openvino_folder
@@ -35,15 +36,20 @@ def write_openvino(
     out: Path,
     *,
     force: bool = False,
-    advance: Callable[[str, int], None] = lambda component, size_bytes: None,
-) -> dict[str, Any]:
-    """The manifest of the folder written to `out`; `advance` is told component and bytes of weights as they are done.
+    listener: Listener = silent,
+) -> Manifest:
+    """Write an ONNX folder to `out` as OpenVINO IR, and return its manifest.
 
-    Raises UserError (openvino missing, not an ONNX folder), ArtifactError (output in the way, disk full, a graph that
-    OpenVINO cannot read). Nothing is left of a run that fails or is interrupted.
+    Nothing is left of a run that fails or is interrupted.
+
+    Args:
+        listener: told of the components that are done, in bytes of their weights.
+
+    Raises:
+        UserError: the package openvino is missing, or the source is no ONNX folder.
+        ArtifactError: the output is in the way, the disk is full, or OpenVINO cannot read a graph.
     """
-    check_conversion(source, out, force)
-    assert source.path is not None
+    folder = check_conversion(source, out, force)
     partial = partial_folder(out)
     shutil.rmtree(partial, ignore_errors=True)
     missing = [folder for folder in (partial, *partial.parents) if not folder.exists()]
@@ -51,17 +57,16 @@ def write_openvino(
         partial.mkdir(parents=True)
         _check_space(source, partial)
         for name in source.components:
-            for folder in graph_folders(source.path, name, onnx_file.MODEL_FILE):
-                _convert(folder, partial / folder.name)
-            advance(name, source.components[name].weights_bytes)
-        _copy_files(source, partial)
-        manifest = _manifest(source, partial)
+            for graphs in graph_folders(folder, name, onnx_file.MODEL_FILE):
+                _convert(graphs, partial / graphs.name)
+            size = source.components[name].weights_bytes
+            listener(ProgressEvent("writing", name, size, size, "bytes"))
+        for relative in source.other_files:
+            source.copy_file(relative, partial / relative)
+        manifest = _manifest(source, folder, partial)
         (partial / "README.md").write_text(_readme(source, manifest), encoding="utf-8")
-        manifest["files"] = {
-            str(file.relative_to(partial)): {"size_bytes": file.stat().st_size, "sha256": sha256_of(file)}
-            for file in sorted(file for file in partial.rglob("*") if file.is_file())
-        }
-        write_json(partial / MANIFEST_NAME, manifest)
+        manifest = manifest.model_copy(update={"files": list_files(partial)})
+        write_json(partial / MANIFEST_NAME, _as_json(manifest))
         publish(partial, out)
     except OSError as error:
         raise ArtifactError(f"{error.filename or partial}: cannot be written ({error.strerror})") from None
@@ -71,10 +76,10 @@ def write_openvino(
     return manifest
 
 
-def check_conversion(source: Source, out: Path, force: bool) -> None:
-    """Raises what `write_openvino` would, before any work."""
+def check_conversion(source: Source, out: Path, force: bool) -> Path:
+    """Return the source's folder. Raises what `write_openvino` would, before any work."""
     import_openvino()
-    if source.format != "onnx":
+    if source.format != "onnx" or source.path is None:
         raise UserError(
             f"{source.name}: is no ONNX folder; export it first (`sdcompress compress {source.name} --recipe onnx-int8 "
             f"--out DIR`, or another recipe with target: onnx), then convert DIR"
@@ -82,10 +87,11 @@ def check_conversion(source: Source, out: Path, force: bool) -> None:
     check_output(out, resume=True, force=force)
     if partial_folder(out).exists() and not force:
         raise ArtifactError(f"{partial_folder(out)}: an interrupted run left this; remove it, or --force starts anew")
+    return source.path
 
 
 def _convert(folder: Path, to: Path) -> None:
-    """Writes the graph in `folder` as IR into `to`, its weights in the precision that they have."""
+    """Write the graph in `folder` to `to` as IR, its weights in the precision that they have."""
     openvino = import_openvino()
     file = folder / onnx_file.MODEL_FILE
     try:
@@ -105,60 +111,59 @@ def _check_space(source: Source, partial: Path) -> None:
         )
 
 
-def _copy_files(source: Source, partial: Path) -> None:
-    """Configs, tokenizers and licences, as they are."""
-    assert source.path is not None
-    for relative in source.other_files:
-        target = partial / relative
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source.path / relative, target)
-
-
-def _manifest(source: Source, partial: Path) -> dict[str, Any]:
-    """The ONNX artifact's manifest with the sizes of what was written; a new one for a folder of other origin."""
-    assert source.path is not None
+def _manifest(source: Source, folder: Path, partial: Path) -> Manifest:
+    """Return the ONNX artifact's manifest with the sizes of what was written; a new one for any other ONNX folder."""
     written = open_openvino_folder(partial, source.name, "folder", source.hub_id)
     lost = [name for name, spec in source.components.items() if written.components[name].parameters < spec.parameters]
     if lost:
         raise InternalError(f"{source.name}: {lost[0]} has fewer parameters in OpenVINO IR than in ONNX")
-    made = read_artifact(source.path) if (source.path / MANIFEST_NAME).is_file() else {}
-    entries: Mapping[str, Any] = made.get("components", {})
+    made = read_manifest(folder) if is_artifact(folder) else None
     components = {}
     for name, spec in written.components.items():
-        before = entries.get(name, {})
-        components[name] = {
-            "class_name": spec.class_name,
-            "library": spec.library,
-            "steps": [],
-            "layers": {},
-            **before,
-            "parameters": {"original": spec.parameters, **before.get("parameters", {}), "compressed": spec.parameters},
-            "weights_bytes": {
-                "original": source.components[name].weights_bytes,
-                **before.get("weights_bytes", {}),
-                "compressed": spec.weights_bytes,
-            },
-            "bits_per_weight": spec.bits_per_weight,
-            "parameters_of_packed": {},
-        }
-    return {
-        "schema_version": MANIFEST_SCHEMA,
-        "sdcompress": __version__,
-        "source": made.get("source", {"name": source.name, "kind": source.kind, "hub_id": source.hub_id}),
-        "recipe": made.get("recipe", {}),
-        "pipeline_class": source.pipeline_class,
-        "converted": {"to": "openvino", "from": source.name},
-        "versions": {"python": platform.python_version(), **installed_versions()},
-        "components": components,
-    }
+        before = made.components.get(name) if made is not None else None
+        weights_bytes = source.components[name].weights_bytes
+        kept: dict[str, Any] = {"class_name": spec.class_name, "library": spec.library, "steps": [], "layers": {}}
+        if before is not None:
+            kept |= {field: getattr(before, field) for field in before.model_fields_set}
+        components[name] = ComponentEntry.model_validate(
+            kept
+            | {
+                "parameters": BeforeAndAfter(
+                    original=before.parameters.original if before else spec.parameters, compressed=spec.parameters
+                ),
+                "weights_bytes": BeforeAndAfter(
+                    original=before.weights_bytes.original if before else weights_bytes, compressed=spec.weights_bytes
+                ),
+                "bits_per_weight": spec.bits_per_weight,
+                "parameters_of_packed": {},
+            }
+        )
+    new = SourceEntry(name=source.name, kind=source.kind, hub_id=source.hub_id)
+    return Manifest(
+        schema_version=MANIFEST_SCHEMA,
+        sdcompress=__version__,
+        source=new if made is None else made.source,
+        recipe={} if made is None else made.recipe,
+        pipeline_class=source.pipeline_class,
+        converted={"to": "openvino", "from": source.name},
+        versions={"python": platform.python_version(), **installed_versions()},
+        components=components,
+    )
 
 
-def _readme(source: Source, manifest: Mapping[str, Any]) -> str:
-    parameters = sum(entry["parameters"]["compressed"] for entry in manifest["components"].values())
+def _as_json(manifest: Manifest) -> dict[str, Any]:
+    """Return the manifest with the keys of each component in the order that OpenVINO folders have had so far."""
+    value = manifest.to_json()
+    first = dict.fromkeys(("class_name", "library", "steps", "layers"))
+    return value | {"components": {name: first | entry for name, entry in value["components"].items()}}
+
+
+def _readme(source: Source, manifest: Manifest) -> str:
+    parameters = sum(entry.parameters.compressed for entry in manifest.components.values())
     return (
         f"# {Path(source.name).name} for OpenVINO\n\n"
-        f"{manifest['pipeline_class']}, {parameters:,} parameters, as OpenVINO IR in optimum-intel's layout. Made by "
-        f"sdcompress {manifest['sdcompress']} with openvino {manifest['versions'].get('openvino', '')} from the ONNX "
+        f"{manifest.pipeline_class}, {parameters:,} parameters, as OpenVINO IR in optimum-intel's layout. Made by "
+        f"sdcompress {manifest.sdcompress} with openvino {manifest.versions.get('openvino', '')} from the ONNX "
         f"folder; `sdcompress.json` says how.\n\n"
         f"```python\nimport sdcompress\n\npipeline = sdcompress.open_pipeline("
         f'"PATH")  # or optimum.intel.OVDiffusionPipeline.from_pretrained("PATH", safety_checker=None)\n```\n'

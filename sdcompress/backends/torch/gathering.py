@@ -1,4 +1,4 @@
-"""Input statistics of layers, gathered with hooks while pictures are drawn, and kept so that a walk can be resumed."""
+"""Input statistics of layers, gathered with hooks while pictures are drawn, and kept so that a run can be resumed."""
 
 from __future__ import annotations
 
@@ -14,97 +14,84 @@ from torch import nn
 
 from sdcompress.backends.torch.layer_rows import choose_rows, count_rows, take_rows
 from sdcompress.backends.torch.observers import find_layer
-from sdcompress.backends.torch.trajectories import Advance, Observer, Outputs, Walk, check_walk
+from sdcompress.backends.torch.trajectories import CalibrationRun, Observer, Outputs, check_calibration
 from sdcompress.calibration.settings import Calibration
 from sdcompress.errors import SourceError
+from sdcompress.progress import Listener, silent
 from sdcompress.quant.statistics import LayerStatistics, Limits, MomentAccumulator, block_sizes, fitting_limit
 from sdcompress.sources.source import Source
 
-CHECKPOINT_S = 30.0  # at least, from one time that progress is saved to the next
-_CHECKPOINT_SHARE = 20  # of the time since the last one, one part may go into saving
+CHECKPOINT_S = 30.0  # shortest time between checkpoints
+_CHECKPOINT_SHARE = 20  # saving takes at most one part of so many of the time
 
 Accumulators = dict[str, MomentAccumulator]  # layer -> its sums
 
 
 @dataclass
 class Progress:
-    """How far a component has come: what it made of the finished prompts, and the state of its layers' accumulators."""
+    """Progress of a component: its outputs for the finished prompts, and the state of its layers' accumulators."""
 
     outputs: Sequence[Outputs] = ()
     states: Mapping[str, Mapping[str, torch.Tensor]] = field(default_factory=dict)
 
 
-class Keeper(Protocol):
-    """Where what was gathered goes to."""
+class StatisticsStore(Protocol):
+    """Where statistics are written, and the progress of gathering them."""
 
-    def load(self, component: str) -> Progress:
-        """The progress that was saved last; empty where there is none."""
+    def load_progress(self, component: str) -> Progress:
+        """Return the progress that was saved last; empty where there is none."""
 
-    def save(self, component: str, progress: Progress) -> None:
-        """Takes the place of the progress saved before."""
+    def save_progress(self, component: str, progress: Progress) -> None:
+        """Save the progress in place of what was saved before."""
 
-    def keep(self, component: str, accumulators: Accumulators) -> None:
-        """All prompts went through the component; it may empty `accumulators`."""
+    def save_statistics(self, component: str, accumulators: Accumulators) -> None:
+        """Save the component's statistics, after all prompts."""
 
 
 def gather_statistics(
+    store: StatisticsStore,
     source: Source,
     wanted: Mapping[str, Sequence[str]],
     calibration: Calibration,
-    advance: Advance,
-    device: str = "auto",
-    limits: Limits | None = None,
-) -> dict[str, dict[str, LayerStatistics]]:
-    """Component -> layer -> statistics of its input, over the trajectories that `calibration` describes, in memory.
-
-    wanted: component -> names of Conv2d or Linear layers, as files call them. `advance` hears the component, how many
-    runs are done and how many there are, as with `observe_activations`. Raises SourceError for pipelines and layers
-    that this cannot be done with, and for values that are not finite.
-    """
-    memory = _Memory()
-    gather_into(memory, source, wanted, calibration, advance, device, limits)
-    return memory.statistics
-
-
-def gather_into(
-    keeper: Keeper,
-    source: Source,
-    wanted: Mapping[str, Sequence[str]],
-    calibration: Calibration,
-    advance: Advance,
+    listener: Listener = silent,
     device: str = "auto",
     limits: Limits | None = None,
 ) -> None:
-    """Gives `keeper` the statistics that `gather_statistics` gathers, one component after the other.
+    """Save input statistics of the wanted layers, over the trajectories of `calibration`, one component after another.
 
-    It goes on after the last prompt that the keeper knows of, to the same statistics bit for bit.
+    A resumed run starts after the last prompt whose progress the store has, and gives the same statistics bit for bit.
+
+    Args:
+        wanted: component -> names of Conv2d or Linear layers, as files call them.
+
+    Raises:
+        SourceError: the pipeline or a layer cannot be calibrated, or values are NaN or infinite.
     """
-    check_walk(source, wanted, "input statistics")
-    if any(wanted.values()):
-        observer = MomentObserver(wanted, limits or Limits(), keeper)
-        Walk(source, wanted, calibration, advance, device, observer).run()
+    check_calibration(source, wanted, "input statistics")
+    observer = MomentObserver(wanted, limits or Limits(), store)
+    CalibrationRun(source, wanted, calibration, listener, device, observer).run()
 
 
 class MomentObserver(Observer):
-    """Adds up means and moments of the wanted layers' inputs; accumulators of one component are in memory at a time."""
+    """Sums up means and moments of the wanted layers' inputs. It holds the sums of one component at a time."""
 
-    def __init__(self, wanted: Mapping[str, Sequence[str]], limits: Limits, keeper: Keeper):
-        self._wanted, self._limits, self._keeper = wanted, limits, keeper
-        self._due_s = 0.0  # when progress is saved next, by the monotonic clock
+    def __init__(self, wanted: Mapping[str, Sequence[str]], limits: Limits, store: StatisticsStore):
+        self._wanted, self._limits, self._store = wanted, limits, store
+        self._due_s = 0.0  # when progress is saved next, on the monotonic clock
         self._accumulators: Accumulators = {}
         self._states: Mapping[str, Mapping[str, torch.Tensor]] = {}
         self._outputs: Sequence[Outputs] = ()
 
     def resume(self, component: str) -> list[Outputs]:
-        """What the component made of the prompts that count as finished: for which the layers' states are there too."""
-        progress = self._keeper.load(component)
+        """Return the outputs for the finished prompts, if the states of all layers are there too."""
+        progress = self._store.load_progress(component)
         known = all(layer in progress.states for layer in self._wanted.get(component, ()))
         self._outputs, self._states = (progress.outputs, progress.states) if known else ((), {})
         return list(self._outputs)
 
     @contextmanager
-    def watch(self, component: str, model: nn.Module, runs: int) -> Iterator[None]:
-        """Watches the component's layers while in the context, and passes on what was seen at its end."""
+    def observe(self, component: str, model: nn.Module, runs: int) -> Iterator[None]:
+        """Observe the component's layers while in the context, and save their statistics at its end."""
         wanted = self._wanted.get(component, ())
         layers = {name: find_layer(model, component, name) for name in wanted}
         device = next(model.parameters()).device
@@ -116,26 +103,26 @@ class MomentObserver(Observer):
         hooks = []
         try:
             for name, layer in layers.items():
-                adder = _adder(f"{component}.{name}", self._accumulators[name], -(-self._limits.rows // runs))
+                adder = _adder(f"{component}.{name}", layer, self._accumulators[name], -(-self._limits.rows // runs))
                 hooks.append(layer.register_forward_pre_hook(adder))
             yield
         finally:
             for handle in hooks:
                 handle.remove()
-        self._pass_on(component)
+        self._save_statistics(component)
 
-    def finish(self, component: str, outputs: Sequence[Outputs]) -> None:
-        """Saves the progress if it is time to."""
+    def finish_prompt(self, component: str, outputs: Sequence[Outputs]) -> None:
+        """Save the progress if it is time to."""
         self._outputs = outputs
         for accumulator in self._accumulators.values():
-            accumulator.flush()  # after every prompt, so that the sums are the same wherever a walk was resumed
+            accumulator.flush()  # after every prompt, so that the sums are the same wherever a run was resumed
         if (start_s := time.monotonic()) >= self._due_s:
             states = {name: accumulator.state_dict() for name, accumulator in self._accumulators.items()}
-            self._keeper.save(component, Progress(outputs, states))
+            self._store.save_progress(component, Progress(outputs, states))
             end_s = time.monotonic()
             self._due_s = end_s + max(CHECKPOINT_S, _CHECKPOINT_SHARE * (end_s - start_s))
 
-    def _pass_on(self, component: str) -> None:
+    def _save_statistics(self, component: str) -> None:
         accumulators, self._accumulators = self._accumulators, {}
         idle = [name for name, accumulator in accumulators.items() if not accumulator.calls]
         if idle:
@@ -143,31 +130,12 @@ class MomentObserver(Observer):
                 f"{component}.{idle[0]}: drawing pictures never runs it; leave it out of what is calibrated"
             )
         if accumulators:
-            self._keeper.keep(component, accumulators)
-        self._keeper.save(component, Progress(self._outputs))
+            self._store.save_statistics(component, accumulators)
+        self._store.save_progress(component, Progress(self._outputs))
 
 
-class _Memory:
-    """Keeps the statistics of all components in memory, and no progress."""
-
-    def __init__(self) -> None:
-        self.statistics: dict[str, dict[str, LayerStatistics]] = {}
-
-    def load(self, component: str) -> Progress:
-        return Progress()
-
-    def save(self, component: str, progress: Progress) -> None:
-        pass
-
-    def keep(self, component: str, accumulators: Accumulators) -> None:
-        self.statistics[component] = {}
-        while accumulators:  # each makes room for the next
-            name = next(iter(accumulators))
-            self.statistics[component][name] = finished(accumulators.pop(name), component, name)
-
-
-def finished(accumulator: MomentAccumulator, component: str, layer: str) -> LayerStatistics:
-    """The accumulator's statistics. SourceError where they do not fit float32."""
+def statistics_of(accumulator: MomentAccumulator, component: str, layer: str) -> LayerStatistics:
+    """Return the accumulator's statistics. SourceError where they do not fit float32."""
     try:
         return accumulator.statistics()
     except ValueError as error:
@@ -183,7 +151,7 @@ def _accumulators_of(
 
 
 def _columns(layer: nn.Linear | nn.Conv2d, where: str) -> tuple[int, int]:
-    """Columns of `weight.flatten(1)`, and how many of them belong to one input channel."""
+    """Return the number of columns of `weight.flatten(1)`, and how many of them belong to one input channel."""
     if isinstance(layer, nn.Linear):
         return layer.in_features, 1
     if layer.groups != 1 or layer.padding_mode != "zeros":
@@ -196,10 +164,9 @@ def _columns(layer: nn.Linear | nn.Conv2d, where: str) -> tuple[int, int]:
 
 
 def _adder(
-    where: str, accumulator: MomentAccumulator, limit: int
+    where: str, layer: nn.Linear | nn.Conv2d, accumulator: MomentAccumulator, limit: int
 ) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
-    def add(layer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        assert isinstance(layer, nn.Linear | nn.Conv2d)
+    def add(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         x = inputs[0]
         rows = choose_rows(count_rows(layer, x), limit, accumulator.calls)
         try:

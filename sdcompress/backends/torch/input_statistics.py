@@ -1,7 +1,7 @@
-"""Input statistics of layers from the cache, or gathered from calibration trajectories and put there.
+"""Input statistics of layers, from the cache or gathered from calibration trajectories and cached.
 
-`statistics/KEY/COMPONENT.safetensors` in the cache folder, KEY being a digest of all that the figures depend on. A run
-that was killed leaves its progress beside them, and the next one goes on from there.
+They are in `statistics/KEY/COMPONENT.safetensors` of the cache folder; KEY is a digest of all that they depend on. A
+run that is killed leaves its progress beside them, from which the next one continues.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ from sdcompress.files.cache import cache_folder
 from sdcompress.files.safetensors_file import TensorRange
 from sdcompress.files.sealed_file import Spec, read_chunks, read_sealed, spec_of, write_sealed
 from sdcompress.files.torch_tensors import read_tensor
+from sdcompress.progress import Listener, silent
 from sdcompress.quant.statistics import LayerStatistics, Limits
 from sdcompress.sources.source import Source
 from sdcompress.version import __version__
@@ -32,40 +33,45 @@ if TYPE_CHECKING:
 
 Wanted = Mapping[str, Sequence[str]]  # component -> names of layers, as files call them
 
-_LIBRARIES = ("torch", "diffusers", "transformers")  # that compute the trajectories
+_LIBRARIES = ("torch", "diffusers", "transformers")  # those that compute the trajectories
 
 
 def load_or_gather(
     source: Source,
     wanted: Wanted,
     calibration: Calibration,
-    advance: Callable[[str, int, int], None],
+    listener: Listener = silent,
     cache: Path | None = None,
     device: str = "auto",
     limits: Limits | None = None,
 ) -> dict[str, StatisticsFile]:
-    """Component -> statistics of the inputs of its wanted Conv2d and Linear layers, read one layer at a time.
+    """Return component -> layer -> input statistics of the wanted Conv2d and Linear layers.
 
-    They come from the cache (`cache`: its folder, by default sdcompress's own) if it has them, and no picture is drawn
-    then; `advance` hears of the runs otherwise, as with `gather_statistics`. A file that is damaged is gathered anew.
-    Raises SourceError as `gather_statistics` does.
+    What the cache has is read, one layer at a time; the rest is gathered. A damaged file is gathered again.
+
+    Args:
+        listener: told of the runs, where statistics have to be gathered.
+        cache: the cache folder; sdcompress's own if None.
+
+    Raises:
+        SourceError: the pipeline or a layer cannot be calibrated, or values are NaN or infinite.
     """
     wanted = {component: tuple(sorted(set(layers))) for component, layers in sorted(wanted.items()) if layers}
     if not wanted:
         return {}
-    from sdcompress.backends.torch.gathering import gather_into
+    from sdcompress.backends.torch.gathering import gather_statistics
     from sdcompress.backends.torch.loading import choose_device
-    from sdcompress.backends.torch.trajectories import check_walk
+    from sdcompress.backends.torch.trajectories import check_calibration
 
-    check_walk(source, wanted, "input statistics")
+    check_calibration(source, wanted, "input statistics")
     limits = limits or Limits()
     key = content_key(source, wanted, calibration, limits, choose_device(device).type)
     folder = StatisticsFolder((cache or cache_folder()) / "statistics" / key)
     found = {component: folder.statistics(component) for component in wanted}
     missing = {component: layers for component, layers in wanted.items() if found[component] is None}
     if missing:
-        gather_into(folder, source, missing, calibration, advance, device, limits)
-        folder.forget_progress()
+        gather_statistics(folder, source, missing, calibration, listener, device, limits)
+        folder.delete_progress()
     statistics = {}
     for component, each in found.items():
         whole = folder.statistics(component) if each is None else each
@@ -76,7 +82,7 @@ def load_or_gather(
 
 
 class StatisticsFile(Mapping[str, LayerStatistics]):
-    """Layer -> statistics, each read from the file when it is asked for and not kept."""
+    """Layer -> statistics, each read from the file whenever it is asked for."""
 
     def __init__(self, ranges: Mapping[str, TensorRange]):
         self._ranges = ranges
@@ -97,20 +103,20 @@ class StatisticsFile(Mapping[str, LayerStatistics]):
 
 
 class StatisticsFolder:
-    """The files of one key: statistics of the components that are done, and the progress of a walk under way."""
+    """The files of one key: statistics of finished components, and the progress of a run that is not finished."""
 
     def __init__(self, path: Path):
         self.path = path
         self._progress = path / "progress"
 
     def statistics(self, component: str) -> StatisticsFile | None:
-        """The component's statistics; None where there is no file or a damaged one."""
+        """Return the component's statistics; None where there is no file or a damaged one."""
         ranges = read_sealed(self.path / f"{component}.safetensors")
         return None if ranges is None else StatisticsFile(ranges)
 
-    def keep(self, component: str, accumulators: Accumulators) -> None:
-        """Writes the statistics of what was added up, one layer at a time."""
-        from sdcompress.backends.torch.gathering import finished
+    def save_statistics(self, component: str, accumulators: Accumulators) -> None:
+        """Write the component's statistics, one layer at a time."""
+        from sdcompress.backends.torch.gathering import statistics_of
 
         specs: dict[str, Spec] = {}
         for layer, accumulator in sorted(accumulators.items()):
@@ -122,7 +128,7 @@ class StatisticsFolder:
             import torch
 
             for layer, accumulator in sorted(accumulators.items()):
-                each = finished(accumulator, component, layer)
+                each = statistics_of(accumulator, component, layer)
                 yield f"{layer}.count", torch.tensor(each.count)
                 yield f"{layer}.mean", each.mean
                 for place, block in enumerate(each.moments):
@@ -130,8 +136,8 @@ class StatisticsFolder:
 
         write_sealed(self.path / f"{component}.safetensors", specs, tensors())
 
-    def load(self, component: str) -> Progress:
-        """The progress that was saved last; empty where there is none or it is damaged."""
+    def load_progress(self, component: str) -> Progress:
+        """Return the progress that was saved last; empty where there is none or it is damaged."""
         from sdcompress.backends.torch.gathering import Progress
 
         ranges = read_sealed(self._progress / f"{component}.safetensors")
@@ -148,8 +154,8 @@ class StatisticsFolder:
                 states.setdefault(owner, {})[leaf] = read_tensor(where)
         return Progress(outputs, states)
 
-    def save(self, component: str, progress: Progress) -> None:
-        """Writes the progress in place of what was saved before."""
+    def save_progress(self, component: str, progress: Progress) -> None:
+        """Write the progress in place of what was saved before."""
         import torch
 
         tensors = {"finished": torch.tensor(len(progress.outputs))}
@@ -160,23 +166,22 @@ class StatisticsFolder:
         specs = {name: spec_of(tensor) for name, tensor in tensors.items()}
         write_sealed(self._progress / f"{component}.safetensors", specs, tensors.items())
 
-    def forget_progress(self) -> None:
-        """Deletes what was only there to go on from."""
+    def delete_progress(self) -> None:
+        """Delete what was kept to resume from."""
         shutil.rmtree(self._progress, ignore_errors=True)
 
 
 def content_key(source: Source, wanted: Wanted, calibration: Calibration, limits: Limits, device: str) -> str:
-    """SHA-256 of all that the statistics depend on: weights that run, configs, tokenizers, settings, versions."""
+    """Return the SHA-256 of all that statistics depend on: weights, configs, tokenizers, settings, versions."""
     import torch
 
     from sdcompress.backends.torch.trajectories import BESIDE_THE_DENOISER, COMPONENTS
     from sdcompress.calibration.input_pictures import wanted_pictures
 
-    assert source.path is not None
     order = (*COMPONENTS, *BESIDE_THE_DENOISER)
     present = [component for component in order if component in source.components]
     last = max(order.index(component) for component in wanted)
-    if wanted_pictures(source.pipeline_class):  # whose VAE, and what is beside the denoiser, come before it
+    if wanted_pictures(source.pipeline_class):  # then the VAE, and what runs beside the denoiser, run before it
         last = len(order) - 1
     prompts = choose_prompts(calibration, source)
     versions = installed_versions()
@@ -186,7 +191,7 @@ def content_key(source: Source, wanted: Wanted, calibration: Calibration, limits
         "device": device,
         "model_index": dict(source.model_index),
         "configs": {component: dict(source.components[component].config) for component in present},
-        # Not what they are called, nor how ranges are chosen from histograms.
+        # Without the set's name, and without how ranges are chosen from histograms.
         "prompts": [prompts.prompts, prompts.num_inference_steps, prompts.guidance_scale],
         "calibration": [FIRST_SEED + calibration.seed, calibration.height, calibration.width],
         "wanted": {component: list(layers) for component, layers in wanted.items()},

@@ -1,4 +1,4 @@
-"""A stand-in for a VAE: what one gets at the end of a trajectory is computed by each pipeline in a way of its own."""
+"""A stand-in for a VAE that keeps the latents at the end of a trajectory, as the pipeline gives them to it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import nn
 
 
 class LatentsCatcher(nn.Module):
-    """Keeps the latents that it is given, scaled as the pipeline at hand does, and gives a black picture for them."""
+    """Keeps the latents that it is given, scaled as the pipeline scales them, and gives a black picture for them."""
 
     def __init__(self, config: Any, device: torch.device, encoder: Any = None):
         """encoder: the real VAE, for pipelines that draw over pictures."""

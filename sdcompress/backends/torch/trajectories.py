@@ -1,13 +1,14 @@
-"""Drawing the calibration pictures component by component, while an observer looks at the layers.
+"""Calibration runs: drawing pictures component by component, while an observer looks at the layers.
 
 The trajectories cover all timesteps and both guidance branches. One component is in memory at a time, in float32: the
-text encoders (those of Stable Diffusion 3 and FLUX together), then the denoiser, then the VAE, each over all prompts.
+text encoders (those of Stable Diffusion 3 and FLUX together), then the denoiser, then the VAE, each for all prompts.
 """
 
 from __future__ import annotations
 
 import gc
 import inspect
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial, wraps
@@ -28,13 +29,13 @@ from sdcompress.calibration.input_pictures import PictureFiles, make_pictures, r
 from sdcompress.calibration.settings import FIRST_SEED, Calibration, choose_prompts
 from sdcompress.errors import SourceError
 from sdcompress.families.registry import known_families
+from sdcompress.progress import Activity, Listener, ProgressEvent, silent
 from sdcompress.sources.source import DENOISERS, Source
 
 if TYPE_CHECKING:
     from sdcompress.calibration.prompts import PromptSet
 
-Outputs = dict[str, torch.Tensor]  # what a component makes of one prompt, for those that come after it
-Advance = Callable[[str, int, int], None]
+Outputs = dict[str, torch.Tensor]  # what a component gives for one prompt to the components after it
 _Item = TypeVar("_Item")
 
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
@@ -44,29 +45,33 @@ _XL = "StableDiffusionXL"  # whose text encoders are run one after the other her
 
 
 class Observer:
-    """Who looks on while a Walk draws; this one sees nothing and remembers nothing."""
+    """What observes the components during a calibration run, and keeps progress. This one does nothing."""
 
-    def watch(self, component: str, model: nn.Module, runs: int) -> AbstractContextManager[None]:
-        """Looks at the component while in the context, in which it runs for all prompts that are not finished.
+    def observe(self, component: str, model: nn.Module, runs: int) -> AbstractContextManager[None]:
+        """Observe the component in the context, in which it runs for all prompts that are not finished.
 
-        runs: how often it runs for all prompts together, those that are finished included.
+        Args:
+            runs: how often it runs for all prompts together, finished ones included.
         """
         return nullcontext()
 
     def resume(self, component: str) -> list[Outputs]:
-        """What the component made of the prompts that an earlier walk finished, in order."""
+        """Return the component's outputs for the prompts that an earlier run finished, in order."""
         return []
 
-    def finish(self, component: str, outputs: Sequence[Outputs]) -> None:
-        """Hears, after each prompt, what the component made of all of them so far."""
+    def finish_prompt(self, component: str, outputs: Sequence[Outputs]) -> None:
+        """Keep the component's outputs for all prompts so far; called after each prompt."""
 
 
-class Walk:
+class CalibrationRun:
     """One pass of all prompts through a pipeline, component by component.
 
-    wanted: component -> names of layers, as files call them, that have to run. `advance` hears the component, how many
-    runs are done and how many there are: a prompt through a text encoder, a denoising step, a picture decoded or
-    encoded.
+    Args:
+        wanted: component -> names of layers, as files call them, that have to run.
+        listener: told of the runs of each component: a prompt through a text encoder, a denoising step, a picture
+            decoded or encoded.
+        device: where the components run, such as `cpu` or `auto`.
+        activity: what progress events call the run.
     """
 
     def __init__(
@@ -74,9 +79,10 @@ class Walk:
         source: Source,
         wanted: Mapping[str, Collection[str]],
         calibration: Calibration,
-        advance: Advance,
-        device: str,
+        listener: Listener = silent,
+        device: str = "auto",
         observer: Observer | None = None,
+        activity: Activity = "calibrating",
     ):
         self._source, self._wanted = source, wanted
         self._observer = observer or Observer()
@@ -93,47 +99,47 @@ class Walk:
             chosen = getattr(self._prompts, name)
             self._settings[name] = takes[name].default if chosen is None else chosen
         self._settings |= {name: value for name, value in self._family.call.items() if name in takes}
-        self._unsaid = {"negative_prompt": None} if "negative_prompt" in takes else {}  # its embeddings say it
+        self._unsaid = {"negative_prompt": None} if "negative_prompt" in takes else {}  # given as embeddings
         in_the_unet = source.components[self._denoiser].config.get("time_cond_proj_dim") is not None
         scale = self._settings["guidance_scale"]
         self._guided = self._family.guided and scale > 1 and not in_the_unet  # as the pipelines decide it
         self._steps = self._settings["num_inference_steps"]
-        if not self._bare.scheduler.config.get("use_dynamic_shifting"):  # by which it needs to know the picture's size
+        if not self._bare.scheduler.config.get("use_dynamic_shifting"):  # else it needs the picture's size
             self._bare.scheduler.set_timesteps(self._steps)
             self._steps = len(self._bare.scheduler.timesteps)
-        if "strength" in takes:  # of which pipelines that draw over a picture take no more steps
+        if "strength" in takes:  # pipelines that draw over a picture take only this share of the steps
             self._steps = max(1, int(self._steps * takes["strength"].default))
-        self._advance, self._done = advance, 0
-        self._total = len(self._prompts.prompts) * sum(self._runs(part) for part in self._components())
+        self._listener, self._activity = listener, activity
+        self._done: Counter[str] = Counter()  # runs of each component
 
     def run(self) -> None:
-        """Runs what is wanted, and what leads there."""
+        """Run the wanted layers, and the components that lead to them."""
         texts = self.encode_prompts()
         latents = self.denoise(texts) if self.needs(self._denoiser) else []
         self.decode(latents)
 
     def needs(self, component: str) -> bool:
-        """Whether `component` has to run: because it is wanted itself, or one that comes after it is."""
+        """Return whether the component has to run: it is wanted itself, or one that comes after it."""
         return any(self._wanted.get(name) for name in COMPONENTS[COMPONENTS.index(component) :])
 
     def encode_prompts(self) -> list[Outputs]:
-        """The arguments of the pipeline that stand for each prompt, and for its lack where guidance needs that."""
+        """Return the pipeline's arguments for each prompt, and for the empty prompt where guidance needs it."""
         if self._source.pipeline_class.startswith(_XL):
             return self._encode_for_xl()
         texts: list[Outputs] = []
-        for part in self._watched_text_encoders():
+        for part in self._text_encoders_to_run():
             texts = self._each(part, self._prompts.prompts, partial(self._encoder, part))
         return texts
 
     def _encoder(self, part: str, model: Any) -> Callable[[str], Outputs]:
-        """What makes the arguments of a prompt, by the pipeline's own `encode_prompt`, with `model` as that part."""
+        """Return a function from prompt to arguments: the pipeline's `encode_prompt`, with `model` as that part."""
         others = [name for name in self._text_encoders() if name != part]
         pipeline = self._pipeline(
             **{part: model}, **{name: open_component(self._source, name, self._device) for name in others}
         )
         takes = inspect.signature(pipeline.encode_prompt).parameters
         defaults = inspect.signature(pipeline.__call__).parameters
-        # What the pipeline's call would say, where that is not what `encode_prompt` would assume.
+        # The defaults of the pipeline's call, which can differ from those of `encode_prompt`.
         said = {name: defaults[name].default for name in takes if name in defaults and name not in self._settings}
         settings = said | {name: value for name, value in self._settings.items() if name in takes}
         settings |= {"device": self._device, "num_images_per_prompt": 1, "do_classifier_free_guidance": self._guided}
@@ -148,7 +154,7 @@ class Walk:
         return encode
 
     def _encode_for_xl(self) -> list[Outputs]:
-        """What the pipeline's own `encode_prompt` gives, which wants both text encoders in memory at once."""
+        """Return what the pipeline's own `encode_prompt` gives, which needs both text encoders in memory at once."""
         prompts = self._prompts.prompts
         zeros = bool(self._source.model_index.get("force_zeros_for_empty_prompt", True))
         wordings = (*prompts, "") if self._guided and not zeros else prompts
@@ -163,7 +169,7 @@ class Walk:
         return texts
 
     def _hidden_states(self, part: str, wordings: Sequence[str]) -> list[Outputs]:
-        """The last state but one and the first output of SDXL's text encoder, for each wording."""
+        """Return the last hidden state but one and the first output of SDXL's text encoder, for each wording."""
         tokenizer = self._bare.components[part.replace("text_encoder", "tokenizer")]
 
         def prepare(model: Any) -> Callable[[tuple[int, str]], Outputs]:
@@ -180,7 +186,7 @@ class Walk:
         return self._each(part, tuple(enumerate(wordings)), prepare)
 
     def denoise(self, texts: Sequence[Outputs]) -> list[torch.Tensor]:
-        """What the VAE is given at the end of each prompt's trajectory."""
+        """Return what the VAE is given at the end of each prompt's trajectory."""
 
         def prepare(model: Any) -> Callable[[tuple[int, Outputs]], Outputs]:
             drawn_over = bool(wanted_pictures(self._source.pipeline_class))
@@ -208,7 +214,7 @@ class Walk:
         return [each["latents"] for each in self._each(self._denoiser, tuple(enumerate(texts)), prepare)]
 
     def _count_steps(self, pipeline: Any) -> None:
-        """Ticks at each step of the pipeline's, for which not every one takes a callback."""
+        """Count each step of the pipeline; not every pipeline takes a callback for that."""
         scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config)
         step = scheduler.step
 
@@ -221,7 +227,7 @@ class Walk:
         pipeline.scheduler = scheduler
 
     def decode(self, latents: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """The pictures, each [1, 3, height, width] from -1 to 1, without those that an earlier walk finished.
+        """Return the pictures, each [1, 3, height, width] from -1 to 1, without those that an earlier run finished.
 
         They are encoded again if a layer of the encoder is wanted.
         """
@@ -246,34 +252,38 @@ class Walk:
     def _each(
         self, component: str, items: Sequence[_Item], prepare: Callable[[Any], Callable[[_Item], Outputs]]
     ) -> list[Outputs]:
-        """What the component makes of each item; `prepare` gives the function of an item for the opened model."""
+        """Return the component's outputs for each item.
+
+        Args:
+            prepare: returns the function from an item to outputs, given the opened model.
+        """
         outputs = [
             {name: value.to(self._device) for name, value in each.items()} for each in self._observer.resume(component)
         ]
-        self._done += min(len(outputs), len(self._prompts.prompts)) * self._runs(component)
+        self._done[component] += min(len(outputs), len(self._prompts.prompts)) * self._runs(component)
         if len(outputs) < len(items) or self._wanted.get(component):
             with self._opened(component) as model:
                 make = prepare(model)
                 for item in items[len(outputs) :]:
                     outputs.append(make(item))
-                    self._observer.finish(component, outputs)
+                    self._observer.finish_prompt(component, outputs)
         return outputs
 
     @contextmanager
     def _opened(self, component: str) -> Iterator[Any]:
-        """The component in memory and watched, while in the context; its weights go at the end."""
+        """Hold the component in memory and observe it while in the context; free its weights at the end."""
         model = open_component(self._source, component, self._device)
         try:
-            with self._observer.watch(component, model, self._calls(component)), torch.no_grad():
+            with self._observer.observe(component, model, self._calls(component)), torch.no_grad():
                 yield model
         finally:
-            model.to("meta")  # whoever still refers to the module
+            model.to("meta")  # something may still refer to the module
             gc.collect()
             if self._device.type == "cuda":
                 torch.cuda.empty_cache()
 
     def _pipeline(self, **models: Any) -> Any:
-        """The source's pipeline with its own tokenizers and scheduler, and no models but these."""
+        """Return the source's pipeline with its own tokenizers and scheduler, and with these models alone."""
         takes = inspect.signature(type(self._bare)).parameters
         plain = {name: value for name, value in self._source.model_index.items() if not isinstance(value, list)}
         options = {name: value for name, value in plain.items() if name in takes} | pipeline_options(type(self._bare))
@@ -284,37 +294,41 @@ class Walk:
     def _text_encoders(self) -> list[str]:
         return [part for part in TEXT_ENCODERS if part in self._source.components]
 
-    def _watched_text_encoders(self) -> list[str]:
-        """Those that are looked at, each in a pass over all prompts; the last one where none is."""
+    def _text_encoders_to_run(self) -> list[str]:
+        """Return the text encoders that are observed, or the last one; each runs for all prompts."""
         if self._source.pipeline_class.startswith(_XL):
             return self._text_encoders()
         return [part for part in self._text_encoders() if self._wanted.get(part)] or self._text_encoders()[-1:]
-
-    def _components(self) -> list[str]:
-        """Those that have to run; text encoders always do."""
-        return [*self._watched_text_encoders(), *(part for part in (self._denoiser, "vae") if self.needs(part))]
 
     def _encodes(self) -> bool:
         return any(layer.startswith(("encoder.", "quant_conv")) for layer in self._wanted.get("vae", ()))
 
     def _calls(self, component: str) -> int:
-        """How often the component's layers run for all prompts together."""
+        """Return how often the component's layers run for all prompts together."""
         xl = self._source.pipeline_class.startswith(_XL)
         branches_apart = component in TEXT_ENCODERS and self._guided and not xl
         each = self._steps if component == self._denoiser else 1 + branches_apart
         return len(self._prompts.prompts) * each
 
     def _runs(self, component: str) -> int:
-        """Runs of the component for one prompt, as `advance` counts them."""
+        """Return the runs of the component for one prompt, as progress counts them."""
         return {self._denoiser: self._steps, "vae": 1 + self._encodes()}.get(component, 1)
 
     def _tick(self, component: str) -> None:
-        self._done += 1
-        self._advance(component, self._done, self._total)
+        self._done[component] += 1
+        total = len(self._prompts.prompts) * self._runs(component)
+        self._listener(ProgressEvent(self._activity, component, self._done[component], total, "runs"))
 
 
-def check_walk(source: Source, wanted: Mapping[str, Collection[str]], what: str) -> None:
-    """Raises SourceError unless the pipeline can be drawn with here, and has every component `what` is wanted of."""
+def check_calibration(source: Source, wanted: Mapping[str, Collection[str]], what: str) -> None:
+    """Check that the pipeline can draw here, and that it has every wanted component.
+
+    Args:
+        what: what is calibrated, for errors.
+
+    Raises:
+        SourceError: it cannot, or has not.
+    """
     families = known_families()
     if source.pipeline_class not in families:
         able = ", ".join(families)

@@ -1,4 +1,4 @@
-"""How much of a denoiser's output is lost without each of its parts, measured on steps of calibration trajectories."""
+"""How much a denoiser's output changes without each of its parts, measured on steps of calibration trajectories."""
 
 from __future__ import annotations
 
@@ -11,27 +11,30 @@ import torch
 from torch import nn
 
 from sdcompress.backends.torch.pruned_modules import bypass
-from sdcompress.backends.torch.trajectories import Advance, Observer, Walk, check_walk
+from sdcompress.backends.torch.trajectories import CalibrationRun, Observer, check_calibration
 from sdcompress.calibration.settings import Calibration, choose_prompts
 from sdcompress.errors import SourceError
+from sdcompress.progress import Listener, silent
 from sdcompress.sources.source import Source
 
-SAMPLES = 8  # steps on which every part is left out in turn, each of another prompt as far as there are so many
+SAMPLES = 8  # steps on which each part is left out in turn; of different prompts, as far as there are so many
 _GOLDEN = (math.sqrt(5) - 1) / 2  # multiples of which, modulo 1, spread evenly however many there are
 
 
 def measure_units(
-    source: Source, component: str, units: Sequence[str], calibration: Calibration, advance: Advance
+    source: Source, component: str, units: Sequence[str], calibration: Calibration, listener: Listener = silent
 ) -> dict[str, float]:
-    """Unit -> mean over sampled steps of |e' - e|^2 / |e|^2, e and e' being the denoiser's outputs with and without it.
+    """Return unit -> mean over sampled steps of |e' - e|^2 / |e|^2.
 
-    The trajectories are the original's. `advance` hears of their runs, as in a Walk. Raises SourceError for pipelines
-    that this cannot be done with, and for outputs that are not finite.
+    e and e' are the denoiser's outputs with and without the unit, on trajectories of the whole denoiser.
+
+    Raises:
+        SourceError: the pipeline cannot be calibrated, or an output is NaN or infinite.
     """
     wanted = {component: tuple(units)}
-    check_walk(source, wanted, "sensitivities of parts")
+    check_calibration(source, wanted, "sensitivities of parts")
     observer = _Bypasser(component, units, len(choose_prompts(calibration, source).prompts))
-    Walk(source, wanted, calibration, advance, "auto", observer).run()
+    CalibrationRun(source, wanted, calibration, listener, "auto", observer, "measuring").run()
     broken = [unit for unit, errors in observer.errors.items() if not all(map(math.isfinite, errors))]
     if broken:
         raise SourceError(f"{component}: its output is NaN or infinite without {broken[0]}; the weights are broken")
@@ -39,7 +42,7 @@ def measure_units(
 
 
 class _Bypasser(Observer):
-    """Runs sampled steps again, without one unit at a time."""
+    """Runs sampled steps again without one unit at a time."""
 
     def __init__(self, component: str, units: Sequence[str], prompts: int):
         self._component = component
@@ -47,7 +50,7 @@ class _Bypasser(Observer):
         self._prompts = prompts
 
     @contextmanager
-    def watch(self, component: str, model: nn.Module, runs: int) -> Iterator[None]:
+    def observe(self, component: str, model: nn.Module, runs: int) -> Iterator[None]:
         if component != self._component:
             yield
             return
@@ -55,7 +58,7 @@ class _Bypasser(Observer):
         calls = 0
         busy = False
 
-        def look(_: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> None:
+        def measure(_: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> None:
             nonlocal calls, busy
             if busy:
                 return
@@ -65,7 +68,7 @@ class _Bypasser(Observer):
             calls += 1
             busy = False
 
-        handle = model.register_forward_hook(look, with_kwargs=True)
+        handle = model.register_forward_hook(measure, with_kwargs=True)
         try:
             yield
         finally:
@@ -82,7 +85,7 @@ class _Bypasser(Observer):
 
 
 def sampled_calls(prompts: int, steps: int) -> frozenset[int]:
-    """Which of a denoiser's calls, `steps` for each prompt, are looked at: SAMPLES, or all if there are no more."""
+    """Return which of a denoiser's calls, `steps` for each prompt, are sampled: SAMPLES, or all if there are fewer."""
     if prompts * steps <= SAMPLES:
         return frozenset(range(prompts * steps))
     calls: set[int] = set()

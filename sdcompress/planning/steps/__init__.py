@@ -1,17 +1,19 @@
-"""The contract of a step: what a recipe can ask for, planned on specs alone, applied tensor by tensor."""
+"""The contract of a step: an entry of a recipe, planned on specs alone and applied tensor by tensor."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, PrivateAttr
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr
 
 from sdcompress.backends.component import Component
+from sdcompress.errors import Problem
+from sdcompress.files.manifest import LayerStatus
+from sdcompress.progress import Listener, silent
 from sdcompress.sources.spec import ComponentSpec
 
 if TYPE_CHECKING:
@@ -19,10 +21,23 @@ if TYPE_CHECKING:
     from sdcompress.sources.source import Source
 
 
-class Stage(IntEnum):
-    """The order in which steps of a component must stand in a recipe.
+def parse_share(value: Any) -> Any:
+    """Return a text with a percent sign as a fraction, and anything else as it is, for pydantic to judge."""
+    if isinstance(value, str) and value.strip().endswith("%"):
+        try:
+            return float(value.strip()[:-1]) / 100
+        except ValueError:
+            return value
+    return value
 
-    Those up to FUSE settle what the original is for all others: what they measure, calibrate and learn on.
+
+Share = Annotated[float, BeforeValidator(parse_share), Field(gt=0, lt=1)]  # in a recipe: 0.3 or 30%
+
+
+class Stage(IntEnum):
+    """The order in which the steps of a component must stand in a recipe.
+
+    What the steps up to FUSE make is the original to all later steps: what they measure, calibrate and learn on.
     """
 
     REPLACE = 0
@@ -37,91 +52,124 @@ class Stage(IntEnum):
 
 @dataclass(frozen=True)
 class LayerOutcome:
-    """What a step does with one layer: a format's label, or `None` and the reason it is left alone."""
+    """What a step does with one layer.
+
+    Args:
+        kind: kind of layer, as `layers_of` tells it, or of the module that `prune` works on.
+        parameters: weights of the layer; where it is pruned, the weights that go.
+        format: label of its format, where it is quantized.
+        reason: why it is kept, or how much of it is pruned.
+        rounding: how its codes are chosen.
+    """
 
     layer: str
     kind: str
     parameters: int
-    format: str | None
+    status: LayerStatus
+    format: str | None = None
     reason: str = ""
-    method: str = ""  # how its codes are chosen
+    rounding: str = "nearest"
 
 
 @dataclass(frozen=True)
 class Planned:
-    """A step folded into a spec: the component afterwards, and what becomes of each layer it looked at."""
+    """What a step makes of a component.
+
+    Args:
+        spec: the component afterwards.
+        layers: what becomes of each layer that the step looked at.
+        working_bytes: the most memory that it holds while it works on one tensor.
+        requires: packages that must be importable to apply it.
+        calibrated: layers of whose inputs it needs statistics.
+        target: the backend that will package the component.
+        trains: whether applying it trains.
+        scratch_bytes: disk space that it takes until the artifact is whole.
+        reads: files that it takes something from, besides the pipeline's own.
+    """
 
     spec: ComponentSpec
     layers: tuple[LayerOutcome, ...] = ()
     notes: tuple[str, ...] = ()
-    working_bytes: int = 0  # the most a single tensor's processing holds at once
-    requires: frozenset[str] = frozenset()  # packages that must be importable to apply it
-    calibrated: tuple[str, ...] = ()  # layers of whose inputs applying it needs statistics
-    target: str = "torch"  # the backend that will package it
-    trains: bool = False  # applying it trains, in the component's training
-    scratch_bytes: int = 0  # of disk that applying it takes until the artifact is whole
-    reads: tuple[Path, ...] = ()  # files besides the pipeline's own that it takes something from
-
-
-@dataclass
-class Record:
-    """What applying the steps found out, layer by layer and of the whole component; it ends up in the manifest."""
-
-    layers: dict[str, dict[str, Any]] = field(default_factory=dict)
-    sparsity: dict[str, float] = field(default_factory=dict)  # layer -> share of its weights that are zero
-    facts: dict[str, Any] = field(default_factory=dict)
+    working_bytes: int = 0
+    requires: frozenset[str] = frozenset()
+    calibrated: tuple[str, ...] = ()
+    target: str = "torch"
+    trains: bool = False
+    scratch_bytes: int = 0
+    reads: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
-class Origin:
-    """Where a step finds the original's weights, if it has to measure something on them to know what to do."""
+class MeasuringContext:
+    """What a step works with that measures the original before it is planned.
+
+    Args:
+        source: the pipeline, with weights.
+        component: name of the component that the step is for.
+        calibration: what pictures are drawn.
+        listener: told of the runs that are measured.
+    """
 
     source: Source
     component: str
     calibration: Calibration
-    advance: Callable[[str, int, int], None]  # hears component, runs done and how many there are
+    listener: Listener = silent
 
 
 class Step(BaseModel):
-    """One entry of a component's list in a recipe; its fields are its YAML parameters."""
+    """One entry of a component's list in a recipe. Its fields are its YAML parameters.
+
+    Attributes:
+        kind: its name in a recipe.
+        follows: kind of a step that must stand somewhere before it.
+        changeable: fields that may have other values when a run is resumed.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     kind: ClassVar[str]
     stage: ClassVar[Stage]
-    follows: ClassVar[str | None] = None  # a step that must stand somewhere before it
-    changeable: ClassVar[frozenset[str]] = frozenset()  # fields that a resumed run may have other values of
+    follows: ClassVar[str | None] = None
+    changeable: ClassVar[frozenset[str]] = frozenset()
 
     @property
     def measures(self) -> bool:
-        """Whether `measured` looks at weights."""
+        """Whether `measured` reads weights."""
         return False
 
-    def measured(self, origin: Origin) -> Step:
-        """The step that this one turns out to be once the original was looked at; most say all themselves."""
+    def measured(self, context: MeasuringContext) -> Step:
+        """Return the step with what it leaves to a measurement filled in.
+
+        Raises:
+            UserError: it cannot be measured here.
+        """
         return self
 
     @abstractmethod
     def plan(self, spec: ComponentSpec, target: str) -> Planned:
-        """The component after this step. Raises UserError with every problem, each beginning with a field's name."""
+        """Return what the step makes of the component.
 
-    def prepared(self, source: Source, component: str) -> Source:
-        """The pipeline as a step up to FUSE makes it, tensors computed when they are read; `apply` then keeps them."""
+        Raises:
+            UserError: with every problem; the fields are the step's own.
+        """
+
+    def modified(self, source: Source, component: str) -> Source:
+        """Return the pipeline as a step up to FUSE leaves it, with tensors that are computed when they are read."""
         return source
 
-    def problems_with(self, source: Source) -> list[str]:
-        """What in the pipeline stands in the way of this step, each beginning with a field's name."""
+    def pipeline_problems(self, source: Source) -> list[Problem]:
+        """Return what keeps the step from working in this pipeline, whatever its component is."""
         return []
 
     @abstractmethod
-    def apply(self, part: Component, planned: Planned, record: Record) -> Component:
-        """The component whose tensors are the planned ones, computed when they are read."""
+    def apply(self, component: Component, planned: Planned) -> Component:
+        """Return the component after the step. What the step finds out goes to `component.results`."""
 
 
-class LocatedStep(Step):
-    """A step that names files; their paths are relative to the recipe's folder, or to where the process runs."""
+class StepWithFiles(Step):
+    """A step that names files. Their paths are relative to the recipe's folder, or to the current folder."""
 
     _folder: Path = PrivateAttr(default=Path())
 
     def model_post_init(self, context: Any) -> None:
-        """Hears, from who parses a recipe, in which folder it lies."""
+        """Remember the recipe's folder, so that relative paths in it resolve."""
         self._folder = Path((context or {}).get("folder", ""))

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
+from pydantic import Field
+
 from sdcompress.backends.component import Component
 from sdcompress.errors import UserError
 from sdcompress.families.fragile_vae import WHY_FRAGILE, overflows_float16
 from sdcompress.files.safetensors_file import FLOAT_DTYPES
-from sdcompress.planning.steps import Planned, Record, Stage, Step
+from sdcompress.planning.steps import Planned, Stage, Step
 from sdcompress.quant.format import overflows
 from sdcompress.sources.spec import ComponentSpec, TensorSpec
 
@@ -19,11 +21,17 @@ SAFETENSORS_NAME = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
 class Cast(Step):
-    """`cast: {dtype: float16}`; integers stay. A value that float16 cannot hold is an error when it is applied."""
+    """Store floating-point tensors in another precision; integers stay.
+
+    A value that float16 cannot hold is an error when the step is applied.
+
+    Example:
+        cast: {dtype: float16}
+    """
 
     kind = "cast"
     stage = Stage.CAST
-    dtype: Literal["float32", "float16", "bfloat16"]
+    dtype: Literal["float32", "float16", "bfloat16"] = Field(description="the precision to store")
 
     def plan(self, spec: ComponentSpec, target: str) -> Planned:
         dtype, notes = SAFETENSORS_NAME[self.dtype], []
@@ -39,23 +47,23 @@ class Cast(Step):
         largest = max((spec.tensors[name].size_bytes + tensors[name].size_bytes for name in changed), default=0)
         return Planned(spec.replace(tensors=tensors), notes=tuple(notes), working_bytes=largest)
 
-    def apply(self, part: Component, planned: Planned, record: Record) -> Component:
+    def apply(self, component: Component, planned: Planned) -> Component:
         from sdcompress.files.torch_tensors import TORCH_DTYPE
 
         def read(name: str) -> torch.Tensor:
-            tensor = part.read(name)
+            tensor = component.read(name)
             planned_as = planned.spec.tensors[name].dtype
-            if not _casts(part.spec.tensors[name], planned_as):
+            if not _casts(component.spec.tensors[name], planned_as):
                 return tensor
             result = tensor.to(TORCH_DTYPE[planned_as])
             if overflows(result, tensor):
                 raise UserError(
-                    f"{part.spec.name}.{name}: holds {float(tensor.abs().max()):.3g}, too large for {self.dtype}; "
+                    f"{component.spec.name}.{name}: holds {float(tensor.abs().max()):.3g}, too large for {self.dtype}; "
                     f"cast this component to bfloat16 or leave it as it is"
                 )
             return result
 
-        return part.becomes(planned.spec, read)
+        return component.becomes(planned.spec, read)
 
 
 def _casts(tensor: TensorSpec, dtype: str) -> bool:

@@ -1,21 +1,24 @@
-"""export: how a component becomes an ONNX graph. With `target: onnx` every component is exported; this says otherwise
-than the defaults."""
+"""export: how a component becomes an ONNX graph, where that differs from the defaults."""
 
 from __future__ import annotations
 
 from sdcompress.backends.component import Component
 from sdcompress.backends.onnx.settings import COMPUTE_DTYPES, ExportSettings, compute_dtype, computes, observed_layers
-from sdcompress.errors import UserError
+from sdcompress.errors import Problem, UserError
 from sdcompress.families.clip import TEXT_ENCODERS
 from sdcompress.families.fragile_vae import WHY_FRAGILE, overflows_float16
 from sdcompress.families.onnx_parts import onnx_parts, text_config
 from sdcompress.files.safetensors_file import FLOAT_DTYPES
-from sdcompress.planning.steps import Planned, Record, Stage, Step
+from sdcompress.planning.steps import Planned, Stage, Step
 from sdcompress.sources.spec import ComponentSpec, TensorSpec
 
 
 class Export(ExportSettings, Step):
-    """`export: {attention: standard}`: attention as standard operators, for runtimes without ONNX Runtime's own."""
+    """Export a component to ONNX in another way than by default. With `target: onnx` all components are exported.
+
+    Example:
+        export: {attention: standard}
+    """
 
     kind = "export"
     stage = Stage.EXPORT
@@ -27,14 +30,11 @@ class Export(ExportSettings, Step):
         self._check_shapes(spec)
         dtypes = {tensor.dtype for name, tensor in spec.tensors.items() if computes(name, tensor)}
         if len(dtypes) != 1 or not dtypes <= set(COMPUTE_DTYPES):
-            raise UserError(
-                f"dtype: {spec.name} has tensors in {', '.join(sorted(dtypes))}; put `cast: {{dtype: float32}}` or "
-                f"float16 first"
-            )
+            what = f"{spec.name} has tensors in {', '.join(sorted(dtypes))}"
+            raise UserError(Problem("dtype", f"{what}; put `cast: {{dtype: float32}}` or float16 first"))
         if dtypes == {"F16"} and overflows_float16(spec):
-            raise UserError(
-                f"dtype: {spec.name} would compute in float16; put `cast: {{dtype: float32}}` first: {WHY_FRAGILE}"
-            )
+            what = f"{spec.name} would compute in float16; put `cast: {{dtype: float32}}` first: {WHY_FRAGILE}"
+            raise UserError(Problem("dtype", what))
         tensors = {name: _stored(name, tensor, spec) for name, tensor in spec.tensors.items() if _kept(tensor)}
         for layer in observed_layers(spec.config):
             # Integer convolutions add their bias as int32, in steps of its own per channel.
@@ -51,7 +51,7 @@ class Export(ExportSettings, Step):
         )  # fmt: skip
 
     def _check_shapes(self, spec: ComponentSpec) -> None:
-        """UserError for sizes that the component cannot take, though a graph of them could be written."""
+        """Raise UserError for sizes that the component cannot take, though a graph could be written for them."""
         shapes = self.static_shapes
         if shapes is None:
             return
@@ -62,33 +62,31 @@ class Export(ExportSettings, Step):
             for edge in ("height", "width"):
                 size = getattr(shapes, edge)
                 if size % unit:
-                    raise UserError(
-                        f"static_shapes.{edge}: {size} is no multiple of {unit}, which {spec.name}'s halvings need; "
-                        f"use {max(unit, size // unit * unit)} or {(size // unit + 1) * unit}"
-                    )
+                    what = f"{size} is no multiple of {unit}, which {spec.name}'s halvings need"
+                    usable = f"{max(unit, size // unit * unit)} or {(size // unit + 1) * unit}"
+                    raise UserError(Problem(f"static_shapes.{edge}", f"{what}; use {usable}"))
         longest = text_config(spec)["max_position_embeddings"] if spec.class_name in TEXT_ENCODERS else None
         if longest is not None and shapes.sequence > longest:
-            raise UserError(
-                f"static_shapes.sequence: {shapes.sequence} tokens asked for, and {spec.name} reads at most {longest}"
-            )
+            what = f"{shapes.sequence} tokens asked for, and {spec.name} reads at most {longest}"
+            raise UserError(Problem("static_shapes.sequence", what))
 
-    def apply(self, part: Component, planned: Planned, record: Record) -> Component:
-        """The component as it is: its graphs are written by `backends.onnx.export`."""
-        return part
+    def apply(self, component: Component, planned: Planned) -> Component:
+        """Return the component as it is; `backends.onnx.export` writes its graphs."""
+        return component
 
 
 def _becomes_linear(layer: str, spec: ComponentSpec) -> bool:
-    """Whether the graph pass `projection to tokens` makes a linear layer of this convolution."""
+    """Return whether the graph pass `projection to tokens` makes a linear layer of this convolution."""
     return spec.class_name.startswith("UNet") and layer.rpartition(".")[2] in ("proj_in", "proj_out")
 
 
 def _kept(tensor: TensorSpec) -> bool:
-    """Integer buffers (position ids) are constants of the graph and no weights of it."""
+    """Return whether the tensor is a weight of the graph; integer buffers (position ids) become constants."""
     return tensor.dtype in FLOAT_DTYPES or tensor.dtype in ("I8", "U8", "I4", "U4")
 
 
 def _stored(name: str, tensor: TensorSpec, spec: ComponentSpec) -> TensorSpec:
-    """The tensor as the graph stores it: scales per channel in the precision of the computation, the rest as it is."""
+    """Return the tensor as the graph stores it: scales per channel in the compute dtype, the rest as it is."""
     if name.endswith(".scale") and len(tensor.shape) == 1 and f"{name.removesuffix('scale')}codes" in spec.tensors:
         return TensorSpec(tensor.shape, next(k for k, v in COMPUTE_DTYPES.items() if v == compute_dtype(spec)), 0)
     return tensor

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from sdcompress.backends.component import Component
-from sdcompress.errors import UserError
+from sdcompress.errors import ProblemList, UserError
 from sdcompress.files.artifact import sha256_of
 from sdcompress.lora.file import LoraFile, LowRank, open_lora
-from sdcompress.planning.steps import LocatedStep, Planned, Record, Stage
+from sdcompress.planning.steps import Planned, Stage, StepWithFiles
 from sdcompress.quant.format import overflows
 from sdcompress.sources.spec import ComponentSpec
 
@@ -25,24 +25,27 @@ if TYPE_CHECKING:
 
 
 class WeightedLora(BaseModel):
-    """A LoRA's file, or its folder, and how strongly it is added."""
+    """A LoRA and its weight."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    path: str = Field(min_length=1)
-    weight: float = Field(default=1.0, allow_inf_nan=False)
+    path: str = Field(min_length=1, description="the LoRA's file, or the folder that it is in")
+    weight: float = Field(default=1.0, allow_inf_nan=False, description="the factor of what it adds")
 
 
-class FuseLora(LocatedStep):
-    """`fuse_lora: {path: style.safetensors, weight: 0.8}`, or `files`, a list of such: W + weight * alpha / rank * up @
-    down, added up in float32 and stored in the weight's own dtype.
+class FuseLora(StepWithFiles):
+    """Add LoRAs to a component's weights: W + weight * alpha / rank * up @ down.
 
-    Each file has something for the component, and all of its keys that are for it match a layer, or the plan fails.
-    What it has for other components is added where this step stands under those.
+    The sum is taken in float32 and stored in the weight's own dtype. A file must have keys for the component, and all
+    of these must match a layer; its keys for other components are added where this step stands under those. `path` and
+    `weight` of a single LoRA can stand without `files`.
+
+    Example:
+        fuse_lora: {path: style.safetensors, weight: 0.8}
     """
 
     kind = "fuse_lora"
     stage = Stage.FUSE
-    files: tuple[WeightedLora, ...]
+    files: tuple[WeightedLora, ...] = Field(description="the LoRAs, each with path and weight")
 
     @field_validator("files")
     @classmethod
@@ -54,7 +57,7 @@ class FuseLora(LocatedStep):
     @model_validator(mode="before")
     @classmethod
     def _single_file(cls, value: Any) -> Any:
-        """`path` and `weight` of one LoRA, where there is no list."""
+        """Accept `path` and `weight` of a single LoRA in the place of a list."""
         if isinstance(value, Mapping) and "path" in value and "files" not in value:
             single = {name: value[name] for name in ("path", "weight") if name in value}
             return {**{name: other for name, other in value.items() if name not in single}, "files": [single]}
@@ -77,7 +80,7 @@ class FuseLora(LocatedStep):
         )
         return Planned(spec, notes=tuple(notes), working_bytes=largest, reads=tuple(lora.file for lora in loras))
 
-    def prepared(self, source: Source, component: str) -> Source:
+    def modified(self, source: Source, component: str) -> Source:
         spec = source.components[component]
         updates: dict[str, list[tuple[float, LowRank]]] = {}
         for one, lora in zip(self.files, self._open(spec), strict=True):
@@ -86,30 +89,28 @@ class FuseLora(LocatedStep):
         reader = partial(_read_fused, source, component, updates)
         return replace(source, readers={**source.readers, component: reader})
 
-    def apply(self, part: Component, planned: Planned, record: Record) -> Component:
+    def apply(self, component: Component, planned: Planned) -> Component:
         fused = [
             {"path": one.path, "weight": one.weight, "sha256": sha256_of(file)}
             for one, file in zip(self.files, planned.reads, strict=True)
         ]
-        record.facts["fused_loras"] = [*record.facts.get("fused_loras", ()), *fused]
-        return part
+        facts = component.results.facts
+        facts["fused_loras"] = [*facts.get("fused_loras", ()), *fused]
+        return component
 
     def _open(self, spec: ComponentSpec) -> list[LoraFile]:
-        found, problems = [], []
+        found, problems = [], ProblemList()
         for index, one in enumerate(self.files):
-            try:
+            with problems.collect(f"files.{index}.path"):
                 found.append(open_lora(self._folder / Path(one.path).expanduser(), spec))
-            except UserError as error:
-                problems += [f"files.{index}.path: {problem}" for problem in error.problems]
-        if problems:
-            raise UserError(problems)
+        problems.raise_any()
         return found
 
 
 def _read_fused(
     source: Source, component: str, updates: Mapping[str, list[tuple[float, LowRank]]], name: str
 ) -> torch.Tensor:
-    """The component's tensor with what the LoRAs add to it."""
+    """Return the component's tensor with what the LoRAs add to it."""
     from sdcompress.lora.fusing import fused
 
     tensor = source.reader(component)(name)

@@ -1,4 +1,4 @@
-"""recover: train a pruned UNet to do what the original does, without any pictures."""
+"""recover: train a pruned UNet to give the predictions of the original, without any pictures."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from sdcompress.backends.component import Component
 from sdcompress.backends.torch.training.settings import TrainingSettings
 from sdcompress.calibration.settings import Calibration
 from sdcompress.calibration.training_prompts import training_prompts
-from sdcompress.errors import InternalError, UserError
+from sdcompress.errors import InternalError, Problem, ProblemList, UserError
 from sdcompress.files.safetensors_file import FLOAT_DTYPES
-from sdcompress.planning.steps import Planned, Record, Stage, Step
+from sdcompress.planning.steps import Planned, Stage, Step
 from sdcompress.planning.training_memory import activation_bytes, checkpoint_bytes, latent_elements, state_bytes
 from sdcompress.quant.format import overflows
 from sdcompress.sources.source import Source
@@ -22,17 +22,20 @@ if TYPE_CHECKING:
     from sdcompress.backends.torch.training.distil import Recovered
 
 PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
-# Trajectories begin with other noise than evaluations' pictures: torch's generator heeds the lowest 32 bits of a seed.
+# Trajectories start from other noise than evaluations: torch's generator uses the low 32 bits of a seed.
 _FIRST_SEED = 2**30
-_TRAJECTORY_STEPS = 25  # of pipelines whose prompt set does not say how many
+_TRAJECTORY_STEPS = 25  # where the pipeline's prompt set does not say how many
 
 
 class Recover(TrainingSettings, Step):
-    """`recover: {minutes: 10}` or `{steps: 2000}`: the pruned UNet learns the original's predictions and features.
+    """Train a pruned UNet to give the predictions and features of the original, without any pictures.
 
-    The original draws pictures of prompts once; the pruned UNet is then trained on what the original's UNet saw at
-    their timesteps and on the pictures' latents with new noise (distillation of BK-SDM, arXiv:2305.15798, section 3.2,
-    without its loss on a data set). The result is the moving average of the weights.
+    The original draws pictures of prompts once. The pruned UNet is then trained on what the original's UNet was given
+    while it drew, and on the pictures' latents with new noise (the distillation of BK-SDM, arXiv:2305.15798, section
+    3.2, without its loss on a data set). The result is the moving average of the weights.
+
+    Example:
+        recover: {minutes: 10}
     """
 
     kind = "recover"
@@ -41,14 +44,13 @@ class Recover(TrainingSettings, Step):
     changeable: ClassVar[frozenset[str]] = frozenset({"minutes", "steps", "learning_rate", "checkpoint_minutes"})
 
     def plan(self, spec: ComponentSpec, target: str) -> Planned:
-        problems = []
+        problems = ProblemList()
         if (self.minutes is None) == (self.steps is None):
             said = "both given" if self.steps is not None else "missing"
-            problems.append(f"minutes and steps: {said}; give one of them, such as minutes: 10")
+            problems.add("", f"minutes and steps: {said}; give one of them, such as minutes: 10")
         if spec.class_name != "UNet2DConditionModel":
-            problems.append(f"{spec.name} is a {spec.class_name}; only a UNet2DConditionModel can be recovered")
-        if problems:
-            raise UserError(problems)
+            problems.add("", f"{spec.name} is a {spec.class_name}; only a UNet2DConditionModel can be recovered")
+        problems.raise_any()
         length = f"{self.minutes:g} minutes" if self.minutes is not None else f"{self.steps:,} steps"
         what = "all weights" if self.lora_rank is None else f"low-rank updates of rank {self.lora_rank}"
         notes = (
@@ -63,48 +65,47 @@ class Recover(TrainingSettings, Step):
             scratch_bytes=2 * checkpoint_bytes(spec, self.lora_rank),  # the last one stays while the next is written
         )  # fmt: skip
 
-    def problems_with(self, source: Source) -> list[str]:
+    def pipeline_problems(self, source: Source) -> list[Problem]:
+        problems = ProblemList()
         if source.pipeline_class not in PIPELINES:
-            return [
-                f"prompts: are drawn with {' or '.join(PIPELINES)}, and {source.name} is a {source.pipeline_class}; "
-                f"leave this step out"
-            ]
-        try:
+            what = f"are drawn with {' or '.join(PIPELINES)}, and {source.name} is a {source.pipeline_class}"
+            problems.add("prompts", f"{what}; leave this step out")
+            return problems
+        with problems.collect():
             self._calibration(source)
-        except UserError as error:
-            return list(error.problems)
-        return []
+        return problems
 
-    def apply(self, part: Component, planned: Planned, record: Record) -> Component:
+    def apply(self, component: Component, planned: Planned) -> Component:
         from sdcompress.files.torch_tensors import TORCH_DTYPE
 
-        if part.training is None:
-            raise InternalError(f"{part.spec.name}: recover was given no training context")
-        context = part.training
+        if component.training is None:
+            raise InternalError(f"{component.spec.name}: recover was given no training context")
+        context = component.training
         trained: list[Recovered] = []
 
         def read(name: str) -> torch.Tensor:
             if not trained:
                 from sdcompress.backends.torch.training.distil import recover
 
-                trained.append(recover(part.spec, part.read, self, self._calibration(context.source), context))
-                record.facts["recovery"] = dict(trained[0].facts)
+                calibration = self._calibration(context.source)
+                trained.append(recover(component.spec, component.read, self, calibration, context))
+                component.results.facts["recovery"] = dict(trained[0].facts)
             spec = planned.spec.tensors[name]
             if name not in trained[0].tensors or spec.dtype not in FLOAT_DTYPES:
-                return part.read(name)
+                return component.read(name)
             tensor = trained[0].tensors[name]
             result = tensor.to(TORCH_DTYPE[spec.dtype])
             if overflows(result, tensor):
                 raise UserError(
-                    f"{part.spec.name}.{name}: came out as {float(tensor.abs().max()):.3g}, too large for "
+                    f"{component.spec.name}.{name}: came out as {float(tensor.abs().max()):.3g}, too large for "
                     f"{spec.dtype}; lower recover.learning_rate"
                 )
             return result
 
-        return part.becomes(planned.spec, read)
+        return component.becomes(planned.spec, read)
 
     def _calibration(self, source: Source) -> Calibration:
-        """Prompts, seed and sampler settings of the trajectories."""
+        """Return the prompts, seed and sampler settings of the trajectories."""
         if self.prompts is not None:
             prompts: tuple[str, ...] = self.prompts
             steps = training_prompts(source, 1).num_inference_steps

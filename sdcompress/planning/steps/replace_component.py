@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from sdcompress.backends.component import Component
-from sdcompress.errors import SdcompressError, UserError
+from sdcompress.errors import Problem, ProblemList, SdcompressError, UserError
 from sdcompress.files.artifact import sha256_of
 from sdcompress.planning.replacement import Replacement, misfits, open_replacement
 from sdcompress.planning.schedulers import SCHEDULER, SCHEDULER_FILE, make_scheduler
-from sdcompress.planning.steps import LocatedStep, Planned, Record, Stage
+from sdcompress.planning.steps import Planned, Stage, StepWithFiles
 from sdcompress.sources.component_folder import read_json
 from sdcompress.sources.spec import ComponentSpec
 from sdcompress.sources.weight_files import is_weight_file
@@ -24,43 +24,46 @@ if TYPE_CHECKING:
     from sdcompress.sources.source import Source
 
 
-class ReplaceComponent(LocatedStep):
-    """`replace_component: {model: ./taesd}`: everything after it takes the replacement for the original.
+class ReplaceComponent(StepWithFiles):
+    """Put another VAE, text encoder, denoiser or scheduler in the place of the pipeline's own.
 
-    model: the folder of a component, a pipeline's folder (of which `component`, by default the one of the same name, is
-    taken), a name sdcompress knows or a hub id. A text encoder brings its tokenizer along if it has one. For the
-    scheduler, class_name and config make another of the current one, as diffusers' `from_config` does, or model is a
-    folder with a scheduler_config.json. Whether it fits the rest is checked by the plan.
+    All later steps take the replacement for the original. A text encoder brings its tokenizer along if it has one. A
+    scheduler is made of the current one by `class_name` and `config`, as diffusers' `from_config` does, or `model` is a
+    folder with a scheduler_config.json. The plan checks that the replacement fits the rest of the pipeline.
+
+    Example:
+        replace_component: {model: ./taesd}
     """
 
     kind = "replace_component"
     stage = Stage.REPLACE
-    model: str | None = Field(default=None, min_length=1)
-    component: str | None = None
-    variant: str | None = None
-    class_name: str | None = None
-    config: dict[str, Any] = Field(default_factory=dict)
+    model: str | None = Field(
+        default=None,
+        min_length=1,
+        description="a folder of a component or of a pipeline, a name that sdcompress knows, or a hub id",
+    )
+    component: str | None = Field(
+        default=None, description="the component of that pipeline; the one of the same name if left out"
+    )
+    variant: str | None = Field(default=None, description="variant of its weight files, such as fp16")
+    class_name: str | None = Field(default=None, description="class of the new scheduler")
+    config: dict[str, Any] = Field(default_factory=dict, description="config entries that the new scheduler changes")
 
     def plan(self, spec: ComponentSpec, target: str) -> Planned:
         if spec.name == SCHEDULER:
             return self._plan_scheduler(spec)
         wrong = [name for name in ("class_name", "config") if getattr(self, name)]
         if wrong:
-            raise UserError([f"{name}: is for the scheduler; for {spec.name} give model" for name in wrong])
+            raise UserError(Problem(name, f"is for the scheduler; for {spec.name} give model") for name in wrong)
         found = self._open(spec.name)
-        if problems := misfits(spec, found):
-            raise UserError(problems)
+        ProblemList(Problem("model", reason) for reason in misfits(spec, found)).raise_any()
         old, new = (f"{each.class_name} ({each.parameters:,} parameters, {each.weights_bytes / 1e6:,.2f} MB)"
                     for each in (spec, found.spec))  # fmt: skip
         notes = [f"{old} replaced by {new} from {self.model}"]
         notes += [f"its {part} comes with it" for part in found.parts]
-        return Planned(self._placed(found, spec), notes=tuple(notes), reads=found.weight_files)
+        return Planned(_with_pipeline_of(found, spec), notes=tuple(notes), reads=found.weight_files)
 
-    def _placed(self, found: Replacement, original: ComponentSpec) -> ComponentSpec:
-        """The replacement's spec as a component of the original's pipeline."""
-        return found.spec.replace(pipeline_class=original.pipeline_class)
-
-    def prepared(self, source: Source, component: str) -> Source:
+    def modified(self, source: Source, component: str) -> Source:
         if component == SCHEDULER:
             return self._with_scheduler(source)
         found = self._open(component)
@@ -69,38 +72,38 @@ class ReplaceComponent(LocatedStep):
         replaced = {component, *found.parts}
         return replace(
             _with_files(source, model_index, found.files, replaced),
-            components={**source.components, component: self._placed(found, source.components[component])},
+            components={**source.components, component: _with_pipeline_of(found, source.components[component])},
             tensors={**source.tensors, component: found.tensors},
             readers={name: read for name, read in source.readers.items() if name != component},
         )
 
-    def apply(self, part: Component, planned: Planned, record: Record) -> Component:
-        record.facts["replaced_by"] = {
+    def apply(self, component: Component, planned: Planned) -> Component:
+        component.results.facts["replaced_by"] = {
             "model": self.model,
             "files": [{"name": file.name, "sha256": sha256_of(file)} for file in planned.reads],
         }
-        return part
+        return component
 
     def _open(self, component: str) -> Replacement:
         from sdcompress.sources.hub import fetch_component
 
         if self.model is None:
-            raise UserError(f"model: missing; give a folder or hub id that holds the {component} to put in its place")
+            raise UserError(Problem("model", f"missing; give a folder or hub id that holds the new {component}"))
         part = self.component or component
         try:
             return open_replacement(self.model, part, component, self.variant, self._folder, fetch_component)
         except SdcompressError as error:
-            raise UserError(f"model: {error}") from None
+            raise UserError(Problem("model", str(error))) from None
 
     def _plan_scheduler(self, spec: ComponentSpec) -> Planned:
         wrong = [name for name in ("component", "variant") if getattr(self, name)]
         if wrong:
-            raise UserError([f"{name}: does not go with the scheduler; leave it out" for name in wrong])
+            raise UserError(Problem(name, "does not go with the scheduler; leave it out") for name in wrong)
         base = self._scheduler_config()
         if base is None and not self.class_name and not self.config:
-            raise UserError("class_name: missing; give class_name, config or model")
+            raise UserError(Problem("class_name", "missing; give class_name, config or model"))
         if base is not None and self.class_name:
-            raise UserError("class_name: is settled by model; leave one of the two out")
+            raise UserError(Problem("class_name", "is settled by model; leave one of the two out"))
         name = self.class_name if base is None else str(base.get("_class_name"))
         config = make_scheduler(spec, name, self.config, base)
         note = f"{spec.class_name} replaced by {config['_class_name']}"
@@ -111,7 +114,7 @@ class ReplaceComponent(LocatedStep):
         )
 
     def _scheduler_config(self) -> dict[str, Any] | None:
-        """The config in the folder that `model` names."""
+        """Return the config in the folder that `model` names; None where it names none."""
         if self.model is None:
             return None
         folder = self._folder / Path(self.model).expanduser()
@@ -122,21 +125,26 @@ class ReplaceComponent(LocatedStep):
                 file, missing=f"{folder}: has no {SCHEDULER_FILE}; give a scheduler's or pipeline's folder"
             )
         except SdcompressError as error:
-            raise UserError(f"model: {error}") from None
+            raise UserError(Problem("model", str(error))) from None
 
     def _with_scheduler(self, source: Source) -> Source:
         from sdcompress.planning.schedulers import scheduler_spec
 
         current = scheduler_spec(source)
-        assert current is not None
+        if current is None:
+            raise UserError("the pipeline has no scheduler to replace; leave this step out")
         spec = self._plan_scheduler(current).spec
         model_index = {**source.model_index, SCHEDULER: [spec.library, spec.class_name]}
         text = json.dumps(dict(spec.config), indent=2, sort_keys=True) + "\n"
         return _with_files(source, model_index, {Path(SCHEDULER, SCHEDULER_FILE): text.encode()}, {SCHEDULER})
 
 
+def _with_pipeline_of(found: Replacement, original: ComponentSpec) -> ComponentSpec:
+    return found.spec.replace(pipeline_class=original.pipeline_class)
+
+
 def _with_files(source: Source, model_index: dict[str, Any], files: Mapping[Path, bytes], parts: set[str]) -> Source:
-    """The source with these files instead of all those in the folders of `parts`, and its model_index.json to match."""
+    """Return the source with this model_index.json, and with `files` in place of all files of these parts."""
     kept = [file for file in source.other_files if file.parts[0] not in parts]
     changed = {file: content for file, content in source.changed_files.items() if file in kept}
     changed |= {file: content for file, content in files.items() if not is_weight_file(file.name)}

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from listeners import Events
 
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (pip install 'sdcompress[onnx]')")
 pytest.importorskip("onnxscript", reason="onnxscript is not installed (pip install 'sdcompress[onnx]')")
@@ -22,7 +23,8 @@ from sdcompress import load_recipe, make_plan, open_pipeline, open_source
 from sdcompress.errors import UserError
 from sdcompress.execution.execute import execute
 from sdcompress.execution.verify import verify
-from sdcompress.files.artifact import MANIFEST_NAME, partial_folder
+from sdcompress.files.artifact import partial_folder
+from sdcompress.files.manifest import MANIFEST_NAME
 from sdcompress.planning.plan import Plan
 from sdcompress.planning.recipe import parse_recipe
 from sdcompress.sources.opening import open_folder
@@ -138,22 +140,18 @@ def test_same_bytes_twice(name: str, exported: Exported, tmp_path: Path) -> None
 
 def test_interrupted_run_resumes_without_calibrating_again(exported: Exported, tmp_path: Path) -> None:
     plan, whole = exported("onnx-int8")
-    out, heard = tmp_path / "out", []
-
-    def interrupt(component: str, size_bytes: int) -> None:
-        if component == "unet":
-            raise KeyboardInterrupt
-
+    out = tmp_path / "out"
+    events = Events(stop=lambda event: event.activity == "writing" and event.subject == "unet" and not event.note)
     with pytest.raises(KeyboardInterrupt):
-        execute(plan, out, advance=interrupt, calibrating=lambda *news: heard.append(news))
+        execute(plan, out, listener=events)
     state = json.loads((partial_folder(out) / "state.json").read_text())
-    assert heard and not out.exists()
+    assert {event.activity for event in events} == {"calibrating", "writing"} and not out.exists()
     assert "text_encoder" in state["finished"] and "unet" not in state["finished"] and set(state["ranges"]) == {
         "text_encoder", "unet", "vae"
     }  # fmt: skip
-    heard.clear()
-    execute(plan, out, resume=True, calibrating=lambda *news: heard.append(news))
-    assert not heard and not partial_folder(out).exists()
+    calibration = Events("calibrating")
+    execute(plan, out, resume=True, listener=calibration)
+    assert not calibration and not partial_folder(out).exists()
     assert hashes(out) == hashes(whole)
 
 

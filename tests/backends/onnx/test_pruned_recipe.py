@@ -15,7 +15,7 @@ from short_recipes import quick
 from sdcompress import load_recipe, make_plan, open_pipeline, open_source
 from sdcompress.execution.execute import execute
 from sdcompress.execution.verify import verify
-from sdcompress.files.artifact import MANIFEST_NAME
+from sdcompress.files.manifest import MANIFEST_NAME
 from sdcompress.sources.opening import open_folder
 
 RECIPE = "pruned-50-recovered-int8-onnx"

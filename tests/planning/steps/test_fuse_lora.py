@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from listeners import interrupt_writing
 from safetensors.torch import load_file, save_file
 
 from sdcompress.backends.torch.source_parts import open_component
@@ -133,7 +134,7 @@ def test_fuses_what_diffusers_fuses(layout, loras, nano_folder, tmp_path):
     recipe = recipe_of({"unet": fuse(*files), "text_encoder": fuse(*files)}, tmp_path)
     manifest = execute(make_plan(recipe, open_source(str(nano_folder))), tmp_path / "out")
     assert_same_weights(tmp_path / "out", fused_by_diffusers(nano_folder, files), nano_folder)
-    assert manifest["components"]["unet"]["fused_loras"] == [
+    assert manifest.components["unet"].fused_loras == [
         {"path": str(file), "weight": weight, "sha256": sha256_of(file)} for file, weight in files
     ]
 
@@ -239,7 +240,7 @@ def test_what_is_wrong_with_a_recipe(nano_folder, tmp_path):
     steps = fuse(("a.safetensors", 1), ("l.bin", 1))
     with pytest.raises(RecipeError) as caught:
         make_plan(recipe_of({"unet": steps}, tmp_path), open_source(str(nano_folder)))
-    assert [problem.partition(": ")[0] for problem in caught.value.problems] == [
+    assert [problem.field for problem in caught.value.problems] == [
         "components.unet.0.fuse_lora.files.0.path", "components.unet.0.fuse_lora.files.1.path",
     ]  # fmt: skip
     with pytest.raises(RecipeError, match=r"unet\.0\.fuse_lora\.files\.0\.weight: input should be a finite number"):
@@ -290,7 +291,7 @@ def test_models_opened_to_measure_and_teach_are_fused(loras, nano_folder, tmp_pa
     save_file(as_kohya(loras[0]), tmp_path / "a.safetensors")
     plan = make_plan(recipe_of({"unet": fuse(("a.safetensors", 1))}, tmp_path), open_source(str(nano_folder)))
     execute(plan, tmp_path / "out")
-    opened = open_component(plan.prepared, "unet", torch.device("cpu")).state_dict()
+    opened = open_component(plan.modified_source, "unet", torch.device("cpu")).state_dict()
     written = load_file(tmp_path / "out" / "unet" / "diffusion_pytorch_model.safetensors")
     assert opened.keys() == written.keys() and all(torch.equal(opened[name], written[name]) for name in written)
 
@@ -316,13 +317,9 @@ def test_half_precision_stays_and_overflow_is_named(nano_copy, tmp_path):
 def test_a_changed_lora_cannot_be_resumed(loras, nano_folder, tmp_path):
     save_file(as_kohya(loras[0]), tmp_path / "a.safetensors")
     recipe = recipe_of({"unet": fuse(("a.safetensors", 1))}, tmp_path)
-
-    def interrupt(component, size_bytes):
-        if component == "unet":
-            raise KeyboardInterrupt
-
+    plan = make_plan(recipe, open_source(str(nano_folder)))
     with pytest.raises(KeyboardInterrupt):
-        execute(make_plan(recipe, open_source(str(nano_folder))), tmp_path / "out", advance=interrupt)
+        execute(plan, tmp_path / "out", listener=interrupt_writing("unet"))
     save_file(as_kohya(loras[1]), tmp_path / "a.safetensors")
     with pytest.raises(UserError, match="was begun with another recipe, model"):
         execute(make_plan(recipe, open_source(str(nano_folder))), tmp_path / "out", resume=True)

@@ -11,7 +11,6 @@ from sdcompress.errors import UserError
 from sdcompress.execution.execute import execute
 from sdcompress.planning.plan import make_plan
 from sdcompress.planning.recipe import parse_recipe
-from sdcompress.planning.steps import Record
 from sdcompress.planning.steps.prune import Prune
 from sdcompress.quant.statistics import LayerStatistics
 from sdcompress.sources.opening import open_source
@@ -76,7 +75,7 @@ def pruned_unet(unet, statistics=None, **parameters):
 
     part, step = component_of(unet, statistics), Prune(**parameters)
     planned = step.plan(part.spec, "torch")
-    after = step.apply(part, planned, Record())
+    after = step.apply(part, planned)
     config = {name: value for name, value in planned.spec.config.items() if name != "quantization_config"}
     model = UNet2DConditionModel.from_config(config).eval()
     rebuild(model, pruning_of(planned.spec.config))
@@ -237,7 +236,7 @@ def test_text_encoders_lose_layers_and_width_with_stock_configs():
         ("sd15", "unet", {"text_layers": 9}, "text_layers: does not go with unet"),
         ("sd15", "text_encoder", {"remove": ("mid_block",)}, "remove: does not go with text_encoder"),
         ("sd15", "text_encoder", {"text_layers": 12}, "text_layers: 12 is not less than the 12 of text_encoder"),
-        ("sd15", "text_encoder", {"heads": 0.5}, "heads: those of text_encoder (CLIPTextModel) cannot be taken out"),
+        ("sd15", "text_encoder", {"heads": 0.5}, "heads: those of text_encoder (CLIPTextModel) cannot be removed"),
         ("sd15", "vae", {"feed_forward": 0.5}, "vae is a AutoencoderKL; only a UNet2DConditionModel"),
         ("sd15", "unet", {"importance": "activation"}, "nothing to prune"),
     ],
@@ -245,7 +244,7 @@ def test_text_encoders_lose_layers_and_width_with_stock_configs():
 def test_what_cannot_be_is_said(model, component, parameters, problem):
     with pytest.raises(UserError) as error:
         Prune(**parameters).plan(open_source(model).components[component], "torch")
-    assert any(line.startswith(problem) for line in error.value.problems), error.value.problems
+    assert any(str(each).startswith(problem) for each in error.value.problems), error.value.problems
 
 
 def test_pruning_what_was_pruned_apart_from_stock_configs_is_refused():

@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 
-from sdcompress.backends.component import Component
+from sdcompress.backends.component import Component, StepResults
 from sdcompress.errors import UserError
-from sdcompress.planning.steps import Planned, Record
+from sdcompress.planning.steps import Planned
 from sdcompress.planning.steps.quantize import Quantize
 from sdcompress.quant.statistics import LayerStatistics
 from sdcompress.sources.spec import ComponentSpec, parameter
@@ -39,11 +39,11 @@ def statistics_of(columns: int) -> LayerStatistics:
     return LayerStatistics(200, rows.mean(0), (rows.T @ rows / 200,))
 
 
-def applied(step: Quantize, **statistics: LayerStatistics) -> tuple[Planned, dict[str, torch.Tensor], Record]:
-    planned, record, tensors = step.plan(unet(), "torch"), Record(), random_tensors()
+def applied(step: Quantize, **statistics: LayerStatistics) -> tuple[Planned, dict[str, torch.Tensor], StepResults]:
+    planned, tensors = step.plan(unet(), "torch"), random_tensors()
     named = {name.replace("__", "."): value for name, value in statistics.items()}
-    part = step.apply(Component(unet(), tensors.__getitem__, named), planned, record)
-    return planned, {name: part.read(name) for name in part.spec.tensors}, record
+    part = step.apply(Component(unet(), tensors.__getitem__, named), planned)
+    return planned, {name: part.read(name) for name in part.spec.tensors}, part.results
 
 
 def test_what_is_read_has_the_planned_specs() -> None:
@@ -55,13 +55,13 @@ def test_what_is_read_has_the_planned_specs() -> None:
     }
 
 
-def test_records_how_and_how_well() -> None:
+def test_results_say_how_and_how_well() -> None:
     step = Quantize(
         format="int4", group_size=16, rounding="search", overrides=({"layers": ["conv_in"], "format": "int8"},)
     )
-    _, _, record = applied(step)
-    assert record.layers["conv_in"]["format"] == "int8" and record.layers["conv_in"]["rounding"] == "search"
-    linear = record.layers["mid_block.linear"]
+    _, _, results = applied(step)
+    assert results.layers["conv_in"]["format"] == "int8" and results.layers["conv_in"]["rounding"] == "search"
+    linear = results.layers["mid_block.linear"]
     assert linear["bits_per_weight"] == 4 + 16 / 16  # one float16 scale in a group of 16 weights
     assert "output_sqnr_db" not in linear
     # Uniform rounding of a normal distribution in 16 steps over the range of 16 values: between 15 and 25 dB.
@@ -110,7 +110,7 @@ def test_read_in_any_order() -> None:
     planned = step.plan(unet(), "torch")
 
     def part() -> Component:
-        return step.apply(Component(unet(), random_tensors().__getitem__, statistics), planned, Record())
+        return step.apply(Component(unet(), random_tensors().__getitem__, statistics), planned)
 
     names = sorted(planned.spec.tensors)
     forwards, backwards = part(), part()
@@ -123,7 +123,7 @@ def test_broken_weights_are_named() -> None:
     step, tensors = Quantize(format="uint4", keep_sensitive=False), random_tensors()
     tensors["mid_block.plain.weight"][3, 5] = math.nan
     planned = step.plan(unet(), "torch")
-    part = step.apply(Component(unet(), tensors.__getitem__), planned, Record())
+    part = step.apply(Component(unet(), tensors.__getitem__), planned)
     with pytest.raises(UserError, match=r"unet\.mid_block\.plain\.weight: 1 of 384 values are NaN or infinite"):
         part.read("mid_block.plain.codes")
 
@@ -147,7 +147,7 @@ def test_overrides_keep_the_rounding_unless_theirs_allows_none() -> None:
             {"layers": ["mid_block.plain"], "format": "int2", "rounding": "nearest"},
         ),
     )
-    methods = {one.layer: (one.format, one.method) for one in step.plan(unet(), "torch").layers if one.format}
+    methods = {one.layer: (one.format, one.rounding) for one in step.plan(unet(), "torch").layers if one.format}
     assert methods == {
         "conv_in": ("int8-unsaturated", "nearest"),
         "mid_block.linear": ("uint4", "search"),

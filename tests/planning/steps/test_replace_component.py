@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from listeners import interrupt_writing
 from safetensors.torch import load_file
 
 from sdcompress.calibration.prompts import PromptSet
@@ -84,12 +85,12 @@ def test_tiny_autoencoder_opens_with_stock_diffusers(parts, nano_folder, tmp_pat
     assert f"({before.parameters:,} parameters" in plan.steps_of("vae")[0].planned.notes[0]
     assert f"({after.parameters:,} parameters" in plan.steps_of("vae")[0].planned.notes[0]
     manifest = execute(plan, tmp_path / "out")
-    assert manifest["components"]["vae"]["class_name"] == "AutoencoderTiny"
-    assert manifest["components"]["vae"]["parameters"] == {
+    assert manifest.components["vae"].class_name == "AutoencoderTiny"
+    assert manifest.components["vae"].parameters.to_json() == {
         "original": before.parameters, "compressed": sum(p.numel() for p in tiny_autoencoder().parameters())
     }  # fmt: skip
-    assert manifest["components"]["vae"]["replaced_by"]["model"] == "taesd"
-    assert manifest["replaced_parts"] == {
+    assert manifest.components["vae"].replaced_by["model"] == "taesd"
+    assert manifest.replaced_parts == {
         "scheduler": {"original": "DDIMScheduler", "compressed": "EulerDiscreteScheduler"}
     }
     assert verify(tmp_path / "out") == []
@@ -178,19 +179,14 @@ def test_same_bytes_twice_and_resumed(parts, nano_folder, tmp_path):
                   "scheduler": replaced(class_name="LCMScheduler")}  # fmt: skip
     plan = plan_of(nano_folder, components, parts)
     execute(plan, tmp_path / "whole")
-
-    def interrupt(component, size_bytes):
-        if component == "vae":
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        execute(plan, tmp_path / "out", advance=interrupt)
+        execute(plan, tmp_path / "out", listener=interrupt_writing("vae"))
     execute(plan_of(nano_folder, components, parts), tmp_path / "out", resume=True)
     assert snapshot(tmp_path / "out") == snapshot(tmp_path / "whole")
     shutil.copytree(parts / "taesd", tmp_path / "taesd")
     moved = plan_of(nano_folder, components, tmp_path)
     with pytest.raises(KeyboardInterrupt):
-        execute(moved, tmp_path / "again", advance=interrupt)
+        execute(moved, tmp_path / "again", listener=interrupt_writing("vae"))
     tiny_autoencoder(decoder_block_out_channels=(8, 4)).save_pretrained(tmp_path / "taesd")
     with pytest.raises(UserError, match="was begun with another recipe, model"):
         execute(plan_of(nano_folder, components, tmp_path), tmp_path / "again", resume=True)
@@ -233,9 +229,7 @@ def test_where_it_may_stand(parts, nano_folder):
         plan_of(nano_folder, {"scheduler": [half]})
     with pytest.raises(RecipeError, match=r"vae\.1\.replace_component: must stand before cast"):
         plan_of(nano_folder, {"vae": [half, *replaced(model="taesd")]}, parts)
-    with pytest.raises(
-        RecipeError, match=r"components\.scheduler: the pipeline has none, or its config is not at hand"
-    ):
+    with pytest.raises(RecipeError, match=r"components\.scheduler: the pipeline has none, or its config is not here"):
         plan_of("sd15", {"scheduler": replaced(class_name="DDIMScheduler")})
     plan = plan_of(nano_folder, {"*": [half]})  # which the scheduler is none of
     assert [step.component for step in plan.steps] == list(plan.source.components)

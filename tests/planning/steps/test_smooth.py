@@ -12,8 +12,8 @@ from sdcompress.backends.torch.input_statistics import load_or_gather
 from sdcompress.execution.execute import execute
 from sdcompress.planning.plan import make_plan
 from sdcompress.planning.recipe import parse_recipe
-from sdcompress.planning.steps import Record
 from sdcompress.planning.steps.smooth import Smooth
+from sdcompress.progress import silent
 from sdcompress.sources.opening import open_source
 
 RECIPE = """
@@ -49,9 +49,9 @@ def test_statistics_are_those_of_the_scaled_inputs(nano_folder: Path, tmp_path: 
     recipe = parse_recipe(RECIPE, "r")
     step = Smooth(format="uint2", group_size=16)
     planned = step.plan(source.components["unet"], "torch")
-    gathered = load_or_gather(source, {"unet": planned.calibrated}, recipe.calibration, lambda *_: None, tmp_path)
+    gathered = load_or_gather(source, {"unet": planned.calibrated}, recipe.calibration, silent, tmp_path)
     weights = load_file(nano_folder / "unet" / "diffusion_pytorch_model.safetensors")
-    part = step.apply(Component(source.components["unet"], weights.__getitem__, gathered["unet"]), planned, Record())
+    part = step.apply(Component(source.components["unet"], weights.__getitem__, gathered["unet"]), planned)
     assert set(part.statistics) == set(planned.calibrated)
     for layer in planned.calibrated:
         outputs = [

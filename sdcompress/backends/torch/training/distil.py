@@ -1,4 +1,4 @@
-"""Training a pruned denoiser to predict what the original predicts, and to have its features."""
+"""Training a pruned denoiser to give the predictions and features of the original."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ from sdcompress.backends.torch.training.batches import Batch, draw_batch
 from sdcompress.backends.torch.training.losses import feature_loss, output_loss, stages_of, watching
 from sdcompress.backends.torch.training.pool import Pool, load_or_draw
 from sdcompress.backends.torch.training.settings import TrainingSettings
-from sdcompress.errors import TrainingError
+from sdcompress.errors import Problem, TrainingError
+from sdcompress.progress import ProgressEvent, Unit
 from sdcompress.sources.source import is_buffer
 from sdcompress.sources.spec import ComponentSpec
 from sdcompress.sources.tensor_names import name_in_model
@@ -39,7 +40,7 @@ _RECENT_STEPS = 20  # whose mean loss the progress bar shows
 
 @dataclass(frozen=True)
 class Recovered:
-    """The trained tensors under the names files have, in float32 on the CPU, and what the manifest says of it."""
+    """A trained component: its tensors under the names in files, in float32 on the CPU, and facts for the manifest."""
 
     tensors: Mapping[str, torch.Tensor]
     facts: Mapping[str, Any]
@@ -52,16 +53,22 @@ def recover(
     calibration: Calibration,
     context: TrainingContext,
 ) -> Recovered:
-    """The component of that spec after training, which begins with the tensors that `read` gives.
+    """Train the component, starting from the tensors that `read` gives, and return it.
 
-    It goes on from the checkpoint in the context's folder if there is one. Raises TrainingError when the loss is no
-    number any more; the checkpoint written before that stays.
+    Training continues from the checkpoint in the context's folder if there is one.
+
+    Args:
+        spec: the pruned component.
+        calibration: what the original draws.
+
+    Raises:
+        TrainingError: the loss or a gradient became NaN or infinite; the last checkpoint is kept.
     """
     from accelerate import Accelerator
 
     accelerator = Accelerator()
     with accelerator.main_process_first():  # which draws, for all of them
-        pool = load_or_draw(context.source, calibration, context.calibrating, device=accelerator.device.type)
+        pool = load_or_draw(context.source, calibration, context.listener, device=accelerator.device.type)
     student = fill_model(empty_component(spec), spec.tensors, read, accelerator.device, f"the pruned {spec.name}")
     teacher = open_component(context.source, spec.name, accelerator.device)
     _prepare(student, settings, accelerator.device)
@@ -84,7 +91,7 @@ def recover(
 
 
 def _prepare(student: nn.Module, settings: TrainingSettings, device: torch.device) -> None:
-    """Makes what is to be trained trainable."""
+    """Make the parameters trainable that are to be trained."""
     from diffusers.models.attention_processor import AttnProcessor
 
     if settings.lora_rank is None:
@@ -96,7 +103,7 @@ def _prepare(student: nn.Module, settings: TrainingSettings, device: torch.devic
 
 
 class _Run:
-    """One training run: its state, and the loop that moves it on."""
+    """One training run: its state and its loop."""
 
     def __init__(
         self,
@@ -126,7 +133,7 @@ class _Run:
         self._wrapped = accelerator.prepare(student)  # for several processes: adds gradients up
 
     def train(self) -> None:
-        """Takes the steps that are left, with a checkpoint now and then and one at the end."""
+        """Take the steps that are left, with checkpoints in between and one at the end."""
         began, before = time.perf_counter(), self._progress.seconds
         saved = began
         with watching(self._teacher, self._stages) as wanted, watching(self._student, self._stages) as given:
@@ -136,14 +143,14 @@ class _Run:
                 )
                 self._progress.losses.append(loss)
                 self._progress.step += 1
-                self._tell()
+                self._report()
                 due = time.perf_counter() - saved >= 60 * self._settings.checkpoint_minutes
                 if due or self._done():
                     self._save()
                     saved = time.perf_counter()
 
     def facts(self) -> dict[str, Any]:
-        """What the manifest says of the run."""
+        """Return what the manifest says of the run."""
         progress, settings = self._progress, self._settings
         losses = progress.losses
         width = max(1, math.ceil(len(losses) / _SHOWN_LOSSES))
@@ -163,14 +170,18 @@ class _Run:
         }
 
     def _done(self) -> bool:
+        done, total, _ = self._extent()
+        return done >= total
+
+    def _extent(self) -> tuple[float, float, Unit]:
+        """Return how much is done, how much there is to do, and the unit of both."""
         settings, progress = self._settings, self._progress
         if settings.steps is not None:
-            return progress.step >= settings.steps
-        assert settings.minutes is not None
-        return progress.seconds >= 60 * settings.minutes
+            return progress.step, settings.steps, "steps"
+        return progress.seconds, 60 * (settings.minutes or 0), "seconds"
 
     def _step(self, wanted: Mapping[str, torch.Tensor], given: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Adds the gradients of the step's batches up and changes the parameters; the mean loss."""
+        """Sum up the gradients of the step's batches and change the parameters; return the mean loss."""
         settings, accelerator, step = self._settings, self._accelerator, self._progress.step
         optimizer = self.trained.optimizer
         for group in optimizer.param_groups:
@@ -208,7 +219,7 @@ class _Run:
         return loss
 
     def _agreed(self, loss: torch.Tensor, seconds: float) -> tuple[float, float]:
-        """The mean over all processes, so that they stop at the same step."""
+        """Return the mean over all processes, so that they stop at the same step."""
         if self._accelerator.num_processes == 1:
             return float(loss), seconds
         both = torch.stack([loss.double(), torch.tensor(seconds, dtype=torch.float64, device=loss.device)])
@@ -216,24 +227,24 @@ class _Run:
         return mean[0], mean[1]
 
     def _check(self, loss: torch.Tensor, norm: torch.Tensor) -> None:
-        """Raises TrainingError when the step would spoil the parameters; gradients are the same in all processes."""
+        """Raise TrainingError if the step would spoil the parameters. Gradients are the same in all processes."""
         for what, value in (("loss", loss), ("gradient", norm)):
             if not math.isfinite(float(value)):
                 kept = f"the checkpoint of step {self._saved_step} is kept" if self._saved_step else "no checkpoint yet"
                 raise TrainingError(
-                    f"{self._component}.recover.learning_rate: the {what} is {float(value)} at step "
-                    f"{self._progress.step} ({kept}); lower it ({self._settings.learning_rate:g}) and go on with "
-                    f"--resume"
+                    Problem(
+                        f"{self._component}.recover.learning_rate",
+                        f"the {what} is {float(value)} at step {self._progress.step} ({kept}); lower it "
+                        f"({self._settings.learning_rate:g}) and go on with --resume",
+                    )
                 )
 
-    def _tell(self) -> None:
-        progress, settings = self._progress, self._settings
+    def _report(self) -> None:
+        progress = self._progress
         recent = progress.losses[-_RECENT_STEPS:]
-        said = f"step {progress.step:,}, loss {sum(recent) / len(recent):.4f}"
-        if settings.steps is not None:
-            self._context.training(self._component, progress.step, settings.steps, said)
-        else:
-            self._context.training(self._component, progress.seconds, 60 * (settings.minutes or 0), said)
+        note = f"step {progress.step:,}, loss {sum(recent) / len(recent):.4f}"
+        done, total, unit = self._extent()
+        self._context.listener(ProgressEvent("training", self._component, min(done, total), total, unit, note))
 
     def _save(self) -> None:
         if self._accelerator.is_main_process:

@@ -1,12 +1,12 @@
-"""What the original's denoiser is given while it draws: points of trajectories, kept in the cache prompt by prompt.
+"""What the original's denoiser is given while it draws: points of trajectories, cached prompt by prompt.
 
-`trajectories/KEY/NUMBER.safetensors` in the cache folder, in float16. A run that was killed goes on after the last
-prompt that is whole, and the next recipe for the same model and prompts draws nothing.
+They are in `trajectories/KEY/NUMBER.safetensors` of the cache folder, in float16. A run that was killed continues after
+the last finished prompt, and the next recipe for the same model and prompts draws nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +17,13 @@ from torch import nn
 
 from sdcompress.backends.torch.input_statistics import content_key
 from sdcompress.backends.torch.source_parts import open_without_models
-from sdcompress.backends.torch.trajectories import Observer, Outputs, Walk, check_walk
+from sdcompress.backends.torch.trajectories import CalibrationRun, Observer, Outputs, check_calibration
 from sdcompress.calibration.settings import Calibration
 from sdcompress.errors import SourceError
 from sdcompress.files.cache import cache_folder
 from sdcompress.files.sealed_file import read_sealed, spec_of, write_sealed
 from sdcompress.files.torch_tensors import read_tensor
+from sdcompress.progress import Listener, silent
 from sdcompress.quant.statistics import Limits
 from sdcompress.sources.source import Source
 
@@ -32,7 +33,7 @@ _CONDITION = "condition:"
 
 @dataclass(frozen=True)
 class Pool:
-    """All trajectories: prompts x points; conditions have a branch for guidance's negative and one for the prompt."""
+    """All trajectories. Conditions have a branch for guidance's negative prompt and one for the prompt."""
 
     points: torch.Tensor  # [prompts, points, channels, height, width] float16, as the denoiser was given them
     timesteps: torch.Tensor  # [points] float32
@@ -48,16 +49,16 @@ class Pool:
 def load_or_draw(
     source: Source,
     calibration: Calibration,
-    advance: Callable[[str, int, int], None],
+    listener: Listener = silent,
     cache: Path | None = None,
     device: str = "auto",
 ) -> Pool:
-    """The trajectories of the calibration's prompts, drawn as far as the cache does not have them.
+    """Return the trajectories of the calibration's prompts, from the cache or drawn and cached.
 
-    `advance` hears of the runs that are drawn. Raises SourceError where the pipeline cannot be drawn with, or where its
-    scheduler has no schedule of variances to add noise by.
+    Raises:
+        SourceError: the pipeline cannot be calibrated, or its scheduler has no variances to add noise by.
     """
-    check_walk(source, _WANTED, "trajectories")
+    check_calibration(source, _WANTED, "trajectories")
     schedule = getattr(open_without_models(source).scheduler, "alphas_cumprod", None)
     if schedule is None:
         raise SourceError(f"{source.name}: its scheduler adds no noise by variances (alphas_cumprod); no step recover")
@@ -68,8 +69,8 @@ def load_or_draw(
     recorder = _Recorder(folder, source.components["vae"].config, source.pipeline_class)
     count = calibration.prompt_count
     if len(recorder.whole()) < count:
-        walk = Walk(source, _WANTED, calibration, advance, device, recorder)
-        walk.denoise(walk.encode_prompts())
+        run = CalibrationRun(source, _WANTED, calibration, listener, device, recorder)
+        run.denoise(run.encode_prompts())
     drawn = [recorder.load(number) for number in range(count)]
     conditions = [name for name in drawn[0] if name.startswith(_CONDITION)]
     return Pool(
@@ -82,7 +83,7 @@ def load_or_draw(
 
 
 class _Recorder(Observer):
-    """Keeps what the denoiser is given, in a file for each prompt that is done."""
+    """Keeps what the denoiser is given, in a file for each finished prompt."""
 
     def __init__(self, folder: Path, vae_config: Mapping[str, Any], pipeline_class: str):
         self._folder = folder
@@ -92,25 +93,25 @@ class _Recorder(Observer):
         self._conditions: Outputs = {}
 
     @contextmanager
-    def watch(self, component: str, model: nn.Module, runs: int) -> Iterator[None]:
-        """Notes the arguments of every run of the denoiser while in the context."""
+    def observe(self, component: str, model: nn.Module, runs: int) -> Iterator[None]:
+        """Record the arguments of every run of the denoiser while in the context."""
         if component != "unet":
             yield
             return
-        hook = model.register_forward_pre_hook(self._note, with_kwargs=True)
+        hook = model.register_forward_pre_hook(self._record, with_kwargs=True)
         try:
             yield
         finally:
             hook.remove()
 
     def resume(self, component: str) -> list[Outputs]:
-        """The ends of the trajectories that are whole."""
+        """Return the ends of the finished trajectories."""
         if component != "unet":
             return []
         return [{"latents": self.load(number)["latents"].float()} for number in self.whole()]
 
-    def finish(self, component: str, outputs: Sequence[Outputs]) -> None:
-        """Writes the trajectory that was drawn last."""
+    def finish_prompt(self, component: str, outputs: Sequence[Outputs]) -> None:
+        """Write the trajectory that was drawn last."""
         if component != "unet":
             return
         tensors = {
@@ -124,7 +125,7 @@ class _Recorder(Observer):
         self._points, self._timesteps, self._conditions = [], [], {}
 
     def _scaled(self, latents: torch.Tensor) -> torch.Tensor:
-        """What the VAE is given as the denoiser has it; the pipeline for SDXL alone heeds their mean and deviation."""
+        """Return what the VAE is given in the denoiser's scale. Only SDXL's pipeline uses their mean and deviation."""
         mean, deviation = self._vae_config.get("latents_mean"), self._vae_config.get("latents_std")
         if self._pipeline_class.startswith("StableDiffusionXL") and mean is not None and deviation is not None:
             columns = (latents.new_tensor(value).view(1, -1, 1, 1) for value in (mean, deviation))
@@ -132,14 +133,14 @@ class _Recorder(Observer):
         return latents * self._vae_config.get("scaling_factor", 0.18215)  # AutoencoderKL's default
 
     def whole(self) -> range:
-        """The numbers of the prompts whose files are there and undamaged, up to the first that is not."""
+        """Return the numbers of the prompts whose files are there and undamaged, up to the first that is not."""
         number = 0
         while read_sealed(self._file(number)) is not None:
             number += 1
         return range(number)
 
     def load(self, number: int) -> Outputs:
-        """The prompt's trajectory. SourceError when its file is gone or damaged."""
+        """Return the prompt's trajectory. SourceError where its file is missing or damaged."""
         ranges = read_sealed(self._file(number))
         if ranges is None:
             raise SourceError(f"{self._file(number)}: was written but is not whole; check the disk")
@@ -148,7 +149,7 @@ class _Recorder(Observer):
     def _file(self, number: int) -> Path:
         return self._folder / f"{number:05}.safetensors"
 
-    def _note(self, model: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+    def _record(self, model: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
         sample, timestep = arguments
         self._points.append(sample[0].to("cpu", torch.float16))  # the same in both branches
         self._timesteps.append(float(timestep))
@@ -157,7 +158,7 @@ class _Recorder(Observer):
             given = {"encoder_hidden_states": named["encoder_hidden_states"], **added}
             if named.get("timestep_cond") is not None:
                 given["timestep_cond"] = named["timestep_cond"].expand(len(sample), -1)
-            # Sizes in pixels, which SDXL is told, may be too large for float16 to hold exactly.
+            # SDXL's time_ids are sizes in pixels, which float16 may not hold exactly.
             self._conditions = {
                 f"{_CONDITION}{name}": value.to("cpu", torch.float32 if name == "time_ids" else torch.float16)
                 for name, value in given.items()

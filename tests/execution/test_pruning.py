@@ -2,13 +2,12 @@
 
 import pytest
 
-from sdcompress.backends.component import Component
+from sdcompress.backends.component import TrainingContext
 from sdcompress.execution.execute import execute
-from sdcompress.execution.pruned_source import later_steps, pruned_source, pruning_steps
-from sdcompress.execution.ranges import calibrate
+from sdcompress.execution.pruning import apply_pruning_steps, later_steps, pruned_source, pruning_steps
+from sdcompress.execution.ranges import calibrate_ranges
 from sdcompress.planning.plan import make_plan
 from sdcompress.planning.recipe import parse_recipe
-from sdcompress.planning.steps import Record
 from sdcompress.sources.opening import open_source
 
 HEAD = "schema_version: 1\ndescription: T\ncalibration: {prompts: [ab], num_inference_steps: 2}\n"
@@ -38,21 +37,17 @@ def test_ranges_after_pruning_are_those_of_the_pruned_pipeline(nano_folder, tmp_
     rounded = "    - cast: {dtype: float32}\n    - quantize: {format: int8, activations: int8}\n"
     prune = "    - prune: {remove: [up_blocks.0.resnets.1], heads: 0.5}\n"
     plan = plan_of(prune + rounded, nano_folder, "onnx")
-    part = Component(plan.source.components["unet"], plan.source.reader("unet"))
-    for step in pruning_steps(plan.steps_of("unet")):
-        part = step.step.apply(part, step.planned, Record())
-    source = pruned_source(plan, {"unet": part})
-    ranges = calibrate(plan, ignore, source)["unet"]
+    read = plan.modified_source.reader("unet")
+    unet = apply_pruning_steps(plan, "unet", read, {}, TrainingContext(plan.source, tmp_path))
+    source = pruned_source(plan, {"unet": unet})
+    ranges = calibrate_ranges(plan, source)["unet"]
     assert "up_blocks.0.resnets.1.conv1" not in ranges
     execute(plan_of(prune, nano_folder), tmp_path / "pruned")
-    assert ranges == calibrate(plan_of(rounded, tmp_path / "pruned", "onnx"), ignore)["unet"]
+    apart = plan_of(rounded, tmp_path / "pruned", "onnx")
+    assert ranges == calibrate_ranges(apart, apart.source)["unet"]
 
 
 def test_steps_are_split_where_weights_are_settled(nano_folder):
     plan = plan_of(f"{PRUNED['stock']}    - cast: {{dtype: float16}}\n{GPTQ}", nano_folder)
     assert [step.step.kind for step in pruning_steps(plan.steps)] == ["prune"]
     assert [step.step.kind for step in later_steps(plan.steps)] == ["cast", "quantize"]
-
-
-def ignore(*_):
-    pass
