@@ -1,4 +1,4 @@
-"""What a module of this package says of a class of component, and of a family of pipelines.
+"""What a module of `described/` says: an Architecture describes a class of component, a Family a family of pipelines.
 
 A new family is one such module. What an Architecture leaves out is unknown, and steps that need it refuse the class in
 the plan.
@@ -11,13 +11,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from sdcompress.families.onnx_parts import OnnxPart
     from sdcompress.sources.spec import ComponentSpec
 
 Role = Literal["text encoder", "denoiser", "autoencoder", "safety checker", "control network", "unknown"]
 # What a pipeline draws from besides the prompt: a picture to draw over, the part of it to draw anew, a picture whose
 # structure a ControlNet follows.
 PictureInput = Literal["image", "mask_image", "control_image"]
+# Outputs of a ControlNet that the UNet beside it adds to its own; the first are numbered.
+DOWN_RESIDUAL, MID_RESIDUAL = "down_block_residual_", "mid_block_residual"
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class FoldRule:
         gated: whether the producer's output is its first half times its second half, as in GEGLU.
         also: a module, where there is one, that gives the same channels to the same layers.
         optional: further consumers, as far as they exist.
+        unless: config entries; where one of them is true, the rule does not hold.
     """
 
     producer: str
@@ -37,6 +39,7 @@ class FoldRule:
     gated: bool = False
     also: str | None = None
     optional: tuple[str, ...] = ()
+    unless: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,46 @@ class BlockList:
     count: str
     indexed: tuple[str, ...] = ()
     last_stays: bool = False
+
+
+@dataclass(frozen=True)
+class OnnxInput:
+    """One input of an ONNX graph.
+
+    Args:
+        shape: its dimensions; a named one may have any size, unless the export fixes it. `height/4` is `height` halved
+            twice, `height*8` eight times `height`.
+        dtype: `float` or `int64`.
+    """
+
+    name: str
+    shape: tuple[int | str, ...]
+    dtype: str = "float"
+
+
+@dataclass(frozen=True)
+class OnnxPart:
+    """One ONNX graph of a component, with the names that optimum's exporter uses.
+
+    Args:
+        folder: the folder of the graph.
+        component: the component's name.
+        kind: text_encoder, unet, transformer, controlnet, vae_encoder, vae_decoder or safety_checker.
+        inputs: its inputs, in order.
+        outputs: names of its outputs, in order.
+        prefixes: beginnings of the names of the component's parameters that the graph holds; none: it holds all.
+    """
+
+    folder: str
+    component: str
+    kind: str
+    inputs: tuple[OnnxInput, ...]
+    outputs: tuple[str, ...]
+    prefixes: tuple[str, ...] = ()
+
+    def holds(self, parameter: str) -> bool:
+        """Return whether the graph holds the component's parameter of that name."""
+        return not self.prefixes or parameter.startswith(self.prefixes)
 
 
 @dataclass(frozen=True)

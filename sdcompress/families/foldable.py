@@ -1,10 +1,10 @@
 """Where the inputs of layers can be scaled, channel by channel, at no cost: the tensors that take the inverse scale.
 
-If what comes before a layer gives each channel c divided by s_c and the layer's weight has it times s_c, the network
-computes the same (SmoothQuant, arXiv:2211.10438, section 4; AWQ, arXiv:2306.00978, section 3.2). What comes before
-must pass on a factor: a norm's weight and bias, or the rows of a linear layer with nothing but sums, an attention's
-weighted means, or another factor in between. What layers give to more than their consumers, and what a
-nonlinearity follows, is left alone. A LoRA made for the original does not fit scaled layers.
+If the output of the preceding module is divided by s_c in each channel c, and the layer's weight is multiplied by s_c,
+the network computes the same (SmoothQuant, arXiv:2211.10438, section 4; AWQ, arXiv:2306.00978, section 3.2). The
+preceding module must pass a factor on: it is a norm with weight and bias, or a linear layer followed by nothing but
+sums, an attention's weighted means, or a product with another factor. Outputs that other modules read too, or that a
+nonlinearity follows, are not folded. A LoRA made for the original does not fit scaled layers.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from typing import Any
 
 from sdcompress.families.architecture import FoldRule
 from sdcompress.families.registry import architecture_of
-from sdcompress.families.unet import SELF_ATTENTION
 from sdcompress.sources.spec import ComponentSpec
 
 Rows = tuple[int, int]  # first row and the one after the last
@@ -23,9 +22,11 @@ Rows = tuple[int, int]  # first row and the one after the last
 
 @dataclass(frozen=True)
 class Fold:
-    """The channels that `producers` give go to `consumers`, names of layers, and nowhere else.
+    """Layers that share their input channels, and the tensors that produce these channels for them alone.
 
-    producers: names of tensors, each with the rows that give those channels, in order; None: all rows.
+    Args:
+        producers: name of each tensor, with the rows that give the channels, in order; None: all rows.
+        consumers: names of the layers that read the channels.
     """
 
     producers: tuple[tuple[str, Rows | None], ...]
@@ -33,23 +34,30 @@ class Fold:
 
 
 def folds(spec: ComponentSpec) -> tuple[Fold, ...]:
-    """The component's folds, in the order of their producers' names; empty for a class nothing is known about.
+    """Return the component's folds, sorted by the names of their producers; none for an unknown class.
 
-    They can be applied in any order and together: where a layer is consumer of one and producer of another, one
-    scales its columns and the other its rows.
+    Folds can be applied in any order and together: where a layer is a consumer of one and a producer of another, the
+    one scales its columns and the other its rows.
+
+    Example:
+        >>> from sdcompress.sources.spec import ComponentSpec, parameter
+        >>> shapes = {"layer_norm2.weight": (8,), "layer_norm2.bias": (8,), "mlp.fc1.weight": (32, 8)}
+        >>> tensors = {name: parameter(shape, "F16") for name, shape in shapes.items()}
+        >>> (fold,) = folds(ComponentSpec("text_encoder", "transformers", "CLIPTextModel", {}, tensors))
+        >>> fold.producers, fold.consumers
+        ((('layer_norm2.weight', None), ('layer_norm2.bias', None)), ('mlp.fc1',))
     """
-    found = (fold for rule in _rules(spec) for fold in _folds_of(rule, spec))
+    rules = (rule for rule in architecture_of(spec.class_name).folds if not _is_excluded(rule, spec))
+    found = (fold for rule in rules for fold in _folds_of(rule, spec))
     return tuple(sorted(found, key=lambda fold: (fold.producers[0][0], fold.consumers)))
 
 
-def _rules(spec: ComponentSpec) -> tuple[FoldRule, ...]:
-    rules = architecture_of(spec.class_name).folds
-    if any(_truthy(spec.config.get(key)) for key in ("only_cross_attention", "mid_block_only_cross_attention")):
-        return tuple(rule for rule in rules if rule.consumers != SELF_ATTENTION)  # some attn1 read the text
-    return rules
+def _is_excluded(rule: FoldRule, spec: ComponentSpec) -> bool:
+    return any(_is_true(spec.config.get(key)) for key in rule.unless)
 
 
-def _truthy(value: Any) -> bool:
+def _is_true(value: Any) -> bool:
+    """Return whether a config entry is true, or one of a list of entries."""
     return any(value) if isinstance(value, list | tuple) else bool(value)
 
 

@@ -1,4 +1,4 @@
-"""The families of pipelines and the classes of components that are described in this package."""
+"""The families of pipelines and the classes of components that `described/` describes."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from sdcompress.plugins import find_constants
 
 @cache
 def known_architectures() -> dict[str, Architecture]:
-    """Return class of component -> its description, from every module of `sdcompress/families/`."""
+    """Return class of component -> its description, from every module of `sdcompress/families/described/`."""
     found: dict[str, Architecture] = {}
-    for module, architectures in find_constants("sdcompress.families", "ARCHITECTURES").items():
+    for module, architectures in find_constants("sdcompress.families.described", "ARCHITECTURES").items():
         for one in architectures:
             if one.class_name in found:
                 raise InternalError(f"{module}: {one.class_name} is described in another file already")
@@ -33,9 +33,9 @@ def architecture_of(class_name: str) -> Architecture:
 
 @cache
 def known_families() -> dict[str, Family]:
-    """Return class of pipeline -> its family, from every module of `sdcompress/families/`."""
+    """Return class of pipeline -> its family, from every module of `sdcompress/families/described/`."""
     found: dict[str, Family] = {}
-    for module, family in find_constants("sdcompress.families", "FAMILY").items():
+    for module, family in find_constants("sdcompress.families.described", "FAMILY").items():
         for pipeline_class in family.pipelines:
             if pipeline_class in found:
                 raise InternalError(f"{module}: {pipeline_class} is of another family already")

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sdcompress.errors import Problem, UserError
-from sdcompress.families.clip import TEXT_ENCODERS
+from sdcompress.families.described.clip import TEXT_ENCODERS
 from sdcompress.pruning.smaller import Smaller, keep
 from sdcompress.sources.spec import ComponentSpec
 

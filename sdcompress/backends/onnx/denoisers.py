@@ -16,7 +16,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 
 from sdcompress.backends.onnx.components import OnnxComponent
 from sdcompress.backends.onnx.runtime import Part
-from sdcompress.families.onnx_parts import DOWN_RESIDUAL, MID_RESIDUAL
+from sdcompress.families.architecture import DOWN_RESIDUAL, MID_RESIDUAL
 
 Timestep = torch.Tensor | float | int
 

@@ -18,7 +18,8 @@ from sdcompress.backends.onnx.passes import run_passes, standard_passes
 from sdcompress.backends.onnx.settings import ExportSettings, compute_dtype, part_sizes, quantized_layers
 from sdcompress.backends.onnx.trace import trace
 from sdcompress.errors import InternalError, SdcompressError
-from sdcompress.families.onnx_parts import OnnxInput, OnnxPart, fix_axes, onnx_parts
+from sdcompress.families.architecture import OnnxInput, OnnxPart
+from sdcompress.families.onnx_parts import fix_axes, onnx_parts
 from sdcompress.files.artifact import write_json
 from sdcompress.quant.activations import LayerRanges
 from sdcompress.quant.format import from_label

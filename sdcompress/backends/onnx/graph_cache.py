@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from sdcompress.backends.onnx.cleanup import parameters_as_inputs
 from sdcompress.environment import installed_versions
-from sdcompress.families.onnx_parts import OnnxInput, OnnxPart
+from sdcompress.families.architecture import OnnxInput, OnnxPart
 from sdcompress.files.cache import cache_folder, replacing
 from sdcompress.sources.spec import ComponentSpec
 from sdcompress.version import __version__

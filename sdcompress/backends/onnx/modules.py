@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from sdcompress.families.onnx_parts import ADDED, DOWN_RESIDUAL, MID_RESIDUAL, OnnxPart
+from sdcompress.families.architecture import ADDED, DOWN_RESIDUAL, MID_RESIDUAL, OnnxPart
 
+# Inputs that pipelines give inside of `added_cond_kwargs`: SDXL's, and PixArt's.
+ADDED = ("text_embeds", "time_ids", "resolution", "aspect_ratio")
 # PixArt without sizes wants to be told so.
 NOTHING_ADDED = {"resolution": None, "aspect_ratio": None}
 

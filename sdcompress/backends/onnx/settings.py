@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from sdcompress.families.onnx_parts import OnnxPart
+from sdcompress.families.architecture import OnnxPart
 from sdcompress.files.safetensors_file import FLOAT_DTYPES
 from sdcompress.sources.spec import ComponentSpec, TensorSpec
 

@@ -18,7 +18,8 @@ from torch import nn
 from sdcompress.backends.onnx.modules import wrap
 from sdcompress.backends.torch.source_parts import empty_component
 from sdcompress.errors import InternalError
-from sdcompress.families.onnx_parts import OnnxInput, OnnxPart, traced_shape
+from sdcompress.families.architecture import OnnxInput, OnnxPart
+from sdcompress.families.onnx_parts import traced_shape
 from sdcompress.sources.spec import ComponentSpec
 from sdcompress.sources.tensor_names import name_in_model
 

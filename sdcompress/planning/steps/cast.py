@@ -8,7 +8,7 @@ from pydantic import Field
 
 from sdcompress.backends.component import Component
 from sdcompress.errors import UserError
-from sdcompress.families.fragile_vae import WHY_FRAGILE, overflows_float16
+from sdcompress.families.float16_overflow import WHY_FRAGILE, overflows_float16
 from sdcompress.files.safetensors_file import FLOAT_DTYPES
 from sdcompress.planning.steps import Planned, Stage, Step
 from sdcompress.quant.format import overflows

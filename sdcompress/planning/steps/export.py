@@ -5,9 +5,9 @@ from __future__ import annotations
 from sdcompress.backends.component import Component
 from sdcompress.backends.onnx.settings import COMPUTE_DTYPES, ExportSettings, compute_dtype, computes, observed_layers
 from sdcompress.errors import Problem, UserError
-from sdcompress.families.clip import TEXT_ENCODERS
-from sdcompress.families.fragile_vae import WHY_FRAGILE, overflows_float16
-from sdcompress.families.onnx_parts import onnx_parts, text_config
+from sdcompress.families.described.clip import TEXT_ENCODERS, text_config
+from sdcompress.families.float16_overflow import WHY_FRAGILE, overflows_float16
+from sdcompress.families.onnx_parts import onnx_parts
 from sdcompress.files.safetensors_file import FLOAT_DTYPES
 from sdcompress.planning.steps import Planned, Stage, Step
 from sdcompress.sources.spec import ComponentSpec, TensorSpec

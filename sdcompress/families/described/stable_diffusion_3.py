@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sdcompress.families.architecture import Architecture, BlockList, Family
-from sdcompress.families.onnx_parts import OnnxInput, OnnxPart
-from sdcompress.families.unet import VALUES
+from sdcompress.families.architecture import Architecture, BlockList, Family, OnnxInput, OnnxPart
+from sdcompress.families.described.unet import VALUES
 from sdcompress.sources.spec import ComponentSpec
 
 FAMILY = Family(
@@ -21,7 +20,7 @@ FAMILY = Family(
 )
 
 
-# Of the class, where a config says nothing.
+# Defaults of the class.
 _DEFAULTS = {"in_channels": 16, "joint_attention_dim": 4096, "pooled_projection_dim": 2048}
 
 
@@ -41,10 +40,10 @@ ARCHITECTURES = (
         "SD3Transformer2DModel",
         "denoiser",
         sensitive=("pos_embed", "context_embedder", "time_text_embed", "norm_out", "proj_out"),
-        folds=(VALUES,),  # its norms are scaled by the timestep, through layers of their own
+        folds=(VALUES,),  # its norms are scaled by layers that read the timestep
         onnx_parts=_parts,
         calibrated=True,
-        # Its last block has no part for the text that nothing reads any more (`context_pre_only`).
+        # The last block does not update the text, which nothing reads afterwards (`context_pre_only`).
         blocks=(BlockList("transformer_blocks", "num_layers", indexed=("dual_attention_layers",), last_stays=True),),
     ),
 )

@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sdcompress.families.architecture import Architecture, BlockList, Family
-from sdcompress.families.onnx_parts import OnnxInput, OnnxPart
-from sdcompress.families.unet import VALUES
+from sdcompress.families.architecture import Architecture, BlockList, Family, OnnxInput, OnnxPart
+from sdcompress.families.described.unet import VALUES
 from sdcompress.sources.spec import ComponentSpec
 
 FAMILY = Family(
     "FLUX.1",
     ("FluxPipeline", "FluxImg2ImgPipeline", "FluxInpaintPipeline"),
-    encoded=("prompt_embeds", "pooled_prompt_embeds", ""),  # the positions of text tokens are made by the call itself
+    encoded=("prompt_embeds", "pooled_prompt_embeds", ""),  # the call computes the positions of text tokens itself
     guided=False,  # its guidance is distilled into the transformer
     pictures={
         "FluxImg2ImgPipeline": {"image": "image"},
@@ -22,7 +21,7 @@ FAMILY = Family(
 )
 
 
-# Of the class, where a config says nothing.
+# Defaults of the class.
 _DEFAULTS = {
     "in_channels": 64,
     "joint_attention_dim": 4096,

@@ -1,10 +1,9 @@
-"""The autoencoders between pixels and latents that most families share: AutoencoderKL, and the tiny one (TAESD)."""
+"""The autoencoders that most families share: AutoencoderKL, and the tiny one (TAESD)."""
 
 from __future__ import annotations
 
-from sdcompress.families.architecture import Architecture
-from sdcompress.families.onnx_parts import OnnxInput, OnnxPart
-from sdcompress.families.unet import BLOCK_FOLDS
+from sdcompress.families.architecture import Architecture, OnnxInput, OnnxPart
+from sdcompress.families.described.unet import BLOCK_FOLDS
 from sdcompress.sources.spec import ComponentSpec
 
 _SENSITIVE = (
@@ -18,7 +17,7 @@ _SENSITIVE = (
 
 
 def autoencoder_parts(spec: ComponentSpec, encoded: str) -> tuple[OnnxPart, OnnxPart]:
-    """The encoder and the decoder; `encoded` is what the encoder gives, under optimum's name for it."""
+    """Return the graphs of the encoder and the decoder; `encoded` is optimum's name for the encoder's output."""
     config = spec.config
     picture = OnnxInput("sample", ("batch", config.get("in_channels", 3), "height", "width"))
     latents = OnnxInput("latent_sample", ("batch", config.get("latent_channels", 4), "height", "width"))

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sdcompress.families.architecture import Architecture, BlockList, Family
-from sdcompress.families.autoencoders import autoencoder_parts
-from sdcompress.families.onnx_parts import OnnxInput, OnnxPart
-from sdcompress.families.pixart import AS_ASKED, MASKED_TEXT, masked_text_inputs
-from sdcompress.families.unet import VALUES
+from sdcompress.families.architecture import Architecture, BlockList, Family, OnnxInput, OnnxPart
+from sdcompress.families.described.autoencoders import autoencoder_parts
+from sdcompress.families.described.pixart import AS_ASKED, MASKED_TEXT, masked_text_inputs
+from sdcompress.families.described.unet import VALUES
 from sdcompress.sources.spec import ComponentSpec
 
 FAMILY = Family("Sana", ("SanaPipeline",), encoded=MASKED_TEXT, call=AS_ASKED)
@@ -21,7 +20,7 @@ def _text_encoder(spec: ComponentSpec, pipeline_class: str) -> tuple[OnnxPart, .
     return (OnnxPart(spec.name, spec.name, "text_encoder", inputs, ("last_hidden_state",)),)
 
 
-# Of the class, where a config says nothing.
+# Defaults of the class.
 _DEFAULTS = {"in_channels": 32, "caption_channels": 2304}
 
 
@@ -39,7 +38,7 @@ ARCHITECTURES = (
         "denoiser",
         sensitive=("patch_embed", "time_embed", "caption_projection", "proj_out"),
         grouped=("*.ff.conv_depth",),
-        folds=(VALUES,),  # its self-attention is linear in the values too
+        folds=(VALUES,),  # its self-attention is linear in the values, too
         onnx_parts=_transformer,
         calibrated=True,
         reads_text=r"\.attn2\.(to_k|to_v)$",

@@ -1,9 +1,10 @@
-"""CLIP's text encoders, which most families read the prompt with, and Stable Diffusion 1's safety checker."""
+"""CLIP's text encoders, which most families use, and Stable Diffusion 1's safety checker."""
 
 from __future__ import annotations
 
-from sdcompress.families.architecture import Architecture, FoldRule
-from sdcompress.families.onnx_parts import OnnxInput, OnnxPart, text_config
+from collections.abc import Mapping
+
+from sdcompress.families.architecture import Architecture, FoldRule, OnnxInput, OnnxPart
 from sdcompress.sources.spec import ComponentSpec
 
 TEXT_ENCODERS = ("CLIPTextModel", "CLIPTextModelWithProjection")
@@ -13,6 +14,12 @@ _FOLDS = (
     FoldRule("self_attn.v_proj", ("self_attn.out_proj",)),
 )
 _TOKEN_LAYERS = r"(^|\.)encoder\.layers\.\d+\."
+
+
+def text_config(spec: ComponentSpec) -> Mapping[str, int]:
+    """Return the sizes in a CLIP text encoder's config, nested or not; CLIPTextConfig's defaults where it has none."""
+    config = spec.config.get("text_config") or spec.config
+    return {"num_hidden_layers": 12, "max_position_embeddings": 77, **config}
 
 
 def _text_encoder(spec: ComponentSpec, pipeline_class: str) -> tuple[OnnxPart, ...]:

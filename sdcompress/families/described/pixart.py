@@ -1,29 +1,28 @@
-"""PixArt-alpha and PixArt-Sigma: a diffusion transformer that reads T5's text by cross-attention."""
+"""PixArt-alpha and PixArt-Sigma: a diffusion transformer that reads T5's output by cross-attention."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from sdcompress.families.architecture import Architecture, BlockList, Family
-from sdcompress.families.onnx_parts import OnnxInput, OnnxPart
-from sdcompress.families.unet import VALUES
+from sdcompress.families.architecture import Architecture, BlockList, Family, OnnxInput, OnnxPart
+from sdcompress.families.described.unet import VALUES
 from sdcompress.sources.spec import ComponentSpec
 
-# What `encode_prompt` gives where the transformer is told which tokens are padding, as Sana's is too.
+# What `encode_prompt` returns where the transformer gets a mask of the padding, as Sana's does too.
 MASKED_TEXT = (
     "prompt_embeds",
     "prompt_attention_mask",
     "negative_prompt_embeds",
     "negative_prompt_attention_mask",
 )
-# Pictures as large as asked for, not of the next published aspect ratio; captions as they are.
+# Pictures of the given size instead of the nearest published aspect ratio; captions unchanged.
 AS_ASKED = {"use_resolution_binning": False, "clean_caption": False}
 
 FAMILY = Family("PixArt", ("PixArtAlphaPipeline", "PixArtSigmaPipeline"), encoded=MASKED_TEXT, call=AS_ASKED)
 
 
-# Of the class, where a config says nothing.
+# Defaults of the class.
 _DEFAULTS = {"in_channels": 4, "caption_channels": 4096, "sample_size": 128}
 
 
@@ -37,7 +36,7 @@ def _parts(spec: ComponentSpec, pipeline_class: str) -> tuple[OnnxPart, ...]:
 
 
 def masked_text_inputs(config: Mapping[str, Any]) -> list[OnnxInput]:
-    """Latents, text and its mask, and a timestep for each picture."""
+    """Return the inputs for latents, text with its mask, and a timestep for each picture."""
     return [
         OnnxInput("hidden_states", ("batch", config["in_channels"], "height", "width")),
         OnnxInput("encoder_hidden_states", ("batch", "sequence", config["caption_channels"])),

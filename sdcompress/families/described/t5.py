@@ -1,9 +1,8 @@
-"""T5's encoder, which Stable Diffusion 3, FLUX and PixArt read the prompt with."""
+"""T5's encoder, a text encoder of Stable Diffusion 3, FLUX and PixArt."""
 
 from __future__ import annotations
 
-from sdcompress.families.architecture import Architecture, FoldRule
-from sdcompress.families.onnx_parts import OnnxInput, OnnxPart
+from sdcompress.families.architecture import Architecture, FoldRule, OnnxInput, OnnxPart
 from sdcompress.sources.spec import ComponentSpec
 
 _ATTENTION, _FEED_FORWARD = "layer.0.SelfAttention", "layer.1.DenseReluDense"
@@ -12,9 +11,9 @@ _FOLDS = (
     FoldRule(f"{_ATTENTION}.v", (f"{_ATTENTION}.o",)),
     FoldRule("layer.1.layer_norm", (f"{_FEED_FORWARD}.wi_0", f"{_FEED_FORWARD}.wi_1")),
     FoldRule("layer.1.layer_norm", (f"{_FEED_FORWARD}.wi",)),
-    FoldRule(f"{_FEED_FORWARD}.wi_1", (f"{_FEED_FORWARD}.wo",)),  # wi_0 goes through the nonlinearity
+    FoldRule(f"{_FEED_FORWARD}.wi_1", (f"{_FEED_FORWARD}.wo",)),  # a nonlinearity follows wi_0
 )
-_UNMASKED = ("StableDiffusion3", "Flux")  # pipelines that let it read the padding behind the prompt
+_UNMASKED = ("StableDiffusion3", "Flux")  # pipelines that give it no mask of the padding
 
 
 def _parts(spec: ComponentSpec, pipeline_class: str) -> tuple[OnnxPart, ...]:

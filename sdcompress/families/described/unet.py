@@ -1,10 +1,9 @@
-"""The UNet of Stable Diffusion 1, 2 and XL, and ControlNets beside it."""
+"""The UNet of Stable Diffusion 1, 2 and XL, and its ControlNets."""
 
 from __future__ import annotations
 
 from sdcompress.errors import UserError
-from sdcompress.families.architecture import Architecture, FoldRule
-from sdcompress.families.onnx_parts import DOWN_RESIDUAL, MID_RESIDUAL, OnnxInput, OnnxPart
+from sdcompress.families.architecture import DOWN_RESIDUAL, MID_RESIDUAL, Architecture, FoldRule, OnnxInput, OnnxPart
 from sdcompress.sources.spec import ComponentSpec
 
 SENSITIVE = (
@@ -17,21 +16,22 @@ SENSITIVE = (
     "*.proj_in",
     "*.proj_out",
 )
-# diffusers' Attention; its heads are equal parts of the channels in the same order before and after.
+# diffusers' Attention: its output has the channels of its values in the same order.
 VALUES = FoldRule("to_v", ("to_out.0",), also="add_v_proj", optional=("to_add_out",))
-SELF_ATTENTION = ("attn1.to_q", "attn1.to_k", "attn1.to_v")
+_SELF_ATTENTION = ("attn1.to_q", "attn1.to_k", "attn1.to_v")
 BLOCK_FOLDS = (
     FoldRule("norm", ("proj_in",)),  # of Transformer2DModel
-    FoldRule("norm1", SELF_ATTENTION),
-    FoldRule("norm2", ("attn2.to_q",)),  # its keys and values are made of the text
+    # Where blocks read the text alone, some attn1 read it instead of what norm1 gives.
+    FoldRule("norm1", _SELF_ATTENTION, unless=("only_cross_attention", "mid_block_only_cross_attention")),
+    FoldRule("norm2", ("attn2.to_q",)),  # its keys and values come from the text
     FoldRule("norm3", ("ff.net.0.proj",)),
     FoldRule("group_norm", ("to_q", "to_k", "to_v")),
     FoldRule("ff.net.0.proj", ("ff.net.2",), gated=True),
     VALUES,
 )
-# Layers that read text tokens, whose first, the start of text, is an outlier (MixDQ, arXiv:2405.17873, section 3.2).
+# Layers that read text tokens. The first, the start of text, is an outlier (MixDQ, arXiv:2405.17873, section 3.2).
 READS_TEXT = r"\.attn2\.(to_k|to_v)$"
-_CONTROLLED = "ControlNet"  # in the name of a pipeline whose UNet adds up what a ControlNet gives
+_CONTROLLED = "ControlNet"  # in the names of pipelines whose UNet adds a ControlNet's outputs
 
 
 def _unet(spec: ComponentSpec, pipeline_class: str) -> tuple[OnnxPart, ...]:
@@ -55,7 +55,7 @@ def _controlnet(spec: ComponentSpec, pipeline_class: str) -> tuple[OnnxPart, ...
 
 
 def residuals(spec: ComponentSpec) -> list[tuple[int, int]]:
-    """Channels and level (halvings of the latents' size) of what the down blocks keep for the up blocks, in order."""
+    """Return channels and level of each skip connection, in order; the level counts halvings of the latents' size."""
     widths = spec.config["block_out_channels"]
     layers = spec.config["layers_per_block"]
     per_block = [layers] * len(widths) if isinstance(layers, int) else list(layers)
@@ -68,7 +68,7 @@ def residuals(spec: ComponentSpec) -> list[tuple[int, int]]:
 
 
 def _edges(level: int) -> tuple[str, str]:
-    """The axes of latents that were halved that many times."""
+    """Return the names of height and width after that many halvings."""
     return ("height", "width") if level == 0 else (f"height/{2**level}", f"width/{2**level}")
 
 
@@ -95,9 +95,10 @@ def _shared_inputs(spec: ComponentSpec) -> tuple[OnnxInput, ...]:
 
 
 def added_numbers(total: int) -> int:
-    """How many numbers SDXL's UNet is told besides the pooled text: six sizes, or five where it is SDXL's refiner.
+    """Return how many numbers (time_ids) SDXL's UNet takes: six, or five in SDXL's refiner.
 
-    total: `projection_class_embeddings_input_dim`, which is 2560 in the published refiner alone.
+    Args:
+        total: `projection_class_embeddings_input_dim` of its config; 2560 in the published refiner alone.
     """
     return 5 if total == 2560 else 6
 
