@@ -19,9 +19,9 @@ import torch
 from sdcompress import open_pipeline
 from sdcompress.backends.torch.packaging import layer_formats, unpack_codes
 from sdcompress.quant.compose import restored
-from sdcompress.quant.format import QuantizedTensor, from_label
+from sdcompress.quant.format import QuantizedTensor
 from sdcompress.quant.grid_format import GridFormat
-from sdcompress.quant.registry import known_formats
+from sdcompress.quant.registry import from_label
 from sdcompress.sources.opening import open_source
 
 
@@ -46,7 +46,6 @@ def dequantized(module: torch.nn.Module, artifact: Path, name: str, formats: dic
     from sdcompress.files.torch_tensors import read_tensor
 
     source = open_source(str(artifact))
-    known = known_formats()
     state: dict[str, torch.Tensor] = {}
     parts: dict[str, dict[str, torch.Tensor]] = {layer: {} for layer in formats}
     for tensor, where in source.tensors[name].items():
@@ -59,7 +58,7 @@ def dequantized(module: torch.nn.Module, artifact: Path, name: str, formats: dic
     fresh = stock_module(module)
     shapes = {key: tuple(value.shape) for key, value in fresh.state_dict().items()}
     for layer, stored in parts.items():
-        fmt, shape = from_label(formats[layer], known), shapes[f"{layer}.weight"]
+        fmt, shape = from_label(formats[layer]), shapes[f"{layer}.weight"]
         if isinstance(fmt, GridFormat) and fmt.bits < 8:
             stored["codes"] = unpack_codes(stored["codes"], fmt.bits, shape, fmt.signed)
         state[f"{layer}.weight"] = restored(QuantizedTensor.from_parts(stored, fmt, shape), torch.float32)

@@ -35,11 +35,11 @@ from sdcompress.backends.torch.packaging import package  # noqa: E402
 from sdcompress.environment import describe_cpu, describe_environment  # noqa: E402
 from sdcompress.planning import step_cost  # noqa: E402
 from sdcompress.planning.step_cost import ROUNDED  # noqa: E402
-from sdcompress.quant.codebook import Codebook  # noqa: E402
 from sdcompress.quant.corrections.hadamard import rotated_weight  # noqa: E402
-from sdcompress.quant.format import QuantFormat, QuantizedTensor, from_label  # noqa: E402
+from sdcompress.quant.format import QuantFormat, QuantizedTensor  # noqa: E402
+from sdcompress.quant.formats.codebook import Codebook  # noqa: E402
 from sdcompress.quant.grid import Grid  # noqa: E402
-from sdcompress.quant.registry import known_formats  # noqa: E402
+from sdcompress.quant.registry import from_label  # noqa: E402
 from sdcompress.sources import catalog  # noqa: E402
 from sdcompress.sources.spec import parameter  # noqa: E402
 
@@ -111,7 +111,7 @@ def summary_of(result: Mapping[str, Any]) -> dict[str, Any]:
 
 def parsed(label: str) -> tuple[QuantFormat, bool]:
     """The format a contender's label names, and whether its linear layers round their inputs."""
-    return from_label(label.removesuffix(ROUNDED), known_formats()), label.endswith(ROUNDED)
+    return from_label(label.removesuffix(ROUNDED)), label.endswith(ROUNDED)
 
 
 def parse() -> argparse.Namespace:

@@ -12,7 +12,7 @@ from sdcompress.errors import Problem, RecipeError
 from sdcompress.sources.source import Source
 
 if TYPE_CHECKING:
-    from sdcompress.quant.activations import Histogram
+    from sdcompress.quant.histogram import Histogram
 
 # Calibration draws from the seeds `seed + FIRST_SEED`, `seed + FIRST_SEED + 1`, ...: an evaluation counts from `seed`,
 # and none of its pictures should start from noise that calibration saw. (torch's generator for CPUs uses the low 32

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -149,16 +149,15 @@ def wanted_format(wanted: WantedFormat, target: str) -> QuantFormat:
     Raises:
         UserError: there is no such format, or it lacks an option, or it cannot be packaged for the target.
     """
-    known: Mapping[str, type[QuantFormat]] = known_formats()
+    known = known_formats()
     name = str(wanted.format)
     if name not in known:
         raise UserError(Problem("format", f"no format {name!r}; {nearest(name, known)}"))
     options = {option: getattr(wanted, option, absent) for option, absent in OPTIONS.items()}
     given = {option: value for option, value in options.items() if value != OPTIONS[option]}
-    fmt = known[name](wanted.group_size, **given)
-    other = f", or use {fmt.alternative}" if fmt.alternative else ""
+    fmt = replace(known[name], group_size=wanted.group_size, **given)
     problems = ProblemList(
-        Problem(option, f"{fmt.name} has no such option; leave it out{other}")
+        Problem(option, f"{fmt.name} has no such option; leave it out, or use {fmt.alternative}")
         for option in given
         if option not in fmt.options
     )

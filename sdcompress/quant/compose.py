@@ -1,9 +1,9 @@
-"""A weight and all that a format wants of it, put together: rotated, a low-rank part taken out, the rest rounded.
+"""Quantize a weight with all options of a format: rotate it, take a low-rank part out, and round the rest.
 
 The low-rank part is found twice: first as the largest singular part of the weight, so that what is rounded is smaller
-(SVDQuant, arXiv:2411.05007, section 4.2); then, where the layer's inputs are known, anew as what makes up best for
-the error of the rounded rest in the layer's output (LQER, arXiv:2402.02446, section 3.2, whose diagonal scaling the
-whole of E[x x^T] replaces; LoftQ, arXiv:2310.08659, section 3.2, alternates in this way without inputs).
+(SVDQuant, arXiv:2411.05007, section 4.2); then, where the layer's inputs are known, again as the best correction of
+the rounded rest's error in the layer's output (LQER, arXiv:2402.02446, section 3.2, with all of E[x x^T] instead of its
+diagonal scaling; LoftQ, arXiv:2310.08659, section 3.2, alternates like this without inputs).
 """
 
 from __future__ import annotations
@@ -24,9 +24,27 @@ if TYPE_CHECKING:
 def quantize_weight(
     weight: torch.Tensor, fmt: QuantFormat, rounding: Rounding, statistics: LayerStatistics | None = None
 ) -> QuantizedTensor:
-    """The weight in `fmt`, its codes chosen by `rounding`; `statistics` of the layer's inputs, where there are any.
+    """Return the weight in `fmt`, with its codes chosen by `rounding`.
 
-    Raises ValueError on NaN or Inf. Formats of bitsandbytes choose their codes themselves.
+    Args:
+        weight: [out, in] or [out, in, kh, kw], of any floating-point type.
+        fmt: the format with its options; formats of bitsandbytes choose the codes themselves.
+        rounding: how codes are chosen.
+        statistics: of the layer's input, as far as known.
+
+    Raises:
+        ValueError: the weight has NaN or infinite values, or the rounding needs statistics and gets none.
+
+    Example:
+        >>> import torch
+        >>> from sdcompress.quant.registry import from_label
+        >>> from sdcompress.quant.rounding.search import Search
+        >>> weight = torch.outer(torch.arange(1.0, 9), torch.arange(1.0, 17))
+        >>> tensor = quantize_weight(weight, from_label("uint3+rank1+hadamard"), Search())
+        >>> {name: tuple(part.shape) for name, part in tensor.parts().items() if "rank" in name}
+        {'low_rank_up': (8, 1), 'low_rank_down': (1, 16)}
+        >>> bool((restored(tensor, torch.float32) - weight).abs().max() < 0.1)
+        True
     """
     from sdcompress.quant.corrections.hadamard import rotated_statistics, rotated_weight
 
@@ -42,14 +60,14 @@ def quantize_weight(
 
 
 def restored(tensor: QuantizedTensor, dtype: torch.dtype) -> torch.Tensor:
-    """The weight that a quantized tensor stands for, any rotation of its input channels undone."""
+    """Return the weight that a quantized tensor stands for in `dtype`, with any rotation of input channels undone."""
     import torch
 
-    from sdcompress.quant.corrections.hadamard import restored_weight
+    from sdcompress.quant.corrections.hadamard import rotated_weight
 
     if not tensor.format.hadamard:
         return tensor.dequantize(dtype)
-    return restored_weight(tensor.dequantize(torch.float32)).to(dtype)
+    return rotated_weight(tensor.dequantize(torch.float32)).to(dtype)  # rotating twice is not rotating
 
 
 def _with_low_rank(

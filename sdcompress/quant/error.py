@@ -1,4 +1,4 @@
-"""How far a quantized weight is from the weight, and what its layer makes of that."""
+"""The error of a quantized weight, and of its layer's output, as signal to noise ratios."""
 
 from __future__ import annotations
 
@@ -16,13 +16,25 @@ if TYPE_CHECKING:
 
 
 def sqnr_db(weight: torch.Tensor, approximation: torch.Tensor) -> float:
-    """Signal to quantization noise ratio, 10 log10(sum w^2 / sum (w - w')^2), in decibels; inf where they are equal."""
+    """Return the signal to quantization noise ratio in decibels, 10 log10(sum w^2 / sum (w - w')^2).
+
+    It is infinite where the two are equal.
+
+    Args:
+        weight: w, of any shape and floating-point type.
+        approximation: w', of the same shape.
+
+    Example:
+        >>> import torch
+        >>> round(sqnr_db(torch.full((4,), 2.0), torch.full((4,), 2.2)), 2)
+        20.0
+    """
     pieces = (tensor.reshape(-1).split(PIECE) for tensor in (weight, approximation))
     return _sqnr_db(zip(*pieces, strict=True))
 
 
 def rounding_sqnr_db(weight: torch.Tensor, tensor: QuantizedTensor) -> float:
-    """The same of a weight and its codes, dequantized some rows at a time."""
+    """Return `sqnr_db` of a weight and its quantized tensor, which is dequantized some rows at a time."""
     import torch
 
     rows = max(1, PIECE // max(1, weight[0].numel()))
@@ -42,10 +54,18 @@ def _sqnr_db(pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> float:
 
 
 def output_sqnr_db(weight: torch.Tensor, approximation: torch.Tensor, statistics: LayerStatistics) -> float:
-    """Signal to noise ratio of the layer's output, bias aside, over the calibration inputs, in decibels.
+    """Return the signal to noise ratio of the layer's output over the calibration inputs, without bias, in decibels.
 
-    10 log10(tr(W M W^T) / tr(E M E^T)) with E = W - W' and M = E[x x^T], for E|W x|^2 = tr(W M W^T); summed over the
-    blocks of M that `statistics` has. inf where there is no noise. ValueError where columns or shapes do not agree.
+    It is 10 log10(tr(W M W^T) / tr(E M E^T)) with E = W - W' and M = E[x x^T], since E|W x|^2 = tr(W M W^T), summed
+    over the blocks of M that `statistics` has; infinite where there is no noise.
+
+    Args:
+        weight: W, [out, in] or [out, in, kh, kw].
+        approximation: W', of the same shape.
+        statistics: of the layer's input.
+
+    Raises:
+        ValueError: shapes or columns do not agree.
     """
     columns = sum(block.shape[0] for block in statistics.moments)
     if weight.shape != approximation.shape or weight[0].numel() != columns:

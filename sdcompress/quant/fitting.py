@@ -1,24 +1,22 @@
-"""Scales and zero points that lose least: a search over clipping ranges, each of which least squares makes the best of.
+"""Scales and zero points with the smallest error: a search over clipping ranges, each improved by least squares.
 
-Minimises sum h (w - w')^2 over each group, h being the importance of a weight's column: 1 (the mean squared error, as
-in section 3.1 of Nagel et al. 2021, arXiv:2106.08295), or the second moment of the activations it is multiplied with,
-which makes it the error of the layer's output as far as columns are uncorrelated. For given levels L the best scale is
-s = sum h w L / sum h L^2 and leaves an error of sum h w^2 - (sum h w L)^2 / sum h L^2, so that a range is judged by
-what it leads to and not by itself; with a zero point the same holds of w and L less their means.
+The error is sum h (w - w')^2 over each group, h being the importance of a weight's column: 1 (the mean squared error,
+as in section 3.1 of Nagel et al. 2021, arXiv:2106.08295), or the second moment of the activations that the column is
+multiplied with, which makes it the error of the layer's output as far as columns are uncorrelated. For given levels L
+the best scale is s = sum h w L / sum h L^2, and the error left is sum h w^2 - (sum h w L)^2 / sum h L^2. So a range is
+judged by the error after the fit, not by its own. With a zero point, the same holds of w and L minus their means.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+
+import torch
 
 from sdcompress.quant.scales import LARGEST_SCALE, SMALLEST_SCALE
 
-if TYPE_CHECKING:
-    import torch
-
-PIECE = 2**18  # weights searched at once: what a processor's cache holds
-# Where the ends of the best range go next, in steps: either, both, then either by less. More moves gain 0.01 dB.
+PIECE = 2**18  # weights searched at once, so that they stay in a processor's cache
+# Changes of both ends of the best range that are tried next, in steps. More of them gain 0.01 dB.
 MOVES = (
     (0.5, 0.0), (-0.5, 0.0), (0.0, 0.5), (0.0, -0.5), (0.5, 0.5), (-0.5, -0.5),
     (0.25, 0.0), (-0.25, 0.0), (0.0, 0.25), (0.0, -0.25),
@@ -26,7 +24,12 @@ MOVES = (
 
 
 def shrinkings(bits: int, count: int, widest: float = 1.0) -> list[float]:
-    """Fractions of the whole range that are tried: fewer bits clip more."""
+    """Return the fractions of the whole range that are tried, evenly spaced: with fewer bits it is clipped more.
+
+    Example:
+        >>> [round(fraction, 2) for fraction in shrinkings(4, 5)]
+        [1.0, 0.9, 0.8, 0.7, 0.6]
+    """
     lowest = {2: 0.3, 3: 0.45, 4: 0.6, 5: 0.7, 6: 0.8}.get(bits, 0.9)
     return [widest - (widest - lowest) * index / (count - 1) for index in range(count)]
 
@@ -39,14 +42,21 @@ def best_scale(
     rounded: Callable[[torch.Tensor], torch.Tensor],
     signs: Sequence[int],
 ) -> torch.Tensor:
-    """[rows, groups]: the scale of levels without zero point; grouped: [rows, groups, k].
+    """Return the best scale of each group for levels without a zero point, [rows, groups] float32.
 
-    importance: [groups, k], or None. top: the level furthest from 0. rounded: gives the nearest level of each value
-    in steps, which it may change. signs: those a scale may have; levels that reach further on one side have a use for
-    both.
+    Args:
+        grouped: the weights, [rows, groups, k] float32.
+        importance: h of each weight, [groups, k] float32; None: all 1.
+        bits: of a code; decides how much is clipped.
+        top: the level that is furthest from 0.
+        rounded: returns the nearest level of each value in steps; may overwrite its argument.
+        signs: the signs that a scale may have: both, where levels reach further on one side.
+
+    Example:
+        >>> levels = lambda steps: steps.round_().clamp_(-4, 3)
+        >>> best_scale(torch.tensor([[[-4.0, 3.0], [8.0, -6.0]]]), None, 3, 3.5, levels, (1, -1))
+        tensor([[ 1., -2.]])
     """
-    import torch
-
     pieces = grouped.split(max(1, PIECE // grouped[0].numel()))
     return torch.cat([_best_scale(piece, importance, bits, top, rounded, signs) for piece in pieces])
 
@@ -59,8 +69,6 @@ def _best_scale(
     rounded: Callable[[torch.Tensor], torch.Tensor],
     signs: Sequence[int],
 ) -> torch.Tensor:
-    import torch
-
     largest = (grouped.abs().amax(dim=2, keepdim=True) / top).clamp_(min=SMALLEST_SCALE)  # [rows, groups, 1]
     weighted = grouped if importance is None else grouped * importance
     scale, best = largest, torch.zeros_like(largest)
@@ -70,12 +78,12 @@ def _best_scale(
         levels = rounded(grouped / tried)
         across = (weighted * levels).sum(dim=2, keepdim=True)
         square = _summed(levels.square_(), importance)
-        fitted = across / square  # NaN, which is never better, where all levels are 0
+        fitted = across / square  # NaN, which never compares as better, where all levels are 0
         gain = across * fitted
         better = (gain > best) & (fitted.abs() > SMALLEST_SCALE) & (fitted.abs() < LARGEST_SCALE)
         scale, best = torch.where(better, fitted, scale), torch.where(better, gain, best)
 
-    # From where levels that reach less far on one side still clip nothing there.
+    # 1.08: on the side where levels reach less far, the widest range still clips nothing.
     for fraction in shrinkings(bits, 20, widest=1.08):
         for sign in signs:
             attempt(largest * (sign * fraction))
@@ -85,20 +93,21 @@ def _best_scale(
 
 
 def best_range(grouped: torch.Tensor, importance: torch.Tensor | None, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scale and zero point [rows, groups] of codes 0 .. 2^bits - 1; arguments as in `best_scale`.
+    """Return the best scale and zero point of each group for codes 0 .. 2^bits - 1, both [rows, groups] float32.
 
-    The zero point is one of the codes or between two of them.
+    The zero point is one of the codes or lies between two of them. Arguments as in `best_scale`.
+
+    Example:
+        >>> scale, zero = best_range(torch.tensor([[[-0.5, 0.0, 0.5, 1.0]]]), None, 2)
+        >>> scale, zero
+        (tensor([[0.5000]]), tensor([[1.]]))
     """
-    import torch
-
     pieces = [_best_range(piece, importance, bits) for piece in grouped.split(max(1, PIECE // grouped[0].numel()))]
     scales, zeros = zip(*pieces, strict=True)
     return torch.cat(scales), torch.cat(zeros)
 
 
 def _best_range(grouped: torch.Tensor, importance: torch.Tensor | None, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
-    import torch
-
     top = 2**bits - 1
     lowest = grouped.amin(dim=2, keepdim=True).clamp_(max=0)
     highest = grouped.amax(dim=2, keepdim=True).clamp_(min=0)
@@ -114,7 +123,7 @@ def _best_range(grouped: torch.Tensor, importance: torch.Tensor | None, bits: in
         centre = _summed(codes.clone(), importance) / count
         across = (centred * codes).sum(dim=2, keepdim=True)
         spread = _summed(codes.sub_(centre).square_(), importance)
-        fitted = across / spread  # NaN, which is never better, where all codes are alike
+        fitted = across / spread  # NaN, which never compares as better, where all codes are equal
         fitted_zero = centre - mean / fitted
         gain = across * fitted
         better = (gain > best) & (fitted > SMALLEST_SCALE) & (fitted < LARGEST_SCALE)
@@ -134,5 +143,5 @@ def _best_range(grouped: torch.Tensor, importance: torch.Tensor | None, bits: in
 
 
 def _summed(values: torch.Tensor, importance: torch.Tensor | None) -> torch.Tensor:
-    """[rows, groups, 1]: the sum over each group, weighted; changes `values`."""
+    """Return the weighted sum over each group, [rows, groups, 1]; overwrites `values`."""
     return (values if importance is None else values.mul_(importance)).sum(dim=2, keepdim=True)

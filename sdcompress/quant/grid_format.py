@@ -1,15 +1,16 @@
-"""What our own formats below and above 4 bits share: groups, options, storing, and what codes stand for."""
+"""What sdcompress's own formats share: groups, options, storing, and what codes stand for."""
 
 from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from sdcompress.errors import Problem
 from sdcompress.quant import scales
-from sdcompress.quant.format import PIECE, QuantFormat, QuantizedTensor, check_finite, divisors_near
+from sdcompress.quant.format import PIECE, QuantFormat, QuantizedTensor, check_finite
 from sdcompress.quant.grid import nearest, value_of
 from sdcompress.quant.layout import Layout
 from sdcompress.sources.spec import CONVOLUTIONS, Layer, TensorSpec
@@ -22,41 +23,61 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class GridFormat(QuantFormat):
-    """A format whose codes lie on a Grid. Groups are of input channels, at each kernel position apart."""
+    """A format whose codes lie on a Grid. `group_size` counts input channels, at each kernel position separately.
+
+    A subclass says which grid suits a weight (`fit`), which grids can be stored (`stored_grid`), and how stored parts
+    are read (`zero_of`, `levels_of`).
+    """
 
     kinds = frozenset({"linear", "embedding"}) | CONVOLUTIONS
-    targets = frozenset({"torch"})
     options = frozenset({"scale_bits", "rank", "hadamard"})
     roundings: ClassVar[frozenset[str] | None] = None
-    alternative = "int4"
-    keeps_sensitive = True
+    signed: ClassVar[bool]  # whether codes are int8; else they are uint8
 
-    default_group: ClassVar[int | None]
-    signed: ClassVar[bool]  # whether codes are int8, else uint8
+    @property
+    def default_group(self) -> int | None:
+        """The group size unless `group_size` says otherwise; None: an output channel is one group."""
+        return 32
+
+    @property
+    def signed_scales(self) -> bool:
+        """Whether scales may be negative."""
+        return False
+
+    @abstractmethod
+    def fit(self, weight: torch.Tensor, importance: torch.Tensor | None, search: bool) -> Grid:
+        """Return the grid of some rows of a weight.
+
+        Args:
+            weight: [rows, in] or [rows, in, kh, kw] float32.
+            importance: h of each column, [columns] float32; None: all 1.
+            search: return the grid with the smallest sum of h (w - w')^2; else one on which nothing is clipped.
+        """
+
+    @abstractmethod
+    def stored_grid(self, grid: Grid, shape: tuple[int, ...]) -> Grid:
+        """Return the nearest grid that can be stored, with its `parts`.
+
+        Args:
+            grid: scales, zero points and levels to be rounded; its codes and parts are not used.
+            shape: of the rows of the weight, [rows, in, ...].
+        """
+
+    def zero_of(self, tensor: QuantizedTensor, dtype: torch.dtype) -> torch.Tensor | None:
+        """Return the zero points of a stored tensor, in steps and the scales' shape; None: all 0."""
+        return None
+
+    def levels_of(self, tensor: QuantizedTensor, dtype: torch.dtype) -> torch.Tensor | None:
+        """Return the table of levels of a stored tensor, [levels] or [out, levels]; None: codes are numbers."""
+        return None
 
     @property
     def group(self) -> int | None:
         """Input channels that share a scale."""
         return self.group_size or self.default_group
 
-    @abstractmethod
-    def fit(self, weight: torch.Tensor, importance: torch.Tensor | None, search: bool) -> Grid:
-        """The grid of rows of a weight [rows, in, ...], float32, wide enough that nothing is clipped.
-
-        search: instead the one that loses least of sum h (w - w')^2; `importance` [columns] is h, all alike if None.
-        """
-
-    @abstractmethod
-    def stored_grid(
-        self, scale: torch.Tensor | None, zero: torch.Tensor | None, levels: torch.Tensor | None, shape: tuple[int, ...]
-    ) -> Grid:
-        """The nearest grid that can be stored, for rows of a weight of `shape`.
-
-        scale, zero: [rows, groups]; levels: a palette's, [palettes, levels].
-        """
-
     def layout(self, shape: tuple[int, ...]) -> Layout:
-        """Which weights of a layer share a scale."""
+        """Return which weights of a layer of that shape share a scale."""
         return Layout(shape, self.group, per_position=True)
 
     def kinds_for(self, target: str) -> frozenset[str]:
@@ -77,12 +98,17 @@ class GridFormat(QuantFormat):
         for option in sorted(self.options):
             if getattr(self, option) != getattr(type(self), option):
                 return Problem(option, "cannot be packaged for target onnx; leave it out there")
-        group = self.group
+        group, channels = self.group, layer.shape[1]
         if group is None:
             return None
         if self.bits < 8 and (group & (group - 1) or group < 16):
             return Problem("group_size", f"{group} is no power of two from 16 on, as ONNX Runtime's kernels need")
-        return Problem("group_size", undivided(layer, group)) if layer.shape[1] % group else None
+        if channels % group == 0:
+            return None
+        usable = [str(size) for size in (16, 32, 64, 128, 256) if channels % size == 0]
+        *others, last = usable or [""]
+        advice = f"use {' or '.join(filter(None, (', '.join(others), last)))}" if usable else "leave the layer out"
+        return Problem("group_size", f"{group} does not divide {channels} ({layer.name}); {advice}")
 
     def stored(self, weight: TensorSpec) -> dict[str, TensorSpec]:
         dtype = f"{'I' if self.signed else 'U'}{self.bits}"
@@ -94,11 +120,28 @@ class GridFormat(QuantFormat):
         return parts
 
     def grid_specs(self, shape: tuple[int, ...]) -> dict[str, TensorSpec]:
-        """Part of QuantizedTensor -> spec of what is stored of the grid."""
-        return scales.specs(self.layout(shape).scale_shape, self.scale_bits)
+        """Return the specs of what is stored of the grid of a weight of that shape, by name."""
+        return scales.specs(self.layout(shape).scale_shape, self.scale_bits, self.signed_scales)
 
     def quantize(self, weight: torch.Tensor) -> QuantizedTensor:
-        """Rounded to nearest, some rows at a time."""
+        def choose(rows: torch.Tensor) -> tuple[torch.Tensor, Grid]:
+            grid = self.fit(rows, None, search=False)
+            return self.nearest(rows, grid), grid
+
+        return self.quantize_rows(weight, choose)
+
+    def quantize_rows(
+        self, weight: torch.Tensor, choose: Callable[[torch.Tensor], tuple[torch.Tensor, Grid]]
+    ) -> QuantizedTensor:
+        """Return the weight quantized some rows at a time.
+
+        Args:
+            weight: [out, in, ...], of any floating-point type.
+            choose: returns codes [rows, in, ...] and grid of rows [rows, in, ...] float32.
+
+        Raises:
+            ValueError: the weight has NaN or infinite values.
+        """
         import torch
 
         pieces = []
@@ -106,17 +149,22 @@ class GridFormat(QuantFormat):
             values = rows.float()
             if not math.isfinite(float(values.sum())):
                 check_finite(weight)
-            grid = self.fit(values, None, search=False)
-            codes = self.nearest(values, grid)
-            pieces.append(self.assemble(codes, grid, tuple(rows.shape)))
-        if len(pieces) == 1:
-            return pieces[0]
-        parts = [piece.parts() for piece in pieces]
-        joined = {name: torch.cat([each[name] for each in parts]) for name in parts[0]}
-        return QuantizedTensor.from_parts(joined, self, tuple(weight.shape))
+            pieces.append(self.assemble(*choose(values), tuple(rows.shape)).parts())
+        parts = pieces[0]
+        if len(pieces) > 1:
+            parts = {name: torch.cat([piece[name] for piece in pieces]) for name in parts}
+        return QuantizedTensor.from_parts(parts, self, tuple(weight.shape))
+
+    def shared_rows(self, rows: int) -> int:
+        """Return how many of a layer's rows share the stored parts of the grid."""
+        return 1
+
+    def row_chunks(self, weight: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return the weight in slices of whole rows whose grids do not depend on each other."""
+        return weight.split(max(1, PIECE // max(1, weight[0].numel())))
 
     def nearest(self, weight: torch.Tensor, grid: Grid) -> torch.Tensor:
-        """The nearest codes, as float32, of rows of a weight [rows, in, ...], in its shape."""
+        """Return the nearest codes of rows of a weight [rows, in, ...], as float32 in its shape."""
         layout = self.layout(tuple(weight.shape))
         if not layout.even:
             return grid.encode(weight.flatten(1), layout.group_of_columns()).view(weight.shape)
@@ -125,25 +173,22 @@ class GridFormat(QuantFormat):
         zero = None if grid.zero is None else layout.spread(grid.zero.view(shape))
         return nearest(layout.split(weight), scale, zero, grid.levels, grid.low, grid.high).view(weight.shape)
 
-    def row_chunks(self, weight: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """The weight in slices of whole rows whose grids do not depend on one another."""
-        return weight.split(max(1, PIECE // max(1, weight[0].numel())))
-
     def assemble(self, codes: torch.Tensor, grid: Grid, shape: tuple[int, ...]) -> QuantizedTensor:
-        """The quantized tensor of these codes [out, columns] on that grid."""
+        """Return the quantized tensor with these codes, of as many entries as `shape`, on that grid."""
         import torch
 
         stored = codes.to(torch.int8 if self.signed else torch.uint8).view(shape)
         return QuantizedTensor.from_parts({"codes": stored, **grid.parts}, self, shape)
 
     def dequantize(self, tensor: QuantizedTensor, dtype: torch.dtype) -> torch.Tensor:
-        weight = self._grid_value(tensor, dtype)
+        weight = self._value_of(tensor, dtype)
         if tensor.low_rank_up is None or tensor.low_rank_down is None:
             return weight
-        correction = tensor.low_rank_up.to(dtype) @ tensor.low_rank_down.to(dtype)  # [out, columns]
+        correction = tensor.low_rank_up.to(dtype) @ tensor.low_rank_down.to(dtype)  # [out, in*kh*kw]
         return weight.add_(correction.view(tensor.shape))
 
-    def _grid_value(self, tensor: QuantizedTensor, dtype: torch.dtype) -> torch.Tensor:
+    def _value_of(self, tensor: QuantizedTensor, dtype: torch.dtype) -> torch.Tensor:
+        """Return what the codes stand for without the low-rank correction."""
         layout = self.layout(tensor.shape)
         levels = self.levels_of(tensor, dtype)
         codes = tensor.codes if levels is not None else tensor.codes.to(dtype)
@@ -154,22 +199,6 @@ class GridFormat(QuantFormat):
         codes = layout.split(codes) if layout.even else codes
         return value_of(codes, place(scale), None if zero is None else place(zero), levels).view(tensor.shape)
 
-    def zero_of(self, tensor: QuantizedTensor, dtype: torch.dtype) -> torch.Tensor | None:
-        """The zero points of a stored tensor, in steps; None: all 0."""
-        return None
-
-    def levels_of(self, tensor: QuantizedTensor, dtype: torch.dtype) -> torch.Tensor | None:
-        """The table of levels of a stored tensor; None: codes are numbers."""
-        return None
-
     def plain(self) -> GridFormat:
-        """The format without corrections: what is left to be rounded has it."""
+        """Return the format without corrections, which is what the rest of a corrected weight is rounded to."""
         return replace(self, rank=0, hadamard=False)
-
-
-def undivided(layer: Layer, group: int) -> str:
-    """That groups do not divide a layer's input channels, and which would."""
-    usable = divisors_near(layer.shape[1])
-    *others, last = map(str, usable or [0])
-    advice = f"use {' or '.join(filter(None, (', '.join(others), last)))}" if usable else "leave the layer out"
-    return f"{group} does not divide {layer.shape[1]} ({layer.name}); {advice}"

@@ -1,7 +1,7 @@
 """Which weights of a layer share a scale: groups along the input channels, the last of which may be smaller.
 
-In a convolution a group is `group` input channels, either at all kernel positions together or at each one apart.
-Columns are those of `weight.flatten(1)`: [in] of a linear layer, [in * kh * kw] of a convolution.
+In a convolution, a group is `group` input channels, either at all kernel positions together or at each one apart.
+Columns are those of `weight.flatten(1)`: [in] of a linear layer, [in*kh*kw] of a convolution.
 """
 
 from __future__ import annotations
@@ -16,7 +16,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Layout:
-    """The groups of a weight of `shape` [out, in, ...]; `group` None: one for each output channel."""
+    """The groups of a weight.
+
+    Args:
+        shape: of the weight, [out, in] or [out, in, kh, kw].
+        group: input channels of a group; None: an output channel is one group.
+        per_position: whether each kernel position has groups of its own.
+
+    Example:
+        >>> layout = Layout((8, 5, 1, 2), 3, per_position=True)
+        >>> layout.scale_shape, layout.groups, layout.even
+        ((8, 2, 1, 2), 4, False)
+        >>> layout.group_of_columns().tolist()
+        [0, 1, 0, 1, 0, 1, 2, 3, 2, 3]
+    """
 
     shape: tuple[int, ...]
     group: int | None
@@ -34,7 +47,7 @@ class Layout:
 
     @property
     def scale_shape(self) -> tuple[int, ...]:
-        """[out], [out, in / group] or, per position, [out, in / group, kh, kw]."""
+        """Shape of the scales: [out], [out, in/group] or, per position, [out, in/group, kh, kw]."""
         if self.group is None:
             return self.shape[:1]
         along = -(-self.shape[1] // self.group)
@@ -45,8 +58,13 @@ class Layout:
         """Groups of an output channel."""
         return math.prod(self.scale_shape[1:])
 
+    @property
+    def even(self) -> bool:
+        """Whether the last group is as large as the others."""
+        return self.group is None or self.shape[1] % self.group == 0
+
     def group_of_columns(self) -> torch.Tensor:
-        """[columns] int64: the group, in the order of `scale.flatten(1)`, that each column belongs to."""
+        """Return the group of each column, in the order of `scale.flatten(1)`: [columns] int64."""
         import torch
 
         if self.group is None:
@@ -58,7 +76,7 @@ class Layout:
         return (channels[:, None] * positions + torch.arange(positions)).flatten()
 
     def grouped(self, weight: torch.Tensor) -> torch.Tensor:
-        """Rows of the weight [rows, in, ..] as [rows, groups, weights of a group], a smaller last one filled with 0."""
+        """Return rows of the weight [rows, in, ...] as [rows, groups, k], a smaller last group filled up with 0."""
         import torch
 
         rows = weight.shape[0]
@@ -74,11 +92,17 @@ class Layout:
         return blocks.reshape(rows, -1, self.group)
 
     def grouped_columns(self, values: torch.Tensor | None) -> torch.Tensor | None:
-        """One value a column, [columns], as [groups, weights of a group]; None for None."""
+        """Return one value for each column, [columns], as [groups, k]; None for None."""
         return None if values is None else self.grouped(values.view(1, *self.shape[1:]))[0]
 
+    def split(self, weight: torch.Tensor) -> torch.Tensor:
+        """Return rows of the weight as [rows, in/group, group, kh, kw], where the layout is `even`."""
+        if self.group is None:
+            return weight
+        return weight.view(weight.shape[0], -1, self.group, *self.kernel)
+
     def spread(self, scale: torch.Tensor) -> torch.Tensor:
-        """A tensor of one value a group, [rows, *scale_shape[1:]], in a shape that broadcasts with `split(weight)`."""
+        """Return one value for each group, [rows, *scale_shape[1:]], so that it broadcasts with `split(weight)`."""
         rows = scale.shape[0]
         if self.group is None:
             return scale.view(rows, *[1] * (len(self.shape) - 1))
@@ -87,19 +111,8 @@ class Layout:
             return scale.view(rows, along, 1, *self.kernel)
         return scale.view(rows, along, *[1] * (len(self.shape) - 1))
 
-    def split(self, weight: torch.Tensor) -> torch.Tensor:
-        """Rows of the weight as [rows, in / group, group, kh, kw] where groups divide it; see `apply`."""
-        if self.group is None:
-            return weight
-        return weight.view(weight.shape[0], -1, self.group, *self.kernel)
-
-    @property
-    def even(self) -> bool:
-        """Whether the last group is as large as the others."""
-        return self.group is None or self.shape[1] % self.group == 0
-
     def expanded(self, scale: torch.Tensor) -> torch.Tensor:
-        """One value a group, [rows, *scale_shape[1:]], as one a weight, in the shape of rows of the weight."""
+        """Return one value for each group, [rows, *scale_shape[1:]], as one for each weight, [rows, in, ...]."""
         if self.group is None:
             return self.spread(scale).expand(scale.shape[0], *self.shape[1:])
         wide = scale if self.per_position else scale.view(*scale.shape, *[1] * len(self.kernel))

@@ -1,7 +1,7 @@
 """Scales as they are stored: float16, or 8 bits and a float16 step for each output channel (double quantization).
 
-QLoRA (arXiv:2305.14314), section 3: the scales of a 4-bit format are quantized themselves. Here a row's scales are
-multiples 1 .. 255 of a step that its largest scale defines, or +-1 .. 127 where they may be negative.
+QLoRA (arXiv:2305.14314), section 3, quantizes the scales of a 4-bit format themselves. Here a row's scales are
+multiples 1 .. 255 of a step that its largest scale defines, or +-1 .. 127 where scales may be negative.
 """
 
 from __future__ import annotations
@@ -15,13 +15,19 @@ if TYPE_CHECKING:
     import torch
 
 SMALLEST_SCALE = 2.0**-24  # float16's smallest positive number
-LARGEST_SCALE = 65504.0  # and its largest
+LARGEST_SCALE = 65504.0  # float16's largest number
 LEVELS = 255
 SIGNED_LEVELS = 127
 
 
 def specs(shape: tuple[int, ...], scale_bits: int, signed: bool = False) -> dict[str, TensorSpec]:
-    """Part of QuantizedTensor -> spec of the stored scales of that shape; `signed`: whether they may be negative."""
+    """Return the specs of the parts that hold scales of that shape [out, ...], by name.
+
+    Args:
+        shape: of the scales.
+        scale_bits: 16 or 8.
+        signed: whether scales may be negative.
+    """
     if scale_bits == 16:
         return {"scale": TensorSpec(shape, "F16", 0)}
     return {"scale": TensorSpec(shape, "I8" if signed else "U8", 0), "scale_step": TensorSpec(shape[:1], "F16", 0)}
@@ -30,9 +36,19 @@ def specs(shape: tuple[int, ...], scale_bits: int, signed: bool = False) -> dict
 def store(
     exact: torch.Tensor, shape: tuple[int, ...], scale_bits: int, up: bool, signed: bool = False
 ) -> dict[str, torch.Tensor]:
-    """The parts that hold scales [rows, groups], given the shape they are stored in; `signed` as in `specs`.
+    """Return the parts that hold scales, by name.
 
-    up: rounded away from 0, so that nothing is clipped that the exact scales do not clip; else to nearest.
+    Args:
+        exact: the scales, [rows, groups] float32.
+        shape: in which they are stored, [out, ...]; its first entry may differ from the rows given.
+        scale_bits: 16 or 8.
+        up: round away from 0, so that nothing is clipped that the exact scales do not clip; else to nearest.
+        signed: whether scales may be negative.
+
+    Example:
+        >>> import torch
+        >>> store(torch.tensor([[0.51, 1.02]]), (1, 2), scale_bits=8, up=False)["scale"]
+        tensor([[127, 255]], dtype=torch.uint8)
     """
     import torch
 
@@ -50,23 +66,33 @@ def store(
 
 
 def fitted(parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """[rows, groups] float32: the scales that the parts from `store` stand for."""
+    """Return the scales that the parts from `store` stand for, [rows, groups] float32."""
     import torch
 
     scale = value(parts["scale"], parts.get("scale_step"), torch.float32)
     return scale.reshape(scale.shape[0], -1)
 
 
-def value(scale: torch.Tensor | None, step: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
-    """The scales that their stored parts stand for in `dtype`, in the shape they are stored in."""
-    assert scale is not None
+def value(scale: torch.Tensor, step: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
+    """Return the scales in `dtype`, in the shape in which they are stored.
+
+    Args:
+        scale: as stored, [out, ...].
+        step: [out], where scales have 8 bits.
+    """
     if step is None:
         return scale.to(dtype)
     return scale.to(dtype) * step.to(dtype).view(-1, *[1] * (scale.dim() - 1))
 
 
 def rounded_up_to_half(scale: torch.Tensor) -> torch.Tensor:
-    """The least float16 that is not below each value."""
+    """Return the smallest float16 that is not below each value.
+
+    Example:
+        >>> import torch
+        >>> float(rounded_up_to_half(torch.tensor(1.0001)))
+        1.0009765625
+    """
     import torch
 
     half = scale.to(torch.float16)

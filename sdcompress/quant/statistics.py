@@ -1,8 +1,8 @@
-"""What goes into a layer over the calibration trajectories: mean and second moments of its input, in bounded memory.
+"""Statistics of a layer's input over the calibration run: mean and second moments, in bounded memory.
 
 The second moment E[x x^T] is GPTQ's Hessian (Frantar et al. 2022, arXiv:2210.17323, section 3.1: H = 2 X X^T) up to the
 factor 2 and the number of rows. A convolution is the linear layer of its patches, whose columns are those of
-`weight.flatten(1)`: [in, kh, kw]. Of wide layers only blocks on the diagonal are kept: the whole matrix of the widest
+`weight.flatten(1)`: [in*kh*kw]. For wide layers only blocks on the diagonal are kept: the whole matrix of the widest
 convolution of SD 1.5 has 23,040 columns and would take 2.1 GB.
 """
 
@@ -16,41 +16,60 @@ if TYPE_CHECKING:
     import torch
 
 _TILE = 256  # rows of a block that are computed at once; the triangle above them is left out
-_PENDING_ROWS = 128  # that wait to be multiplied together: a block is read and written once for all of them
+_PENDING_ROWS = 128  # rows multiplied together, so that a block is read and written once for all of them
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How much is gathered of a component's layers. All three change the statistics."""
+    """How much is gathered of a component's layers. All three change the statistics.
 
-    rows: int = 2**14  # of all runs of a layer, each of which gives a share: a sample, if it has more
-    columns: int = 2048  # of a block
-    blocks_bytes: int = 2**31  # all blocks of a component; smaller blocks are made until they fit
+    Args:
+        rows: of all runs of a layer together; of more rows each run gives a sample.
+        columns: of a block.
+        blocks_bytes: of all blocks of a component; blocks are made smaller until they fit.
+    """
+
+    rows: int = 2**14
+    columns: int = 2048
+    blocks_bytes: int = 2**31
 
 
 @dataclass(frozen=True)
 class LayerStatistics:
-    """What goes into a layer over the calibration trajectories; columns are those of `weight.flatten(1)`."""
+    """Statistics of a layer's input; columns are those of `weight.flatten(1)`.
 
-    count: int  # rows counted: tokens of a linear layer, output positions of a convolution
-    mean: torch.Tensor  # [columns] float32, E[x]
-    moments: tuple[
-        torch.Tensor, ...
-    ]  # blocks on the diagonal of E[x x^T], each [b, b] float32; the b add up to columns
+    Args:
+        count: rows counted: tokens of a linear layer, output positions of a convolution.
+        mean: E[x], [columns] float32.
+        moments: blocks on the diagonal of E[x x^T], each [b, b] float32; their sizes add up to `columns`.
+    """
+
+    count: int
+    mean: torch.Tensor
+    moments: tuple[torch.Tensor, ...]
 
     @property
     def second_moment(self) -> torch.Tensor:
-        """E[x^2]; [columns] float32."""
+        """E[x^2] of each column, [columns] float32."""
         import torch
 
         return torch.cat([block.diagonal() for block in self.moments])
 
 
 def block_sizes(columns: int, multiple: int, limit: int) -> tuple[int, ...]:
-    """Sizes that add up to `columns`: as few and even as can be, multiples of `multiple`, none above `limit`.
+    """Return sizes of blocks that add up to `columns`: as few and as even as possible.
 
-    multiple: columns of one input channel, kh * kw of a convolution and 1 of a linear layer. A block holds one channel
-    at least, even where that is above the limit. ValueError where `multiple` does not divide `columns`.
+    Args:
+        columns: of the layer.
+        multiple: of which all sizes are multiples: the columns of an input channel, kh*kw or 1.
+        limit: largest size; but a block holds at least one channel.
+
+    Raises:
+        ValueError: `multiple` does not divide `columns`.
+
+    Example:
+        >>> block_sizes(3456, 9, 2048)
+        (1728, 1728)
     """
     if columns < 1 or multiple < 1 or columns % multiple:
         raise ValueError(f"{columns} columns are no whole number of channels of {multiple} columns")
@@ -60,7 +79,12 @@ def block_sizes(columns: int, multiple: int, limit: int) -> tuple[int, ...]:
 
 
 def fitting_limit(layers: Iterable[tuple[int, int]], limits: Limits) -> int:
-    """The columns that blocks may have so that those of all `layers` (columns, multiple) take `limits.blocks_bytes`."""
+    """Return the largest size of blocks with which those of all layers fit `limits.blocks_bytes`.
+
+    Args:
+        layers: columns, and columns of an input channel, of each.
+        limits: of the component.
+    """
     layers = tuple(layers)
 
     def size_bytes(limit: int) -> int:
@@ -73,21 +97,36 @@ def fitting_limit(layers: Iterable[tuple[int, int]], limits: Limits) -> int:
 
 
 class MomentAccumulator:
-    """Sums over the rows that go into a layer, of which the blocks have `sizes`.
+    """Sums over the rows of a layer's input.
 
     Takes 4 bytes for each entry of a block, and for each value of fewer than _PENDING_ROWS rows.
+
+    Args:
+        sizes: of the blocks.
+
+    Example:
+        >>> import torch
+        >>> accumulator = MomentAccumulator((2,))
+        >>> accumulator.add(torch.tensor([[1.0, 2.0], [3.0, 0.0]]))
+        >>> statistics = accumulator.statistics()
+        >>> statistics.mean.tolist(), statistics.moments[0].tolist()
+        ([2.0, 1.0], [[5.0, 1.0], [1.0, 2.0]])
     """
 
     def __init__(self, sizes: Sequence[int]):
         self.count = 0  # rows added
         self.calls = 0  # how often rows were added
-        self._sizes = tuple(sizes)
+        self.sizes = tuple(sizes)
         self._sum: torch.Tensor | None = None  # [columns] float64, on the CPU: not every device has float64
         self._blocks: list[torch.Tensor] = []  # each [b, b] float32; above the diagonal undefined
         self._pending: list[torch.Tensor] = []  # rows counted, and not yet in the blocks
 
     def add(self, rows: torch.Tensor) -> None:
-        """Takes in `rows` [n, columns], of any floating-point type. ValueError on NaN or Inf."""
+        """Add rows [n, columns] of any floating-point type.
+
+        Raises:
+            ValueError: a value is NaN or infinite.
+        """
         import torch
 
         rows = rows.float()
@@ -96,9 +135,9 @@ class MomentAccumulator:
             bad = int((~rows.isfinite()).sum())
             raise ValueError(f"{bad} of {rows.numel()} values are NaN or infinite")
         if self._sum is None:
-            self._sum = torch.zeros(sum(self._sizes), dtype=torch.float64)
+            self._sum = torch.zeros(sum(self.sizes), dtype=torch.float64)
         if not self._blocks:
-            self._blocks = [rows.new_zeros(size, size) for size in self._sizes]
+            self._blocks = [rows.new_zeros(size, size) for size in self.sizes]
         self._sum += total
         self.count += rows.shape[0]
         self.calls += 1
@@ -106,20 +145,24 @@ class MomentAccumulator:
         if sum(map(len, self._pending)) >= _PENDING_ROWS:
             self.flush()
         else:
-            self._pending[-1] = rows.clone()  # which the layer may write over
+            self._pending[-1] = rows.clone()  # which the layer may overwrite
 
     def flush(self) -> None:
-        """Adds what is pending to the blocks. Sums depend on when that is done, by a rounding error."""
+        """Add pending rows to the blocks. When that is done changes the sums by a rounding error."""
         import torch
 
         if self._pending:
             rows = torch.cat(self._pending) if len(self._pending) > 1 else self._pending[0]
             self._pending = []
-            for block, part in zip(self._blocks, rows.split(self._sizes, dim=1), strict=True):
+            for block, part in zip(self._blocks, rows.split(self.sizes, dim=1), strict=True):
                 _add_lower_triangle(block, part)
 
     def statistics(self) -> LayerStatistics:
-        """Mean and moments of the rows so far, on the CPU. ValueError when there are none, or they overflow float32."""
+        """Return the statistics of the rows so far, on the CPU.
+
+        Raises:
+            ValueError: no row was added, or squares overflow float32.
+        """
         import torch
 
         if self._sum is None:
@@ -134,13 +177,8 @@ class MomentAccumulator:
             moments.append(lower + lower.tril(-1).T)
         return LayerStatistics(self.count, (self._sum / self.count).to(torch.float32), tuple(moments))
 
-    @property
-    def sizes(self) -> tuple[int, ...]:
-        """Columns of each block."""
-        return self._sizes
-
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """All that `load_state_dict` needs to go on; flushes, and shares memory with the accumulator."""
+        """Return all that `load_state_dict` needs; it shares memory with the accumulator, which it flushes."""
         import torch
 
         if self._sum is None:
@@ -150,16 +188,16 @@ class MomentAccumulator:
         return {"counts": counts, "sum": self._sum, **{f"block.{i}": block for i, block in enumerate(self._blocks)}}
 
     def load_state_dict(self, state: Mapping[str, torch.Tensor], device: torch.device | None = None) -> None:
-        """Becomes the accumulator that `state` is of; `device`: where the rows will be."""
+        """Continue from the state of another accumulator, with the blocks on `device`, where rows will be."""
         if not state:
             return
         self.count, self.calls = (int(count) for count in state["counts"])
         self._sum = state["sum"]
-        self._blocks = [state[f"block.{place}"].to(device) for place in range(len(self._sizes))]
+        self._blocks = [state[f"block.{place}"].to(device) for place in range(len(self.sizes))]
 
 
 def _add_lower_triangle(block: torch.Tensor, rows: torch.Tensor) -> None:
-    """Adds rows^T rows to the block, tile by tile, up to the diagonal: 0.6 of the time of the whole, if it is large."""
+    """Add rows^T rows to the block, tile by tile, up to the diagonal, which takes 0.6 of the time of all of it."""
     size = block.shape[0]
     for start in range(0, size, _TILE):
         end = min(start + _TILE, size)

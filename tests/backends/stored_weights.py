@@ -12,15 +12,14 @@ from torch import nn
 from sdcompress.backends.torch.modules import replace_layers
 from sdcompress.backends.torch.packaging import package
 from sdcompress.quant.compose import restored
-from sdcompress.quant.format import from_label
-from sdcompress.quant.registry import known_formats
+from sdcompress.quant.registry import from_label, known_formats
 from sdcompress.sources.spec import parameter
 
 OWN = sorted(name for name, fmt in known_formats().items() if fmt.library == "sdcompress")
 
 
 def format_of(label):
-    return from_label(label, known_formats())
+    return from_label(label)
 
 
 def quantized(weight, fmt, seed=0):

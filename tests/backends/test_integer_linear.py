@@ -14,7 +14,7 @@ from sdcompress.errors import ArtifactError, RecipeError
 from sdcompress.execution.execute import execute
 from sdcompress.planning.plan import make_plan
 from sdcompress.planning.recipe import parse_recipe
-from sdcompress.quant.int8 import Int8
+from sdcompress.quant.registry import from_label
 from sdcompress.sources.opening import open_source
 
 RECIPE = """
@@ -33,7 +33,7 @@ def random(*shape, seed=0):
 
 
 def parts(out, columns):
-    tensor = Int8().quantize(random(out, columns, seed=1))
+    tensor = from_label("int8").quantize(random(out, columns, seed=1))
     return tensor.codes, tensor.scale, random(out, seed=2)
 
 
@@ -91,9 +91,9 @@ def test_other_devices_use_floats_where_integers_do_not_fit(monkeypatch):
 
 def test_compiled():
     layer = nn.Linear(48, 64)
-    tensor = Int8().quantize(layer.weight.detach())
+    tensor = from_label("int8").quantize(layer.weight.detach())
     model = nn.Sequential(layer)
-    replace_layers(model, {"0": Int8()}, ["0"])
+    replace_layers(model, {"0": from_label("int8")}, ["0"])
     model[0].codes.copy_(tensor.codes), model[0].scale.copy_(tensor.scale)
     x = random(20, 48)
     with torch.no_grad():
@@ -104,7 +104,7 @@ def test_compiled():
 
 def test_a_layer_that_cannot_is_refused():
     with pytest.raises(ArtifactError, match="0 is in int8/16, whose inputs cannot be rounded"):
-        replace_layers(nn.Sequential(nn.Linear(32, 32)), {"0": Int8(16)}, ["0"])
+        replace_layers(nn.Sequential(nn.Linear(32, 32)), {"0": from_label("int8/16")}, ["0"])
 
 
 def test_from_recipe_to_pipeline(nano_folder, tmp_path):

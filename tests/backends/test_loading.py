@@ -16,7 +16,7 @@ from sdcompress.backends.torch.quantizers import formats_of
 from sdcompress.errors import ArtifactError, UserError
 from sdcompress.execution.execute import execute
 from sdcompress.planning.recipe import parse_recipe
-from sdcompress.quant.int8 import Int8
+from sdcompress.quant.registry import from_label
 
 PRUNED = """
 schema_version: 1
@@ -224,7 +224,7 @@ def test_on_cuda_as_on_the_cpu(name, artifact, monkeypatch):
 
 def test_a_layer_that_is_not_there():
     with pytest.raises(ArtifactError, match="Sequential has no layer 7"):
-        replace_layers(nn.Sequential(nn.Linear(2, 2)), {"7": Int8()})
+        replace_layers(nn.Sequential(nn.Linear(2, 2)), {"7": from_label("int8")})
 
 
 def test_device_and_dtype():

@@ -73,13 +73,13 @@ def test_a_tie_that_the_class_says():
     from torch import nn
 
     from sdcompress.backends.torch.modules import replace_layers
-    from sdcompress.quant.int8 import Int8
+    from sdcompress.quant.registry import from_label
 
     model = nn.Module()
     model.shared, model.encoder, model.other = nn.Embedding(64, 4), nn.Module(), nn.Embedding(64, 4)
     model.encoder.embed_tokens = nn.Embedding(64, 4)
     model._tied_weights_keys = model.all_tied_weights_keys = {"encoder.embed_tokens.weight": "shared.weight"}
-    replace_layers(model, {"shared": Int8()})
+    replace_layers(model, {"shared": from_label("int8")})
     assert sorted(model.state_dict()) == ["other.weight", "shared.codes", "shared.scale"]
     assert not model._tied_weights_keys and not model.all_tied_weights_keys
     model.shared.codes.fill_(2)
@@ -91,10 +91,10 @@ def test_umt5_ties_it_too():
     from transformers import UMT5Config, UMT5EncoderModel
 
     from sdcompress.backends.torch.modules import QuantizedEmbedding, replace_layers
-    from sdcompress.quant.int8 import Int8
+    from sdcompress.quant.registry import from_label
 
     model = UMT5EncoderModel(UMT5Config(vocab_size=64, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2))
-    replace_layers(model, {"shared": Int8()})
+    replace_layers(model, {"shared": from_label("int8")})
     assert isinstance(model.shared, QuantizedEmbedding)
     assert [name for name in model.state_dict() if "embed_tokens" in name] == []
     model.tie_weights()  # loaders call it at the end

@@ -15,7 +15,7 @@ from sdcompress.backends.torch.unpacking import dequantize_stored, logical, pick
 from sdcompress.execution.execute import execute
 from sdcompress.files.torch_tensors import TORCH_DTYPE
 from sdcompress.planning.recipe import parse_recipe
-from sdcompress.quant.normal_float import LEVELS
+from sdcompress.quant.formats.normal_float import LEVELS
 from sdcompress.sources.spec import parameter
 
 SHAPES = st.one_of(

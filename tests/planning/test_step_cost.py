@@ -48,4 +48,4 @@ def test_the_note_tells_measured_and_unmeasured(monkeypatch):
 @pytest.mark.parametrize("name", [name for name, fmt in known_formats().items() if "torch" in fmt.targets])
 def test_every_torch_format_was_measured(name):
     measured = json.loads(step_cost.FILE.read_text(encoding="utf-8"))["ratios"]
-    assert step_cost.cost_key(known_formats()[name](), False) in measured
+    assert step_cost.cost_key(known_formats()[name], False) in measured

@@ -11,14 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sdcompress.quant.activations import (
-    BINS,
-    SAMPLE,
-    ActivationRange,
-    Histogram,
-    choose_range,
-    expected_error,
-)
+from sdcompress.quant.activations import ActivationRange, choose_range, expected_error
+from sdcompress.quant.histogram import BINS, SAMPLE, Histogram
 
 SHAPES = {
     "normal": lambda generator, size: generator.normal(size=size),

@@ -1,16 +1,12 @@
+"""Signal to noise ratios against known ones and against the outputs themselves."""
+
 import math
 
 import pytest
 import torch
+from random_weights import statistics_of
 
 from sdcompress.quant.error import output_sqnr_db, sqnr_db
-from sdcompress.quant.statistics import LayerStatistics, MomentAccumulator
-
-
-def statistics_of(rows: torch.Tensor, sizes: tuple[int, ...]) -> LayerStatistics:
-    accumulator = MomentAccumulator(sizes)
-    accumulator.add(rows)
-    return accumulator.statistics()
 
 
 def test_known_ratio():
@@ -33,9 +29,9 @@ def test_output_error_is_that_of_the_layer_s_outputs(shape: tuple[int, ...], mon
     noise = (rows.double() @ (weight - close).flatten(1).double().T).square().sum()
     expected = 10 * math.log10(signal / noise)
     # 1e-4 dB is 2e-5 of the ratio: some 12 x 200 float32 roundings of 2^-24 and little that cancels.
-    assert output_sqnr_db(weight, close, statistics_of(rows, (12,))) == pytest.approx(expected, abs=1e-4)
+    assert output_sqnr_db(weight, close, statistics_of(rows)) == pytest.approx(expected, abs=1e-4)
     monkeypatch.setattr("sdcompress.quant.error.PIECE", 24)
-    assert output_sqnr_db(weight, close, statistics_of(rows, (12,))) == pytest.approx(expected, abs=1e-4)
+    assert output_sqnr_db(weight, close, statistics_of(rows)) == pytest.approx(expected, abs=1e-4)
 
 
 def test_output_error_adds_up_over_blocks():
@@ -45,18 +41,18 @@ def test_output_error_adds_up_over_blocks():
     close[:, 6] = 0.9
     first, second = rows[:, :4].sum(1).square().sum(), rows[:, 4:].sum(1).square().sum()
     expected = 10 * math.log10((first + second) / (0.1 * rows[:, 6]).square().sum())
-    assert output_sqnr_db(weight, close, statistics_of(rows, (4, 4))) == pytest.approx(expected, abs=1e-4)  # as above
+    assert output_sqnr_db(weight, close, statistics_of(rows, 4, 4)) == pytest.approx(expected, abs=1e-4)  # as above
 
 
 def test_output_error_of_inputs_that_never_come():
     rows = torch.zeros(4, 3)
     rows[:, 0] = 1
     weight, close = torch.ones(2, 3), torch.tensor([[1.0, 5.0, 5.0]] * 2)
-    assert output_sqnr_db(weight, close, statistics_of(rows, (3,))) == math.inf
+    assert output_sqnr_db(weight, close, statistics_of(rows)) == math.inf
 
 
 def test_output_error_of_shapes_that_do_not_fit():
-    statistics = statistics_of(torch.ones(2, 4), (4,))
+    statistics = statistics_of(torch.ones(2, 4))
     with pytest.raises(ValueError, match=r"shape \[2, 3\].*statistics of 4 columns do not go together"):
         output_sqnr_db(torch.ones(2, 3), torch.ones(2, 3), statistics)
     with pytest.raises(ValueError, match="do not go together"):

@@ -22,8 +22,7 @@ from sdcompress.families.architecture import OnnxInput, OnnxPart
 from sdcompress.families.onnx_parts import fix_axes, onnx_parts
 from sdcompress.files.artifact import write_json
 from sdcompress.quant.activations import LayerRanges
-from sdcompress.quant.format import from_label
-from sdcompress.quant.registry import known_formats
+from sdcompress.quant.registry import from_label
 from sdcompress.sources.pruned_config import without_quantization
 
 if TYPE_CHECKING:
@@ -95,7 +94,7 @@ def _build(
     packager = Packager(
         model=model,
         spec=spec,
-        formats={layer: from_label(label, known_formats()) for layer, label in quantized_layers(spec.config).items()},
+        formats={layer: from_label(label) for layer, label in quantized_layers(spec.config).items()},
         ranges=ranges,
         read=_LastLayer(part.read).read,
         compute=_IR_DTYPE[compute],

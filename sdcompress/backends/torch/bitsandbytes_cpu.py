@@ -15,7 +15,7 @@ from torch import nn
 
 from sdcompress.backends.torch.modules import QuantizedLinear, set_layer
 from sdcompress.errors import ArtifactError
-from sdcompress.quant.registry import known_formats
+from sdcompress.quant.registry import from_label
 from sdcompress.sources.empty_model import empty_model, tie_weights
 from sdcompress.sources.tensor_names import canonical_name, name_in_model
 
@@ -81,7 +81,7 @@ def _linear(
     packed = bnb.functional.QuantState.from_dict(stats, device=torch.device("cpu"))
     if packed.nested:
         raise ArtifactError(f"{layer}: has nested (double-quantized) scales, which are not supported on a CPU")
-    fmt = known_formats()[packed.quant_type](packed.blocksize)
+    fmt = from_label(f"{packed.quant_type}/{packed.blocksize}")
     # Not bnb.nn.Linear4bit: on a CPU it runs torch.compile for every shape, minutes for a UNet. Same values, at once.
     four = QuantizedLinear(original, fmt)
     four.codes, four.scale = codes, packed.absmax.to(dtype)

@@ -13,7 +13,7 @@ from sdcompress.backends.torch.trajectories import CalibrationRun, Observer, che
 from sdcompress.calibration.settings import Calibration, LayerHistograms, WantedHistograms
 from sdcompress.errors import SourceError
 from sdcompress.progress import Listener, silent
-from sdcompress.quant.activations import Histogram
+from sdcompress.quant.histogram import Histogram
 from sdcompress.sources.source import Source
 from sdcompress.sources.tensor_names import name_in_model
 

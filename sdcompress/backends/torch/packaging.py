@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from sdcompress.quant.format import QuantFormat, QuantizedTensor
-from sdcompress.quant.packing import _PLANES, pack, row_bytes
+from sdcompress.quant.packing import PLANES, pack, row_bytes
 from sdcompress.sources.pruned_config import SCHEMA as PRUNING_SCHEMA
 from sdcompress.sources.pruned_config import pruning_of
 from sdcompress.sources.spec import SUB_BYTE_BITS, ComponentSpec, TensorSpec, layers_of
@@ -154,7 +154,7 @@ def _unpacked(packed: torch.Tensor, bits: int, count: int) -> torch.Tensor:
 
     codes = None
     start = shift = 0
-    for plane in _PLANES[bits]:
+    for plane in PLANES[bits]:
         size = row_bytes(count, plane)
         shifts = torch.arange(0, 8, plane, dtype=torch.uint8, device=packed.device).view(-1, 1)
         runs = (packed[:, start : start + size].unsqueeze(1) >> shifts) & (2**plane - 1)  # [rows, 8 / plane, size]

@@ -38,14 +38,12 @@ def register_transformers() -> None:
 
 def formats_of(layers: Mapping[str, str]) -> dict[str, QuantFormat]:
     """Layer -> format from layer -> label. ArtifactError for a format or an option this version does not have."""
-    from sdcompress.quant.format import from_label
-    from sdcompress.quant.registry import known_formats
+    from sdcompress.quant.registry import from_label
 
-    known = known_formats()
     formats: dict[str, QuantFormat] = {}
     for label in sorted(set(layers.values())):
         try:
-            formats[label] = from_label(label, known)
+            formats[label] = from_label(label)
         except (KeyError, ValueError):
             raise ArtifactError(
                 f"format {label} is unknown to this version of sdcompress; install a newer one"

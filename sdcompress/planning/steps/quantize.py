@@ -35,8 +35,7 @@ from sdcompress.quant.compose import quantize_weight, restored
 from sdcompress.quant.corrections.bias import corrected_bias
 from sdcompress.quant.corrections.hadamard import block_size, joined_sizes
 from sdcompress.quant.error import output_sqnr_db, rounding_sqnr_db, sqnr_db
-from sdcompress.quant.format import from_label
-from sdcompress.quant.registry import known_formats, known_roundings
+from sdcompress.quant.registry import from_label, known_roundings
 from sdcompress.quant.statistics import Limits, block_sizes
 from sdcompress.sources.layer_patterns import first_match
 from sdcompress.sources.spec import CONVOLUTIONS, ComponentSpec, Layer, TensorSpec
@@ -114,7 +113,7 @@ class Quantize(FormatSettings, Step):
         import torch
 
         outcomes = {outcome.layer: outcome for outcome in planned.layers if outcome.format}
-        formats = {name: from_label(str(one.format), known_formats()) for name, one in outcomes.items()}
+        formats = {name: from_label(str(one.format)) for name, one in outcomes.items()}
         tensors = component.spec.tensors
         stock = is_stock(component.spec, formats)
         layer_of: dict[str, str] = {}  # stored tensor -> the layer that it is of

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
@@ -15,7 +15,6 @@ from sdcompress.families.foldable import Fold, folds
 from sdcompress.planning.layer_formats import GroupSize, ScaleBits, wanted_format
 from sdcompress.planning.steps import Planned, Stage, Step
 from sdcompress.quant.corrections.smoothing import scaled, scaled_statistics, scales_for
-from sdcompress.quant.registry import known_formats
 from sdcompress.quant.statistics import LayerStatistics
 from sdcompress.sources.spec import ComponentSpec
 
@@ -59,7 +58,7 @@ class Smooth(Step):
         return Planned(spec, notes=notes, working_bytes=largest, calibrated=consumers, target=target)
 
     def apply(self, component: Component, planned: Planned) -> Component:
-        fmt = known_formats()[self.format](self.group_size, **self._options())
+        fmt = wanted_format(self, planned.target)
         by_tensor: dict[str, list[Fold]] = {}
         for fold in folds(component.spec):
             for name in (*(name for name, _ in fold.producers), *(f"{layer}.weight" for layer in fold.consumers)):
@@ -74,9 +73,6 @@ class Smooth(Step):
 
         statistics = _ScaledStatistics(component.statistics, by_tensor, scales)
         return replace(component.becomes(planned.spec, read), statistics=statistics)
-
-    def _options(self) -> dict[str, Any]:
-        return {} if self.scale_bits == 16 else {"scale_bits": self.scale_bits}
 
 
 class _Scales:

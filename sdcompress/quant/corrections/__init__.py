@@ -1,1 +1,1 @@
-"""What makes up for part of the error of few bits, each correction in a file of its own."""
+"""Corrections of the error of few bits, one module each."""

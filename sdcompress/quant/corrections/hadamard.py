@@ -1,10 +1,10 @@
 """Rotation of blocks of input channels by a Hadamard matrix, which spreads a large weight over its block.
 
-For an orthonormal H, (W H)(H^T x) = W x: the rotated weight, whose values are nearer to normally distributed and whose
-largest ones are smaller, is quantized, and the layer's input is rotated as it runs. QuaRot (arXiv:2404.00456, section
-4), QuIP# (arXiv:2402.04396, section 3). A block is as many neighbouring channels as the largest power of two that
-divides their number, and no more than LARGEST_BLOCK; Sylvester's matrices are symmetric, so H^T = H. In a convolution
-every kernel position is rotated alike, and zeros stay zeros: rotating before padding is rotating after it.
+For an orthonormal H, (W H)(H^T x) = W x. The rotated weight is quantized: its values are closer to a normal
+distribution, and its largest values are smaller. The layer rotates its input when it runs. QuaRot (arXiv:2404.00456,
+section 4), QuIP# (arXiv:2402.04396, section 3). A block has as many neighbouring channels as the largest power of two
+that divides their number, but at most LARGEST_BLOCK. Sylvester's matrices are symmetric, so H^T = H. In a convolution
+every kernel position is rotated in the same way, and zeros stay zeros: rotating before padding is rotating after it.
 """
 
 from __future__ import annotations
@@ -22,25 +22,35 @@ LARGEST_BLOCK = 128
 
 
 def block_size(in_channels: int) -> int:
-    """How many of that many input channels, a number above 0, are rotated together; 1: none are."""
+    """Return how many of that many input channels, at least one, are rotated together; 1: none are.
+
+    Example:
+        >>> block_size(320), block_size(1280), block_size(9)
+        (64, 128, 1)
+    """
     return min(in_channels & -in_channels, LARGEST_BLOCK)
 
 
 def rotated_weight(weight: torch.Tensor) -> torch.Tensor:
-    """The weight [out, in, ...] for rotated inputs; of an embedding [count, width], the one of rotated vectors."""
-    return rotated_input(weight, 1)
+    """Return the weight [out, in, ...] for rotated inputs; of an embedding [count, width]: its rotated vectors.
 
+    Applied twice, it returns the weight.
 
-def restored_weight(weight: torch.Tensor) -> torch.Tensor:
-    """The weight whose rotated one this is."""
+    Example:
+        >>> import torch
+        >>> rotated_weight(torch.tensor([[0.0, 8.0, 0.0, 0.0]]))
+        tensor([[ 4., -4.,  4., -4.]])
+    """
     return rotated_input(weight, 1)
 
 
 def rotated_input(x: torch.Tensor, dim: int, block: int | None = None) -> torch.Tensor:
-    """What the rotated weight expects for `x`, of which axis `dim` are the channels; the same of a rotated output.
+    """Return the input for the rotated weight, in the shape and memory format of `x`. Applied twice, it returns `x`.
 
-    block: of the weight, in a convolution with groups; else it follows from the number of channels. Memory laid out
-    as channels_last stays so.
+    Args:
+        x: an input, of any floating-point type.
+        dim: axis of the channels.
+        block: channels rotated together, where that does not follow from their number: in a grouped convolution.
     """
     from sdcompress.quant.corrections.hadamard_matrix import hadamard_matrix
 
@@ -57,9 +67,13 @@ def rotated_input(x: torch.Tensor, dim: int, block: int | None = None) -> torch.
 
 
 def rotated_statistics(statistics: LayerStatistics, in_channels: int) -> LayerStatistics:
-    """Those of the rotated inputs: H E[x], and H M H of each block M of the moments.
+    """Return the statistics of the rotated inputs: H E[x], and H M H for each block M of the moments.
 
-    Blocks that part channels which are rotated together are joined; what was not gathered between them counts as 0.
+    Blocks are joined where channels that are rotated together lie in two; moments between the two count as 0.
+
+    Args:
+        statistics: of the inputs.
+        in_channels: of the layer.
     """
     positions = statistics.mean.numel() // in_channels
     mean = rotated_input(statistics.mean.view(in_channels, positions), 0).flatten()
@@ -73,12 +87,12 @@ def rotated_statistics(statistics: LayerStatistics, in_channels: int) -> LayerSt
 
 
 def joined_sizes(sizes: Sequence[int], multiple: int) -> tuple[int, ...]:
-    """The sizes of blocks of moments when those that part channels rotated together are joined."""
+    """Return the sizes of blocks of moments after neighbours are joined until each is a multiple of `multiple`."""
     return tuple(sum(part) for part in _in_multiples(sizes, multiple))
 
 
 def _joined(moments: Sequence[torch.Tensor], multiple: int) -> list[torch.Tensor]:
-    """The blocks as they are where their sizes are multiples of `multiple`, neighbours joined where they are not."""
+    """Return the blocks, neighbours joined until the size of each is a multiple of `multiple`."""
     import torch
 
     blocks = iter(moments)
@@ -87,7 +101,7 @@ def _joined(moments: Sequence[torch.Tensor], multiple: int) -> list[torch.Tensor
 
 
 def _in_multiples(sizes: Sequence[int], multiple: int) -> list[list[int]]:
-    """The sizes in runs as short as can be, the sum of each a multiple of `multiple`."""
+    """Return the sizes in the shortest runs whose sums are multiples of `multiple`."""
     runs: list[list[int]] = []
     waiting: list[int] = []
     for size in sizes:

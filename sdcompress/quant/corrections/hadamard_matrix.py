@@ -1,4 +1,4 @@
-"""Sylvester's Hadamard matrices as constants, made once for each device and precision."""
+"""Sylvester's Hadamard matrices, made once for each size, precision and device."""
 
 from __future__ import annotations
 
@@ -8,19 +8,23 @@ _made: dict[tuple[int, torch.dtype, torch.device], torch.Tensor] = {}
 
 
 def hadamard_matrix(size: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """[size, size], size a power of two: symmetric and orthonormal, so that it undoes itself; do not change it.
+    """Return the orthonormal Hadamard matrix, [size, size], for a size that is a power of two. Do not modify it.
 
-    In half precision an odd power's entries are off by a factor of 1 - 1e-4, far below what such activations are
-    rounded by; even powers' are exact.
+    It is symmetric, so it is its own inverse. In half precision the entries are exact for even powers of two, and off
+    by a factor of 1 - 1e-4 for odd ones, which is far below the rounding of such activations.
+
+    Example:
+        >>> hadamard_matrix(4, torch.float32, torch.device("cpu"))[1]
+        tensor([ 0.5000, -0.5000,  0.5000, -0.5000])
     """
     if torch.compiler.is_compiling():
-        return _make(size, dtype, device)  # the compiler folds it; a tensor from outside would be an input of the graph
+        return _make(size, dtype, device)  # the compiler folds it; a cached tensor would be an input of the graph
     key = (size, dtype, device)
     matrix = _made.get(key)
     if matrix is None:
-        with torch.inference_mode(False):  # else it could not be used where gradients are wanted
+        with torch.inference_mode(False):  # so that it can be used where gradients are needed
             matrix = _make(size, dtype, device)
-        if type(matrix) is torch.Tensor:  # not a stand-in without values, as torch.export works with
+        if type(matrix) is torch.Tensor:  # not a tensor without values, as in torch.export
             _made[key] = matrix
     return matrix
 

@@ -4,44 +4,51 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import torch
+import torch
 
+if TYPE_CHECKING:
     from sdcompress.quant.statistics import LayerStatistics
 
-_PIECE = 2048  # columns worked on at once where there are no statistics
+_PIECE = 2048  # columns processed at once where there are no statistics
 
 
 def split(
     weight: torch.Tensor, rank: int, statistics: LayerStatistics | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """up [out, rank] and down [rank, columns], float16: the product of that rank nearest to `weight.flatten(1)`.
+    """Return up [out, rank] and down [rank, columns], float16: the closest product of that rank to the weight.
 
-    Nearest in the sum of squares, or with `statistics` in the layer's output, tr(E M E^T) with E = W - up down and M
-    the blocks of E[x x^T] that they have. `rank` is below both sides of the weight.
+    Args:
+        weight: W, [out, in] or [out, in, kh, kw]; its columns are those of `weight.flatten(1)`.
+        rank: less than the rows and the columns.
+        statistics: of the layer's input. With them, the product is closest in the layer's output, tr(E M E^T) with
+            E = W - up down and M the blocks of E[x x^T]; without, in the sum of squares.
+
+    Example:
+        >>> weight = torch.outer(torch.tensor([1.0, 2.0, 4.0]), torch.tensor([1.0, 0.0, -1.0]))
+        >>> up, down = split(weight, rank=1)
+        >>> bool(torch.allclose(product(up, down, (3, 3)), weight, atol=0.01))
+        True
     """
     flat = weight.flatten(1).float()  # [out, columns]
     basis = _leading_outputs(flat, rank, statistics)  # [out, rank], orthonormal
     down = basis.T @ flat
-    # Both halves get the same largest value, so that neither comes near the limits of float16 before the other.
+    # Both get the same largest value, so that neither reaches the limits of float16 before the other.
     balance = (down.abs().amax(dim=1) / basis.abs().amax(dim=0)).clamp(min=1e-12).sqrt()  # [rank]
     return (basis * balance).half(), (down / balance.unsqueeze(1)).half()
 
 
 def product(up: torch.Tensor, down: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
-    """What the halves stand for: float32, in the weight's shape."""
+    """Return up @ down in float32 and the weight's shape."""
     return (up.float() @ down.float()).view(shape)
 
 
 def _leading_outputs(flat: torch.Tensor, rank: int, statistics: LayerStatistics | None) -> torch.Tensor:
-    """[out, rank] float32: the leading left singular vectors U of W S, with S S^T = M; without statistics of W.
+    """Return the leading left singular vectors U of W S, S S^T = M (without statistics: of W), [out, rank] float32.
 
-    U U^T W is the product wanted, as U U^T W S is the one nearest to W S (Eckart and Young 1936). U are eigenvectors of
-    W M W^T, so S itself is not needed, and neither is a singular value decomposition of a wide W. Of a tall W = Q R
-    they are Q times those of R M R^T. All in float64, since eigenvalues are the squares of singular values.
+    U U^T W is the product wanted, since U U^T W S is the closest to W S (Eckart and Young 1936). U are eigenvectors of
+    W M W^T, so neither S nor a singular value decomposition of a wide W is needed. For a tall W = Q R they are Q times
+    those of R M R^T. All in float64, since eigenvalues are the squares of singular values.
     """
-    import torch
-
     device = "cpu" if flat.device.type == "mps" else flat.device  # MPS has no float64
     wide, tall = flat, None
     if flat.shape[0] > flat.shape[1]:

@@ -1,11 +1,11 @@
-"""Scaling of input channels: channels that carry large inputs get a finer share of their weights' steps.
+"""Scaling of input channels: weights of channels with large inputs are rounded with smaller relative steps.
 
 With positive s_c, sum_c (W_c s_c)(x_c / s_c) is the layer's output. AWQ (arXiv:2306.00978, section 3.2, eq. 4 and 5)
-takes s = a^alpha, a being the size of each channel's input, and searches the alpha that loses least of the layer's
-output when the weight is quantized; the division goes into what comes before the layer, as in SmoothQuant
-(arXiv:2211.10438, section 4). components/foldable.py knows where that is possible.
+takes s = a^alpha, a being the size of each channel's input, and searches the alpha with the smallest error of the
+layer's output when the weight is quantized. The preceding module divides, as in SmoothQuant (arXiv:2211.10438, section
+4). `families/foldable.py` knows where that is possible.
 
-Folds come before quantization: every tensor of a fold becomes what `scaled` says, and the rounding gets the consumers'
+Scaling comes before quantization: `scaled` gives every tensor of a fold, and the rounding gets the consumers'
 `scaled_statistics`. A LoRA made for the original does not fit a layer whose input channels were scaled.
 """
 
@@ -25,17 +25,22 @@ if TYPE_CHECKING:
     from sdcompress.quant.statistics import LayerStatistics
 
 ALPHAS = tuple(step / 10 for step in range(11))
-LARGEST_SCALE = 16.0  # and 1/16 the smallest: float16 weights and inputs stay far from its limits
+LARGEST_SCALE = 16.0  # the smallest is 1/16, so that weights and inputs stay far from the limits of float16
 
 
 def scales_for(
     fold: Fold, weights: Mapping[str, torch.Tensor], statistics: Mapping[str, LayerStatistics], fmt: QuantFormat
 ) -> torch.Tensor:
-    """[channels] float32: what the consumers' weights are best multiplied with before they are quantized in `fmt`.
+    """Return the factors by which the consumers' input channels are best scaled, [channels] float32.
 
-    weights, statistics: of each consumer, under its layer's name. All 1 where scaling makes nothing better. What is
-    made small is the sum over the consumers of tr(E M E^T) / tr(W M W^T), the noise to signal ratio of their outputs,
-    E being the error of rounding on the grid that loses least (`weighted-search`).
+    They minimise the sum over the consumers of tr(E M E^T) / tr(W M W^T), the noise to signal ratio of the output, E
+    being the error of `weighted-search` in `fmt`. All are 1 where scaling improves nothing.
+
+    Args:
+        fold: the layers that share their input channels.
+        weights: of each consumer, [out, in] or [out, in, kh, kw].
+        statistics: of each consumer's input.
+        fmt: the format that the consumers will have.
     """
     import torch
 
@@ -53,10 +58,23 @@ def scales_for(
 
 
 def scaled(name: str, tensor: torch.Tensor, fold: Fold, scales: torch.Tensor) -> torch.Tensor:
-    """The tensor of that name, in its dtype, as the fold makes it; itself if the fold has no part in it.
+    """Return a tensor after scaling, in its dtype: weights of consumers multiplied, tensors of producers divided.
 
-    Consumers' weights are multiplied with the scales [channels], producers divided by them. Raises ValueError where
-    that does not fit the dtype.
+    Args:
+        name: of the tensor; one that the fold does not name is returned as it is.
+        tensor: a weight, or a norm's or layer's bias.
+        fold: the layers that share their input channels.
+        scales: [channels].
+
+    Raises:
+        ValueError: the result overflows the dtype.
+
+    Example:
+        >>> import torch
+        >>> from sdcompress.families.foldable import Fold
+        >>> fold, scales = Fold((("norm.weight", None),), ("to_q",)), torch.tensor([2.0, 0.5])
+        >>> scaled("norm.weight", torch.ones(2), fold, scales), scaled("to_q.weight", torch.ones(1, 2), fold, scales)
+        (tensor([0.5000, 2.0000]), tensor([[2.0000, 0.5000]]))
     """
     import torch
 
@@ -76,7 +94,7 @@ def scaled(name: str, tensor: torch.Tensor, fold: Fold, scales: torch.Tensor) ->
 
 
 def scaled_statistics(statistics: LayerStatistics, scales: torch.Tensor) -> LayerStatistics:
-    """Those of the inputs of a consumer, whose channels come divided by `scales` [channels]."""
+    """Return the statistics of a consumer's input when its channels are divided by `scales` [channels]."""
     columns = scales.repeat_interleave(statistics.mean.numel() // scales.numel())
     parts = columns.split([block.shape[0] for block in statistics.moments])
     moments = tuple(block / part.outer(part) for block, part in zip(statistics.moments, parts, strict=True))
@@ -84,7 +102,7 @@ def scaled_statistics(statistics: LayerStatistics, scales: torch.Tensor) -> Laye
 
 
 def _noise_ratio(weight: torch.Tensor, statistics: LayerStatistics, scales: torch.Tensor, fmt: QuantFormat) -> float:
-    """tr(E M E^T) / tr(W M W^T) of the weight when it is quantized with these scales."""
+    """Return tr(E M E^T) / tr(W M W^T) of the weight when it is quantized with these scales."""
     from sdcompress.quant.error import output_sqnr_db
 
     wide = scales.to(weight.device).view(1, -1, *[1] * (weight.dim() - 2))
@@ -93,7 +111,7 @@ def _noise_ratio(weight: torch.Tensor, statistics: LayerStatistics, scales: torc
 
 
 def _rounded(weight: torch.Tensor, statistics: LayerStatistics, fmt: QuantFormat) -> torch.Tensor:
-    """The weight as the format alone stores it, float32; of a low-rank correction nothing is known yet."""
+    """Return the weight as the format stores it without a low-rank correction, in float32."""
     import torch
 
     from sdcompress.quant.compose import quantize_weight, restored

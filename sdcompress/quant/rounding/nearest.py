@@ -1,4 +1,4 @@
-"""nearest: each weight becomes the value next to it, on a grid wide enough that nothing is clipped."""
+"""nearest: each weight becomes the nearest value, on a grid wide enough that nothing is clipped."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Nearest(Rounding):
-    """Rounding to nearest, as every format does it by itself."""
+    """Rounding to nearest, which is what a format's `quantize` does."""
 
     name = "nearest"
     calibrated = False

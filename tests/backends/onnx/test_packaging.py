@@ -21,12 +21,10 @@ from sdcompress.backends.torch.packaging import package, package_specs  # noqa: 
 from sdcompress.errors import InternalError, UserError  # noqa: E402
 from sdcompress.quant.activations import ActivationRange, LayerRanges  # noqa: E402
 from sdcompress.quant.format import QuantFormat, QuantizedTensor  # noqa: E402
-from sdcompress.quant.int8 import Int8  # noqa: E402
-from sdcompress.quant.int8_unsaturated import Int8Unsaturated  # noqa: E402
-from sdcompress.quant.symmetric import Int4  # noqa: E402
+from sdcompress.quant.registry import from_label  # noqa: E402
 from sdcompress.sources.spec import ComponentSpec, parameter  # noqa: E402
 
-INT8, GROUPED, INT4 = Int8(), Int8(16), Int4()
+INT8, GROUPED, INT4 = from_label("int8"), from_label("int8/16"), from_label("int4")
 CONV = """g (float[n, 64, h, v] x, float[12, 64, 3, 3] conv.weight, float[12] conv.bias) => (float[n, 12, p, q] y) {
         y = Conv<kernel_shape = [3, 3], pads = [1, 1, 1, 1]>(x, conv.weight, conv.bias)
     }"""
@@ -428,7 +426,7 @@ def test_unsaturated_codes_at_full_range(kernel: tuple[int, ...], runtime: str, 
     ranges = LayerRanges(RANGE, output=ActivationRange(-size, size) if kernel else None)
     packaged = quantized_model(
         text.replace("24", "12"), {f"{layer}.weight": tuple(weight.shape), f"{layer}.bias": (12,)},
-        {layer: Int8Unsaturated()}, ranges={layer: ranges}, weights={f"{layer}.weight": weight},
+        {layer: from_label("int8-unsaturated")}, ranges={layer: ranges}, weights={f"{layer}.weight": weight},
     )  # fmt: skip
     if runtime == "onnxruntime":
         (y,) = run(packaged.model, {"x": x})

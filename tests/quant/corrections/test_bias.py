@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from random_weights import random
 from torch.nn import functional as F
 
 from sdcompress.quant.corrections import bias as bias_module
 from sdcompress.quant.corrections.bias import corrected_bias
-
-
-def random(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def test_mean_output_of_a_linear_layer_is_restored() -> None:

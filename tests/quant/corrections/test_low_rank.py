@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from random_weights import random, statistics_of
 
 from sdcompress.quant.corrections.low_rank import product, split
 from sdcompress.quant.statistics import LayerStatistics
@@ -13,14 +14,9 @@ SHAPES = [(12, 40), (40, 12), (16, 6, 3, 3), (70, 6, 3, 3), (9, 9)]
 HALF = 2.0**-11  # what float16 rounds by, relatively
 
 
-def random(shape: tuple[int, ...], seed: int = 0) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
 def correlated(columns: int, sizes: tuple[int, ...], seed: int = 1) -> LayerStatistics:
-    rows = random((300, columns), seed) @ random((columns, columns), seed + 1) * torch.linspace(0.01, 3, columns)
-    parts = rows.split(sizes, dim=1)
-    return LayerStatistics(300, rows.mean(0), tuple(part.T @ part / 300 for part in parts))
+    rows = random(300, columns, seed=seed) @ random(columns, columns, seed=seed + 1)
+    return statistics_of(rows * torch.linspace(0.01, 3, columns), *sizes)
 
 
 def root_of(statistics: LayerStatistics) -> np.ndarray:
@@ -39,7 +35,7 @@ def norm_of_error(weight: torch.Tensor, up: torch.Tensor, down: torch.Tensor, ro
 @pytest.mark.parametrize("blocks", [None, 1, 2])
 def test_no_product_of_that_rank_is_nearer(shape: tuple[int, ...], rank: int, blocks: int | None) -> None:
     """Eckart and Young: what is left has the norm of the singular values beyond the rank."""
-    weight = random(shape)
+    weight = random(*shape)
     columns = weight[0].numel()
     statistics = None
     if blocks:
@@ -61,7 +57,7 @@ def test_no_product_of_that_rank_is_nearer(shape: tuple[int, ...], rank: int, bl
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_equals_a_truncated_singular_value_decomposition(shape: tuple[int, ...]) -> None:
-    weight = random(shape)
+    weight = random(*shape)
     left, values, right = np.linalg.svd(weight.flatten(1).double().numpy(), full_matrices=False)
     expected = torch.from_numpy(left[:, :4] * values[:4] @ right[:4]).float().view(shape)
     # Both halves are rounded to float16; the products of a row and a column are below 10.
@@ -69,14 +65,14 @@ def test_equals_a_truncated_singular_value_decomposition(shape: tuple[int, ...])
 
 
 def test_what_has_a_low_rank_is_found_whole() -> None:
-    weight = random((30, 3)) @ random((3, 50), 1)
+    weight = random(30, 3) @ random(3, 50, seed=1)
     for statistics in (None, correlated(50, (20, 30))):
         close = product(*split(weight, 3, statistics), (30, 50))
         torch.testing.assert_close(close, weight, atol=3 * 2 * HALF * 10, rtol=0)  # three products below 10
 
 
 def test_output_counts_where_the_inputs_are_known() -> None:
-    weight, statistics = random((24, 60)), correlated(60, (60,))
+    weight, statistics = random(24, 60), correlated(60, (60,))
     root = root_of(statistics)
     blind, seeing = split(weight, 6), split(weight, 6, statistics)
     assert norm_of_error(weight, *seeing, root) < norm_of_error(weight, *blind, root)
@@ -84,7 +80,7 @@ def test_output_counts_where_the_inputs_are_known() -> None:
 
 
 def test_small_and_zero_weights_do_not_vanish_or_divide_by_zero() -> None:
-    weight = random((20, 30)) * 1e-6  # below float16's smallest normal number
+    weight = random(20, 30) * 1e-6  # below float16's smallest normal number
     close = product(*split(weight, 4), (20, 30))
     expected = product(*split(weight * 1e6, 4), (20, 30)) * 1e-6
     torch.testing.assert_close(close, expected, atol=1e-6 * 20 * HALF, rtol=0)
@@ -93,7 +89,7 @@ def test_small_and_zero_weights_do_not_vanish_or_divide_by_zero() -> None:
 
 
 def test_columns_never_used_do_not_matter() -> None:
-    weight, statistics = random((10, 20)), correlated(20, (20,))
+    weight, statistics = random(10, 20), correlated(20, (20,))
     moment = statistics.moments[0].clone()
     moment[3], moment[:, 3] = 0, 0
     up, down = split(weight, 2, LayerStatistics(300, statistics.mean, (moment,)))
@@ -101,6 +97,6 @@ def test_columns_never_used_do_not_matter() -> None:
 
 
 def test_the_same_bytes_every_time_and_from_half_precision() -> None:
-    weight, statistics = random((16, 8, 3, 3)).half(), correlated(72, (36, 36))
+    weight, statistics = random(16, 8, 3, 3).half(), correlated(72, (36, 36))
     first, second = split(weight, 4, statistics), split(weight.float(), 4, statistics)
     assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))

@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
+from random_weights import random, statistics_of
 from torch.nn import functional as F
 
 from sdcompress.families.foldable import Fold
-from sdcompress.quant.affine import UInt3, UInt4
 from sdcompress.quant.compose import quantize_weight, restored
 from sdcompress.quant.corrections.smoothing import LARGEST_SCALE, scaled, scaled_statistics, scales_for
 from sdcompress.quant.error import output_sqnr_db
+from sdcompress.quant.registry import from_label
 from sdcompress.quant.rounding.search import WeightedSearch
-from sdcompress.quant.statistics import LayerStatistics
 
 FOLD = Fold((("norm.weight", None), ("gate.weight", (0, 48))), ("first", "second"))
-
-
-def random(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-def statistics_of(rows: torch.Tensor, sizes: tuple[int, ...]) -> LayerStatistics:
-    parts = rows.split(sizes, dim=1)
-    return LayerStatistics(len(rows), rows.mean(0), tuple(part.T @ part / len(rows) for part in parts))
 
 
 def uneven(channels: int = 48, seed: int = 5) -> torch.Tensor:
@@ -73,21 +66,22 @@ def test_what_does_not_fit_is_refused() -> None:
 @pytest.mark.parametrize(("positions", "sizes"), [(1, (48,)), (4, (64, 128))])
 def test_statistics_are_those_of_divided_rows(positions: int, sizes: tuple[int, ...]) -> None:
     rows, scales = random(300, 48 * positions), (random(48, seed=1) / 2).exp()
-    result = scaled_statistics(statistics_of(rows, sizes), scales)
-    expected = statistics_of(rows / scales.repeat_interleave(positions), sizes)
+    result = scaled_statistics(statistics_of(rows, *sizes), scales)
+    expected = statistics_of(rows / scales.repeat_interleave(positions), *sizes)
     assert result.count == 300
     # float32 sums of 300 products of size 10.
     torch.testing.assert_close(result.mean, expected.mean, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(result.moments, expected.moments, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("fmt", [UInt4(), UInt3(16, hadamard=True), UInt4(rank=2)])
-def test_uneven_inputs_lose_less_of_the_output(fmt: UInt4) -> None:
+@pytest.mark.parametrize("label", ["uint4", "uint3/16+hadamard", "uint4+rank2"])
+def test_uneven_inputs_lose_less_of_the_output(label: str) -> None:
+    fmt = from_label(label)
     weights = {"first": random(32, 48), "second": random(20, 48, seed=1)}
-    statistics = dict.fromkeys(weights, statistics_of(uneven(), (48,)))
+    statistics = dict.fromkeys(weights, statistics_of(uneven()))
     scales = scales_for(FOLD, weights, statistics, fmt)
     assert float(scales[::16].min()) > 1.2 * float(scales[1::16].max())
-    plain = type(fmt)(fmt.group_size, hadamard=fmt.hadamard)
+    plain = replace(fmt, rank=0)
     for layer, weight in weights.items():
         tensor = quantize_weight(weight, plain, WeightedSearch(), statistics[layer])
         alone = output_sqnr_db(weight, restored(tensor, torch.float32), statistics[layer])
@@ -98,8 +92,9 @@ def test_uneven_inputs_lose_less_of_the_output(fmt: UInt4) -> None:
 
 def test_even_inputs_are_left_alone() -> None:
     x = torch.cat([torch.eye(48), -torch.eye(48)]) * 48**0.5  # E[x x^T] is a multiple of 1
-    statistics = dict.fromkeys(("first", "second"), statistics_of(x, (48,)))
-    scales = scales_for(FOLD, {"first": random(8, 48), "second": random(8, 48, seed=1)}, statistics, UInt4())
+    statistics = dict.fromkeys(("first", "second"), statistics_of(x))
+    weights = {"first": random(8, 48), "second": random(8, 48, seed=1)}
+    scales = scales_for(FOLD, weights, statistics, from_label("uint4"))
     assert torch.equal(scales, torch.ones(48))
 
 
@@ -107,8 +102,9 @@ def test_scales_are_bounded() -> None:
     x = random(500, 48)
     x[:, 0] *= 1e6
     x[:, 1] = 0  # a channel that never has a value
-    statistics = dict.fromkeys(("first", "second"), statistics_of(x, (48,)))
-    scales = scales_for(FOLD, {"first": random(8, 48), "second": random(8, 48, seed=1)}, statistics, UInt3())
+    statistics = dict.fromkeys(("first", "second"), statistics_of(x))
+    weights = {"first": random(8, 48), "second": random(8, 48, seed=1)}
+    scales = scales_for(FOLD, weights, statistics, from_label("uint3"))
     assert float(scales.max()) <= LARGEST_SCALE and float(scales.min()) >= 1 / LARGEST_SCALE
     assert float(scales.max()) > 2
 
@@ -116,16 +112,14 @@ def test_scales_are_bounded() -> None:
 def test_kernel_positions_share_their_channel_s_scale_and_the_same_comes_out_again() -> None:
     fold = Fold((("norm.weight", None),), ("first",))
     rows = uneven().repeat_interleave(4, dim=1) * (1 + 0.1 * random(500, 192, seed=6))
-    weights, statistics = {"first": random(12, 48, 2, 2)}, {"first": statistics_of(rows, (64, 128))}
-    scales = scales_for(fold, weights, statistics, UInt3())
-    assert scales.shape == (48,) and torch.equal(scales, scales_for(fold, weights, statistics, UInt3()))
+    weights, statistics = {"first": random(12, 48, 2, 2)}, {"first": statistics_of(rows, 64, 128)}
+    scales = scales_for(fold, weights, statistics, from_label("uint3"))
+    assert scales.shape == (48,) and torch.equal(scales, scales_for(fold, weights, statistics, from_label("uint3")))
     assert float(scales[::16].min()) > 1.2 * float(scales[1::16].max())
 
 
 def test_formats_of_bitsandbytes_are_searched_too() -> None:
     pytest.importorskip("bitsandbytes")
-    from sdcompress.quant.bitsandbytes import NF4
-
     weights = {"first": random(32, 48), "second": random(20, 48, seed=1)}
-    scales = scales_for(FOLD, weights, dict.fromkeys(weights, statistics_of(uneven(), (48,))), NF4())
+    scales = scales_for(FOLD, weights, dict.fromkeys(weights, statistics_of(uneven())), from_label("nf4"))
     assert float(scales[::16].min()) > 1.2 * float(scales[1::16].max())

@@ -6,14 +6,15 @@ from typing import Any
 
 import pytest
 import torch
+from random_weights import random
 
 from sdcompress.quant.grid import Grid
-from sdcompress.quant.registry import known_formats
+from sdcompress.quant.registry import from_label, known_formats
 from sdcompress.quant.rounding.gptq import GPTQ, gptq_codes, unit_factor
 from sdcompress.quant.rounding.search import Search, WeightedSearch
 from sdcompress.quant.statistics import LayerStatistics
 
-FORMATS = sorted(name for name, kind in known_formats().items() if kind.roundings is None or "gptq" in kind.roundings)
+FORMATS = sorted(name for name, fmt in known_formats().items() if fmt.roundings is None or "gptq" in fmt.roundings)
 
 
 def correlated(columns: int, seed: int = 0) -> torch.Tensor:
@@ -61,8 +62,8 @@ def textbook(
 @pytest.mark.parametrize("name", ["int3", "uint2", "normal-float4", "codebook3"])
 @pytest.mark.parametrize("columns", [5, 40, 300])
 def test_equals_the_textbook(name: str, columns: int) -> None:
-    weight = torch.randn(6, columns, generator=torch.Generator().manual_seed(2))
-    fmt: Any = known_formats()[name]()
+    weight = random(6, columns, seed=2)
+    fmt: Any = from_label(name)
     grid, moment = fmt.fit(weight, None, search=True), correlated(columns)
     groups = fmt.layout(tuple(weight.shape)).group_of_columns()
     fast = gptq_codes(weight, grid, groups, moment, 0.01)
@@ -87,33 +88,33 @@ def test_the_factor_is_the_moments() -> None:
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("shape", [(16, 72), (6, 20, 3, 3)])
 def test_the_output_is_never_worse_than_weighted_search(name: str, shape: tuple[int, ...]) -> None:
-    weight = torch.randn(shape, generator=torch.Generator().manual_seed(3))
+    weight = random(*shape, seed=3)
     columns = weight[0].numel()
     statistics = statistics_of(columns // 2, columns - columns // 2)
-    fmt: Any = known_formats()[name](8 if "codebook" in name else None)
+    fmt: Any = from_label(f"{name}/8" if "codebook" in name else name)
     ours = output_error(weight, GPTQ().quantize(weight, fmt, statistics), statistics)
     # The comparison inside is of float32 sums.
     assert ours <= output_error(weight, WeightedSearch().quantize(weight, fmt, statistics), statistics) * (1 + 1e-4)
 
 
 def test_correlated_inputs_gain_much() -> None:
-    weight, statistics = torch.randn(32, 128, generator=torch.Generator().manual_seed(4)), statistics_of(128)
-    fmt: Any = known_formats()["int4"]()
+    weight, statistics = random(32, 128, seed=4), statistics_of(128)
+    fmt: Any = from_label("int4")
     ours = output_error(weight, GPTQ().quantize(weight, fmt, statistics), statistics)
     # Half of the directions carry hardly anything, so that half of the error has somewhere to go.
     assert ours < 0.5 * output_error(weight, Search().quantize(weight, fmt, None), statistics)
 
 
 def test_uncorrelated_inputs_change_nothing() -> None:
-    weight = torch.randn(4, 32, generator=torch.Generator().manual_seed(5))
-    fmt: Any = known_formats()["int4"]()
+    weight = random(4, 32, seed=5)
+    fmt: Any = from_label("int4")
     grid, groups = fmt.fit(weight, None, search=True), torch.zeros(32, dtype=torch.int64)
     assert torch.equal(gptq_codes(weight, grid, groups, torch.eye(32), 0.01), fmt.nearest(weight, grid))
 
 
 def test_dead_columns_and_dead_layers() -> None:
-    weight = torch.randn(4, 32, generator=torch.Generator().manual_seed(6))
-    fmt: Any = known_formats()["int4"]()
+    weight = random(4, 32, seed=6)
+    fmt: Any = from_label("int4")
     moment = correlated(32)
     moment[3], moment[:, 3] = 0, 0
     some = GPTQ().quantize(weight, fmt, LayerStatistics(1, torch.zeros(32), (moment,)))
@@ -130,8 +131,8 @@ def test_a_moment_that_is_not_positive_definite_is_damped_more() -> None:
 
 
 def test_the_same_twice_and_nan_is_refused() -> None:
-    weight, statistics = torch.randn(8, 64, generator=torch.Generator().manual_seed(7)), statistics_of(64)
-    fmt: Any = known_formats()["uint3"](None, 8)
+    weight, statistics = random(8, 64, seed=7), statistics_of(64)
+    fmt: Any = from_label("uint3+scale8")
     first, second = (GPTQ().quantize(weight, fmt, statistics).parts() for _ in range(2))
     assert all(torch.equal(first[part], second[part]) for part in first)
     weight[0, 0] = torch.inf

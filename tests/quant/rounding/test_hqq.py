@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sdcompress.quant.registry import known_formats
+from sdcompress.quant.registry import from_label
 from sdcompress.quant.rounding.hqq import HQQ
 from sdcompress.quant.rounding.search import Search
 
@@ -22,7 +22,7 @@ def heavy_tailed(shape: tuple[int, ...]) -> torch.Tensor:
 @pytest.mark.parametrize("shape", [(64, 200), (16, 70, 3, 3)])  # 200 and 70 channels end in smaller groups
 def test_the_error_counts_outliers_less(name: str, shape: tuple[int, ...]) -> None:
     """sum |w - w'|^0.7, which hqq minimises, against the scales that minimise the square."""
-    weight, fmt = heavy_tailed(shape), known_formats()[name]()
+    weight, fmt = heavy_tailed(shape), from_label(name)
 
     def loss(rounding: HQQ | Search) -> float:
         close = rounding.quantize(weight, fmt, None).dequantize(torch.float32)  # type: ignore[arg-type]
@@ -32,7 +32,7 @@ def test_the_error_counts_outliers_less(name: str, shape: tuple[int, ...]) -> No
 
 
 def test_the_same_twice() -> None:
-    weight, fmt = heavy_tailed((32, 64)), known_formats()["uint3"](None, 8)
+    weight, fmt = heavy_tailed((32, 64)), from_label("uint3+scale8")
     first, second = (HQQ().quantize(weight, fmt, None).parts() for _ in range(2))  # type: ignore[arg-type]
     assert all(torch.equal(first[name], second[name]) for name in first)
 
@@ -41,4 +41,4 @@ def test_nan_is_refused() -> None:
     weight = heavy_tailed((4, 32))
     weight[1, 2] = torch.nan
     with pytest.raises(ValueError, match="1 of 128 values are NaN or infinite"):
-        HQQ().quantize(weight, known_formats()["int4"](), None)  # type: ignore[arg-type]
+        HQQ().quantize(weight, from_label("int4"), None)  # type: ignore[arg-type]

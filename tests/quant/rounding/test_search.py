@@ -6,34 +6,36 @@ from typing import Any
 
 import pytest
 import torch
+from random_weights import random, statistics_of
 
 from sdcompress.quant.grid_format import GridFormat
-from sdcompress.quant.registry import known_formats
+from sdcompress.quant.registry import from_label, known_formats
 from sdcompress.quant.rounding.nearest import Nearest
 from sdcompress.quant.rounding.search import Search, WeightedSearch
 from sdcompress.quant.statistics import LayerStatistics
+from sdcompress.sources.spec import parameter
 
-FORMATS = sorted(name for name, kind in known_formats().items() if kind.roundings is None or "gptq" in kind.roundings)
+FORMATS = sorted(name for name, fmt in known_formats().items() if fmt.roundings is None or "gptq" in fmt.roundings)
+LABELS = [f"{name}/4" if "codebook" in name else name + more for name in FORMATS for more in ("", "+scale8")]
 SHAPES = [(24, 72), (12, 40, 3, 3), (5, 7, 1, 2)]
 # Losses are float32 sums of some thousand squares: a relative error of 1e-5 at most.
 CLOSE = 1 + 1e-5
 
 
-def made(name: str, scale_bits: int = 16) -> GridFormat:
-    kind: Any = known_formats()[name]
-    return kind(None, scale_bits) if "scale_bits" in kind.options else kind(4)
+def made(label: str) -> GridFormat:
+    fmt = from_label(label)
+    assert isinstance(fmt, GridFormat)
+    return fmt
 
 
-def random_weight(shape: tuple[int, ...], seed: int = 0) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator) * torch.rand(shape[:1], generator=generator).view(
-        -1, *[1] * (len(shape) - 1)
-    )
+def random_weight(shape: tuple[int, ...]) -> torch.Tensor:
+    """Rows of different size."""
+    size = torch.rand(shape[0], generator=torch.Generator().manual_seed(1))
+    return random(*shape) * size.view(-1, *[1] * (len(shape) - 1))
 
 
-def statistics_of(columns: int) -> LayerStatistics:
-    rows = torch.randn(500, columns, generator=torch.Generator().manual_seed(1)) * torch.logspace(-2, 1, columns)
-    return LayerStatistics(500, rows.mean(0), (rows.T @ rows / 500,))
+def uneven(columns: int) -> LayerStatistics:
+    return statistics_of(random(500, columns, seed=1) * torch.logspace(-2, 1, columns))
 
 
 def loss(weight: torch.Tensor, tensor: Any, importance: torch.Tensor | None = None) -> float:
@@ -48,18 +50,22 @@ def test_nearest_is_the_formats_own() -> None:
         assert all(torch.equal(one[part], other[part]) for part in other)
 
 
-@pytest.mark.parametrize("scale_bits", [8, 16])
-@pytest.mark.parametrize("name", FORMATS)
-def test_a_search_never_loses_more_than_nearest(name: str, scale_bits: int) -> None:
-    fmt = made(name, scale_bits)
+@pytest.mark.parametrize("label", sorted(set(LABELS)))
+def test_a_search_never_loses_more_than_nearest_and_stores_what_is_planned(label: str) -> None:
+    fmt = made(label)
     for shape in SHAPES:
         weight = random_weight(shape)
-        statistics = statistics_of(weight[0].numel())
-        nearest = fmt.quantize(weight)
-        assert loss(weight, Search().quantize(weight, fmt, None)) <= loss(weight, nearest) * CLOSE
+        statistics = uneven(weight[0].numel())
+        nearest, found = fmt.quantize(weight), Search().quantize(weight, fmt, None)
+        assert loss(weight, found) <= loss(weight, nearest) * CLOSE
         weighted = WeightedSearch().quantize(weight, fmt, statistics)
         importance = statistics.second_moment
         assert loss(weight, weighted, importance) <= loss(weight, nearest, importance) * CLOSE
+        parts, specs = found.parts(), fmt.stored(parameter(shape, "F32"))
+        assert list(parts) == list(specs)
+        assert [tuple(part.shape) for part in parts.values()] == [spec.shape for spec in specs.values()]
+        dtypes = {torch.float16: "F16", torch.uint8: "U8", torch.int8: "I8"}
+        assert all(dtypes[parts[part].dtype] == specs[part].dtype for part in parts if part != "codes")
 
 
 def test_searches_gain_at_low_bits() -> None:
@@ -70,24 +76,9 @@ def test_searches_gain_at_low_bits() -> None:
         assert loss(weight, Search().quantize(weight, fmt, None)) < 0.7 * loss(weight, fmt.quantize(weight))
 
 
-@pytest.mark.parametrize("name", FORMATS)
-def test_stored_parts_are_as_planned(name: str) -> None:
-    from sdcompress.sources.spec import parameter
-
-    weight = random_weight((12, 40, 3, 3))
-    for scale_bits in (8, 16):
-        fmt = made(name, scale_bits)
-        parts = Search().quantize(weight, fmt, None).parts()
-        specs = fmt.stored(parameter(tuple(weight.shape), "F32"))
-        assert list(parts) == list(specs)
-        assert [tuple(part.shape) for part in parts.values()] == [spec.shape for spec in specs.values()]
-        dtypes = {torch.float16: "F16", torch.uint8: "U8", torch.int8: "I8"}
-        assert all(dtypes[parts[part].dtype] == specs[part].dtype for part in parts if part != "codes")
-
-
-@pytest.mark.parametrize("name", ["int3", "uint4", "normal-float4"])
-def test_chunks_do_not_change_the_result(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    weight, fmt = random_weight((20, 48)), made(name, 8)
+@pytest.mark.parametrize("label", ["int3+scale8", "uint4+scale8", "normal-float4+scale8"])
+def test_chunks_do_not_change_the_result(label: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    weight, fmt = random_weight((20, 48)), made(label)
     whole = Search().quantize(weight, fmt, None).parts()
     monkeypatch.setattr("sdcompress.quant.grid_format.PIECE", 150)
     pieces = Search().quantize(weight, fmt, None).parts()
@@ -99,7 +90,7 @@ def test_what_cannot_be_done_is_said() -> None:
     with pytest.raises(ValueError, match="needs the statistics"):
         WeightedSearch().quantize(weight, made("int4"), None)
     with pytest.raises(ValueError, match="of 31 columns, and the weight has 32"):
-        WeightedSearch().quantize(weight, made("int4"), statistics_of(31))
+        WeightedSearch().quantize(weight, made("int4"), uneven(31))
     weight[0, 0] = torch.nan
     for name in FORMATS:
         with pytest.raises(ValueError, match="1 of 128 values are NaN or infinite"):

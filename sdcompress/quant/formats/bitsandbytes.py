@@ -1,5 +1,8 @@
-"""bitsandbytes' formats through bitsandbytes' own functions: nf4, fp4 (QLoRA, arXiv:2305.14314) and LLM.int8 rows
-(arXiv:2208.07339). Linear layers as bitsandbytes knows them, convolutions flattened to [out, in*kh*kw]."""
+"""bitsandbytes' formats through bitsandbytes' own functions: nf4 and fp4 (QLoRA, arXiv:2305.14314), and llm-int8.
+
+llm-int8 is the vector-wise quantization of LLM.int8 (arXiv:2208.07339, section 2). Linear layers are stored as
+bitsandbytes stores them, convolutions as linear layers of [out, in*kh*kw].
+"""
 
 from __future__ import annotations
 
@@ -20,22 +23,19 @@ if TYPE_CHECKING:
     import torch
 
 CHUNK = 2**20  # weights rounded at once, a multiple of every block size
-BLOCK_SIZES = (64, 128, 256, 512, 1024, 2048, 4096)  # what bitsandbytes' kernels take
+BLOCK_SIZES = (64, 128, 256, 512, 1024, 2048, 4096)  # for which bitsandbytes has kernels
 
 
 @dataclass(frozen=True)
 class FourBit(QuantFormat):
-    """Blocks of `group_size` (64) consecutive weights of the flattened tensor share a float32 maximum."""
+    """nf4 or fp4; blocks of `group_size` (64) consecutive weights of the flattened tensor share a float32 maximum."""
 
-    bits = 4
     kinds = frozenset({"linear"}) | CONVOLUTIONS
-    targets = frozenset({"torch"})
     library = "bitsandbytes"
-    keeps_sensitive = True
-    alternative = "int4"
 
     @property
     def block_size(self) -> int:
+        """Weights of a block."""
         return self.group_size or BLOCK_SIZES[0]
 
     def problem(self, layer: Layer, target: str = "torch") -> Problem | None:
@@ -70,8 +70,8 @@ class FourBit(QuantFormat):
         assert tensor.scale is not None
         if tensor.codes.is_cuda:
             return _dequantize_on_gpu(self, tensor, dtype)
-        # bitsandbytes' CPU kernels either go through torch.compile for every shape or are wrong where a block is longer
-        # than a row (0.50.2 on AVX512); this lookup is neither.
+        # bitsandbytes' CPU kernels are compiled for every shape, or wrong where a block is longer than a row (0.50.2 on
+        # AVX512). This lookup is neither.
         values = self.code_values(tensor.codes.device).to(dtype)
         pairs = torch.cartesian_prod(values, values)  # [256, 2]: high half byte first
         count = math.prod(tensor.shape)
@@ -83,7 +83,7 @@ class FourBit(QuantFormat):
         return (weights.view(-1, self.block_size) * scale.unsqueeze(1)).view(tensor.shape)
 
     def code_values(self, device: torch.device | str = "cpu") -> torch.Tensor:
-        """The 16 values of the codes, [16] float32."""
+        """Return the values of the 16 codes, [16] float32."""
         return _code_values(self.name, str(device))
 
 
@@ -106,9 +106,9 @@ def _code_values(name: str, device: str) -> torch.Tensor:
     return _functional().get_4bit_type(name, device=device)
 
 
-@cache  # asked for whenever a layer runs
+@cache  # called whenever a layer runs
 def _functional() -> Any:
-    """bitsandbytes.functional, imported without its warning that an optional CPU kernel package is missing."""
+    """Import bitsandbytes.functional without its warning that an optional CPU kernel package is missing."""
     logger = logging.getLogger("bitsandbytes")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -120,7 +120,7 @@ def _functional() -> Any:
 
 @contextmanager
 def _without_compiling() -> Iterator[None]:
-    """bitsandbytes' CPU functions run as they are, not through torch.compile (a compiler run for every shape)."""
+    """Run bitsandbytes' CPU functions as they are, not through torch.compile, which would compile every shape."""
     import torch
 
     if not hasattr(torch.compiler, "set_stance"):  # torch before 2.6
@@ -131,30 +131,11 @@ def _without_compiling() -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class NF4(FourBit):
-    """4-bit NormalFloat: quantiles of a normal distribution."""
-
-    name = "nf4"
-
-
-@dataclass(frozen=True)
-class FP4(FourBit):
-    """4-bit floating point."""
-
-    name = "fp4"
-
-
-@dataclass(frozen=True)
 class LLMInt8(QuantFormat):
-    """int8 rows with a float32 maximum each; bitsandbytes also rounds the activations, keeping outliers in float."""
+    """int8 rows with a float32 maximum each; bitsandbytes also rounds activations, except for outliers."""
 
-    name = "llm-int8"
-    bits = 8
     kinds = frozenset({"linear"}) | CONVOLUTIONS
-    targets = frozenset({"torch"})
     library = "bitsandbytes"
-    keeps_sensitive = False
-    alternative = "int8"
 
     def problem(self, layer: Layer, target: str = "torch") -> Problem | None:
         if self.group_size is None:
@@ -179,3 +160,6 @@ class LLMInt8(QuantFormat):
         assert tensor.scale is not None
         scale = (tensor.scale / 127).to(dtype)
         return tensor.codes.to(dtype) * scale.view(-1, *[1] * (tensor.codes.dim() - 1))
+
+
+FORMATS = (FourBit("nf4", 4), FourBit("fp4", 4), LLMInt8("llm-int8", 8))

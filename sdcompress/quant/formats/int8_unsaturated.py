@@ -1,13 +1,14 @@
 """int8-unsaturated: eight-bit codes that x86 CPUs without VNNI multiply by unsigned activations without overflow.
 
-There vpmaddubsw adds two products of an unsigned and a signed byte in 16 bits, and saturates. Codes of neighbouring
-input channels whose sum stays within 128 cannot: 255 x 128 is below 2^15. So the scale is the largest same-sign sum of
-a pair, not the largest weight, by 127: about half a bit coarser, where the usual remedy, 7-bit weights, costs a whole
-one. With VNNI, AMX or ARM's dot products it is int8 with a coarser scale.
+There, vpmaddubsw adds two products of an unsigned and a signed byte in 16 bits, and saturates. Codes of neighbouring
+input channels whose sum stays within 128 cannot: 255 x 128 is below 2^15.
+So the scale is the largest same-sign sum of a pair divided by 127, and not the largest weight: about half a bit
+coarser, where the usual remedy, 7-bit weights, costs a whole bit. VNNI, AMX and ARM's dot products do not saturate;
+there it is int8 with a coarser scale.
 
 ONNX Runtime and OpenVINO both take the input channels in pairs, in their order. They differ in convolutions with an odd
 number of input channels: ONNX Runtime pairs the last channel with the first one of the next kernel position, as
-`largest_pair` does; OpenVINO pads each position to whole pairs, so some of its pairs are others and may saturate.
+`largest_pair` does. OpenVINO pads each position to whole pairs, so that some of its pairs are others and may saturate.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sdcompress.errors import Problem
-from sdcompress.quant.int8 import Int8
+from sdcompress.quant.formats.symmetric import Symmetric
 from sdcompress.sources.spec import CONVOLUTIONS, Layer
 
 if TYPE_CHECKING:
@@ -24,13 +25,12 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Int8Unsaturated(Int8):
-    """Per output channel only."""
+class Int8Unsaturated(Symmetric):
+    """int8 whose pairs of codes cannot overflow 16 bits; one scale for each output channel, no groups."""
 
-    name = "int8-unsaturated"
     kinds = frozenset({"linear"}) | CONVOLUTIONS
     options = frozenset()
-    roundings = frozenset({"nearest"})  # another code or scale, and a pair could saturate
+    roundings = frozenset({"nearest"})  # with other codes or scales, a pair could saturate
     sums_fit_16_bits = True
 
     def problem(self, layer: Layer, target: str = "torch") -> Problem | None:
@@ -43,9 +43,15 @@ class Int8Unsaturated(Int8):
 
 
 def largest_pair(rows: torch.Tensor) -> torch.Tensor:
-    """[rows, 1]: the largest sum of the positive, or of the negative, weights of two neighbouring input channels.
+    """Return the largest sum of two neighbouring input channels' positive, or negative, weights, [rows, 1].
 
-    rows: [rows, in] or [rows, in, kh, kw], whose kernel positions follow one another with their channels side by side.
+    Args:
+        rows: [rows, in], or [rows, in, kh, kw], where the channels of each kernel position are neighbours.
+
+    Example:
+        >>> import torch
+        >>> largest_pair(torch.tensor([[1.0, 2.0, -3.0, 0.5, 2.5]]))
+        tensor([[3.]])
     """
     import torch
 
@@ -53,3 +59,6 @@ def largest_pair(rows: torch.Tensor) -> torch.Tensor:
     pairs = torch.nn.functional.pad(flat, (0, flat.shape[1] % 2)).unflatten(1, (-1, 2))
     sums = torch.stack((pairs.clamp(min=0).sum(2), (-pairs).clamp(min=0).sum(2)))
     return sums.amax(dim=(0, 2)).unsqueeze(1)
+
+
+FORMATS = (Int8Unsaturated("int8-unsaturated", 8),)

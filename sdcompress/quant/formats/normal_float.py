@@ -1,9 +1,9 @@
 """normal-float4: the levels of NF4 in groups of input channels, packed as our other formats are.
 
 The 16 levels are those of QLoRA (arXiv:2305.14314), appendix E: quantiles of a normal distribution, one of them exactly
-0, the outermost -1 and 1; a group's scale is its largest magnitude. Unlike bitsandbytes' `nf4`, groups stay inside an
-output channel, scales are of 16 or 8 bits, and convolutions need no module of a library. There is a level more above 0
-than below: a searched scale may be negative, which turns that round.
+0, the outermost -1 and 1; a group's scale is its largest magnitude. Unlike in bitsandbytes' `nf4`, groups stay inside
+an output channel, scales have 16 or 8 bits, and convolutions need no module of a library. There is one level more
+above 0 than below; a negative scale, which a search may choose, reverses that.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sdcompress.quant import scales
-from sdcompress.quant.fitting import best_scale
 from sdcompress.quant.grid import Grid, nearest, value_of
 from sdcompress.quant.grid_format import GridFormat
 
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
     import torch
 
     from sdcompress.quant.format import QuantizedTensor
-    from sdcompress.sources.spec import TensorSpec
 
 # fmt: off
 LEVELS = (
@@ -29,23 +27,30 @@ LEVELS = (
     0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
 )
 # fmt: on
-FINE = 512  # entries for a scale's length of the table that a search looks levels up in
+FINE = 512  # entries per unit of the table in which a search looks levels up
 
 
 @dataclass(frozen=True)
 class NormalFloat4(GridFormat):
-    """32 input channels to a group unless `group_size` says otherwise."""
+    """Codes of NF4's levels; a group is 32 input channels by default.
 
-    name = "normal-float4"
-    bits = 4
+    Example:
+        >>> import torch
+        >>> tensor = NormalFloat4("normal-float4", 4).quantize(torch.tensor([[-2.0, 0.01, 1.1, 2.0]]))
+        >>> tensor.codes.tolist(), tensor.dequantize(torch.float32)
+        ([[0, 7, 13, 15]], tensor([[-2.0000,  0.0000,  1.1252,  2.0000]]))
+    """
+
     signed = False
-    default_group = 32
 
-    def grid_specs(self, shape: tuple[int, ...]) -> dict[str, TensorSpec]:
-        return scales.specs(self.layout(shape).scale_shape, self.scale_bits, signed=True)
+    @property
+    def signed_scales(self) -> bool:
+        return True
 
     def fit(self, weight: torch.Tensor, importance: torch.Tensor | None, search: bool) -> Grid:
         import torch
+
+        from sdcompress.quant.fitting import best_scale
 
         layout = self.layout(tuple(weight.shape))
         grouped = layout.grouped(weight)  # [rows, groups, k]
@@ -56,7 +61,7 @@ class NormalFloat4(GridFormat):
         table = value_of(nearest(places, None, None, levels, 0, 15), None, None, levels)
 
         def rounded(steps: torch.Tensor) -> torch.Tensor:
-            # Twenty times as fast as bisection, and off by half an entry at most; codes are chosen exactly.
+            # Twenty times as fast as bisection, and off by at most half an entry; codes are chosen exactly afterwards.
             entries = steps.mul_(FINE).add_(FINE).clamp_(0, 2 * FINE - 1).int()
             return table.index_select(0, entries.reshape(-1)).view(steps.shape)
 
@@ -64,15 +69,9 @@ class NormalFloat4(GridFormat):
         exact = best_scale(grouped, columns, self.bits, top=1.0, rounded=rounded, signs=(1, -1))
         return self._grid(exact, layout.scale_shape, up=False)
 
-    def stored_grid(
-        self,
-        scale: torch.Tensor | None,
-        zero: torch.Tensor | None,
-        levels: torch.Tensor | None,
-        shape: tuple[int, ...],
-    ) -> Grid:
-        assert scale is not None
-        return self._grid(scale, self.layout(shape).scale_shape, up=False)
+    def stored_grid(self, grid: Grid, shape: tuple[int, ...]) -> Grid:
+        assert grid.scale is not None
+        return self._grid(grid.scale, self.layout(shape).scale_shape, up=False)
 
     def _grid(self, scale: torch.Tensor, shape: tuple[int, ...], up: bool) -> Grid:
         import torch
@@ -84,3 +83,6 @@ class NormalFloat4(GridFormat):
         import torch
 
         return torch.tensor(LEVELS, dtype=dtype, device=tensor.codes.device)
+
+
+FORMATS = (NormalFloat4("normal-float4", 4),)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any
 
 import pytest
 import torch
+from random_weights import random
 
+from sdcompress.quant.formats.codebook import Codebook
 from sdcompress.quant.k_means import k_means
-from sdcompress.quant.registry import known_formats
 from sdcompress.sources.spec import parameter
 
 
@@ -56,18 +56,16 @@ def test_fewer_numbers_than_centres() -> None:
 
 @pytest.mark.parametrize("group", [None, 1, 3, 8])
 @pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
-def test_stored_and_read_back(group: int | None, bits: int) -> None:
-    weight = torch.randn(8, 6, 3, 3, generator=torch.Generator().manual_seed(1))
-    fmt: Any = known_formats()[f"codebook{bits}"](group)
-    tensor, specs = fmt.quantize(weight), fmt.stored(parameter(tuple(weight.shape), "F32"))
-    assert tensor.palette is not None and tuple(tensor.palette.shape) == specs["palette"].shape
-    shared = group or 8
+def test_each_weight_goes_to_the_nearest_of_its_palette(group: int | None, bits: int) -> None:
+    weight, shared = random(8, 6, 3, 3, seed=1), group or 8
+    fmt = Codebook(f"codebook{bits}", bits, group)
+    tensor = fmt.quantize(weight)
+    assert tensor.palette is not None
     expected = torch.stack([tensor.palette[row // shared][tensor.codes[row].long()] for row in range(8)]).float()
     assert torch.equal(tensor.dequantize(torch.float32), expected)
-    nearest = (
-        (weight.flatten(1)[:, :, None] - tensor.palette.float().repeat_interleave(shared, 0)[:8, None]).abs().amin(2)
-    )
+    levels = tensor.palette.float().repeat_interleave(shared, 0)[:8, None]
+    nearest = (weight.flatten(1)[:, :, None] - levels).abs().amin(2)
     # A value between two levels goes to either: the middle is a float32.
     assert torch.allclose((weight - expected).abs().flatten(1), nearest, atol=1e-6)
-    size_bits = 8 * sum(spec.size_bytes for spec in specs.values())
+    size_bits = 8 * sum(spec.size_bytes for spec in fmt.stored(parameter(tuple(weight.shape), "F32")).values())
     assert size_bits == -(-weight.numel() * bits // 8) * 8 + 16 * 2**bits * -(-8 // shared)
