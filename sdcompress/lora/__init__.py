@@ -1,1 +1,1 @@
-"""LoRA files: which layer of a component each low-rank update in them is for, and what it adds to the weight."""
+"""LoRA files: their keys, their updates for the layers of a component, and adding these to weights."""

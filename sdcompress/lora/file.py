@@ -1,4 +1,4 @@
-"""A LoRA file read against a component: its updates by layer, from the header and a few scalars."""
+"""The updates that a LoRA file has for the layers of a component, from its header and a few scalars."""
 
 from __future__ import annotations
 
@@ -20,21 +20,29 @@ from sdcompress.sources.spec import CONVOLUTIONS, ComponentSpec, layers_of
 
 FILE_NAMES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")  # in folders of diffusers and PEFT
 ADAPTER_CONFIG = "adapter_config.json"  # beside PEFT's own files
-ADAPTER_METADATA = "lora_adapter_metadata"  # what diffusers puts it under in a file's header
+ADAPTER_METADATA = "lora_adapter_metadata"  # where diffusers puts the settings in a file's header
 _STRUCT = {"F64": "<d", "F32": "<f", "F16": "<e", "I64": "<q", "I32": "<i"}
-# Features that a UNet's cross-attention takes -> the family it is of.
+# Features that a UNet's cross-attention takes -> family.
 _FAMILIES = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 1280: "SDXL's refiner", 2048: "SDXL"}
 
 
 @dataclass(frozen=True)
 class LowRank:
-    """What is added to a layer's weight: scale * up @ down (LoCon's with `mid` between them)."""
+    """The update of a layer's weight: scale * up @ down (LoRA, arXiv:2106.09685, section 4.1).
+
+    Args:
+        layer: name of the layer.
+        down: [rank, in, (kh, kw)].
+        up: [out, rank].
+        mid: [rank, rank, kh, kw], which LoCon has between the two.
+        scale: alpha / rank; 1 where the file does not tell.
+    """
 
     layer: str
     down: TensorRange
     up: TensorRange
     mid: TensorRange | None
-    scale: float  # alpha / rank, alpha being the rank where the file does not say
+    scale: float
 
     @property
     def rank(self) -> int:
@@ -43,15 +51,25 @@ class LowRank:
 
 @dataclass(frozen=True)
 class LoraFile:
-    """The updates a file has for one component, and how many layers of which other components it is for too."""
+    """The updates that a file has for one component.
+
+    Args:
+        file: the file.
+        updates: of each layer.
+        others: number of layers of each other component that the file has updates for.
+    """
 
     file: Path
-    updates: Mapping[str, LowRank]  # by layer
+    updates: Mapping[str, LowRank]
     others: Mapping[str, int] = field(default_factory=dict)
 
 
 def find_file(path: Path) -> Path:
-    """The LoRA's file, `path` being it or the folder it lies in. UserError when there is none."""
+    """Return the LoRA's file, given the file or its folder.
+
+    Raises:
+        UserError: there is none.
+    """
     for file in (path / name for name in FILE_NAMES) if path.is_dir() else (path,):
         if file.is_file():
             return file
@@ -60,7 +78,11 @@ def find_file(path: Path) -> Path:
 
 
 def open_lora(path: Path, spec: ComponentSpec) -> LoraFile:
-    """The updates for the component. UserError says what is wrong with a file that does not fit it."""
+    """Return the updates for the component.
+
+    Raises:
+        UserError: the file is of another kind, has nothing for the component, or does not fit it.
+    """
     file = find_file(path)
     if file.suffix != ".safetensors":
         raise UserError(f"{file}: is no safetensors file; convert it, since pickles can run code when opened")
@@ -103,7 +125,7 @@ def _parse(file: Path, header: Mapping[str, TensorRange]) -> dict[str, Key]:
 
 
 def layer_names(spec: ComponentSpec) -> dict[str, str]:
-    """What LoRAs may call a layer, without dots -> the layer: of those that low-rank updates can be added to."""
+    """Return the names, without dots, that LoRAs may use -> the layer, for all layers that can be updated."""
     able = [layer.name for layer in layers_of(spec) if layer.kind == "linear" or layer.kind in CONVOLUTIONS]
     known = {name.replace(".", "_"): name for name in able}
     if spec.class_name == "UNet2DConditionModel":  # whose layers some files call as the published checkpoint does
@@ -116,7 +138,7 @@ def layer_names(spec: ComponentSpec) -> dict[str, str]:
 def _match(
     file: Path, keys: Mapping[str, Key], header: Mapping[str, TensorRange], spec: ComponentSpec
 ) -> dict[str, dict[str, TensorRange]]:
-    """Layer -> role -> tensor. UserError where the component has no such layer."""
+    """Return layer -> role -> tensor. Raises UserError where the component has no such layer."""
     known = layer_names(spec)
     matched: dict[str, dict[str, TensorRange]] = {}
     lost = []
@@ -156,22 +178,24 @@ def _update(layer: str, parts: Mapping[str, TensorRange], spec: ComponentSpec, c
 
 
 def _without_ones(shape: Sequence[int]) -> tuple[int, ...]:
-    """A 1x1 convolution's shape as a linear layer's: files have the one where the model has the other."""
+    """Return a 1x1 convolution's shape as a linear layer's, since files may have one where the model has the other."""
     return tuple(shape[:2]) if all(size == 1 for size in shape[2:]) else tuple(shape)
 
 
 @dataclass(frozen=True)
 class _AdapterConfig:
-    """What PEFT's settings say of a layer's scale; without any, the scale is 1."""
+    """PEFT's settings, which give a layer's scale; without any, the scale is 1."""
 
-    settings: Mapping[str, Any]
+    alpha: float | None
+    alpha_pattern: Mapping[str, float]  # regular expression -> alpha of the layers that it matches
+    use_rslora: bool  # whether alpha is divided by the root of the rank
 
     @classmethod
     def of(cls, file: Path, keys: Mapping[str, Key], component: str) -> _AdapterConfig:
-        """The settings in the file's header, or in the file that PEFT writes beside its own."""
+        """Return the settings from the file's header, or from the file that PEFT writes beside its own."""
         packed = json.loads(read_metadata(file).get(ADAPTER_METADATA, "{}"))
-        settings = {name.removeprefix(f"{component}."): value for name, value in packed.items()
-                    if name.startswith(f"{component}.")}  # fmt: skip
+        settings: dict[str, Any] = {name.removeprefix(f"{component}."): value for name, value in packed.items()
+                                    if name.startswith(f"{component}.")}  # fmt: skip
         beside = file.with_name(ADAPTER_CONFIG)
         if any(name.startswith("base_model.model.") for name in keys):
             has_alphas = any(key.role == "alpha" for key in keys.values())
@@ -180,14 +204,15 @@ class _AdapterConfig:
             settings = json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else {}
         if settings.get("use_dora"):
             raise UserError(f"{file}: is a DoRA, which cannot be fused here; fuse it with the tool it is from")
-        return cls(settings)
+        alpha, pattern = settings.get("lora_alpha"), settings.get("alpha_pattern") or {}
+        return cls(alpha, pattern, bool(settings.get("use_rslora")))
 
     def scale(self, layer: str, rank: int) -> float:
-        alpha = self.settings.get("lora_alpha", rank)
-        for pattern, value in (self.settings.get("alpha_pattern") or {}).items():
+        alpha = rank if self.alpha is None else self.alpha
+        for pattern, value in self.alpha_pattern.items():
             if re.fullmatch(rf"(.*\.)?({pattern})", layer):  # as PEFT matches them
                 alpha = value
-        return float(alpha / (math.sqrt(rank) if self.settings.get("use_rslora") else rank))
+        return float(alpha / (math.sqrt(rank) if self.use_rslora else rank))
 
 
 def _scalar(where: TensorRange) -> float:
@@ -200,7 +225,7 @@ def _scalar(where: TensorRange) -> float:
 
 
 def _made_for(keys: Mapping[str, Key], header: Mapping[str, TensorRange], file: Path, spec: ComponentSpec) -> str:
-    """`; it was made for SDXL`, or what else may be the matter, for the end of an error."""
+    """Return the model that the file was made for, as the end of an error message."""
     metadata = read_metadata(file)
     said = metadata.get("modelspec.architecture") or metadata.get("ss_base_model_version")
     for name, key in keys.items():

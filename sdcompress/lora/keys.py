@@ -1,9 +1,9 @@
-"""What the keys of LoRA files say: whose update a tensor belongs to, of which module, and which part of it.
+"""Keys of LoRA files: the component and module that a tensor belongs to, and which part of the update it is.
 
-Layouts: diffusers' of PEFT (`unet.….to_q.lora_A.weight`) and of attention processors before it
+Layouts: diffusers' with PEFT (`unet.….to_q.lora_A.weight`) and with the older attention processors
 (`….attn1.processor.to_q_lora.down.weight`), kohya's (`lora_unet_…_to_q.lora_down.weight` with `.alpha`, LoCon's
-`.lora_mid.weight`) and PEFT's own (`base_model.model.….lora_A.weight`). Module names lose their dots in kohya's, so all
-are compared without.
+`.lora_mid.weight`) and PEFT's own (`base_model.model.….lora_A.weight`). kohya's module names have no dots, so all
+module names are compared without dots.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from sdcompress.sources.source import DENOISERS
 
 Role = Literal["down", "up", "mid", "alpha"]
 
-# Beginning of a key -> the component it is for; "denoiser": its UNet or transformer; None: the component that asks.
+# Beginning of a key -> its component; "denoiser": the UNet or transformer; None: the component that is asked about.
 _OWNERS: tuple[tuple[str, str | None], ...] = (
     ("lora_unet_", "denoiser"), ("lora_transformer_", "denoiser"), ("lora_te1_", "text_encoder"),
     ("lora_te2_", "text_encoder_2"), ("lora_te3_", "text_encoder_3"), ("lora_te_", "text_encoder"),
@@ -31,12 +31,12 @@ _ROLES: tuple[tuple[re.Pattern[str], Role], ...] = (
     (re.compile(r"(.+?)\.lora_mid\.weight"), "mid"),
     (re.compile(r"(.+?)(?:\.lora|_lora)?\.alpha"), "alpha"),
 )
-# What gives away that a file is something else than a plain LoRA.
+# Keys that only files of other kinds than a plain LoRA have.
 _OTHER_KINDS: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"\.(dora_scale|lora_magnitude_vector)\b"), "a DoRA"),
     (re.compile(r"\.hada_[wt]\d"), "a LoHa"),
     (re.compile(r"\.lokr_[wt]\d"), "a LoKr"),
-    (re.compile(r"\.(oft_|boft_|ia3_)"), "no LoRA but another kind of adapter"),
+    (re.compile(r"\.(oft_|boft_|ia3_)"), "not a LoRA but another kind of adapter"),
     (re.compile(r"\.lora_embedding_[AB]"), "a LoRA of embeddings"),
     (re.compile(r"\.diff(_b)?$"), "full differences of weights"),
     (re.compile(r"\.bias$"), "a LoRA with biases"),
@@ -46,18 +46,30 @@ _OTHER_KINDS: tuple[tuple[re.Pattern[str], str], ...] = (
 
 @dataclass(frozen=True)
 class Key:
-    """A key taken apart: its component (None: the one that asks), its module without dots, and its part."""
+    """A parsed key.
+
+    Args:
+        owner: the component, or `denoiser`; None: the component that is asked about.
+        module: name of the module without dots.
+        role: part of the update.
+    """
 
     owner: str | None
     module: str
     role: Role
 
     def is_for(self, component: str) -> bool:
+        """Return whether it belongs to the component of that name."""
         return self.owner in (None, component) or (self.owner == "denoiser" and component in DENOISERS)
 
 
 def parse_key(key: str) -> Key | None:
-    """The key taken apart; None where it is none of a LoRA's."""
+    """Return the parsed key; None where it is not a key of a LoRA.
+
+    Example:
+        >>> parse_key("lora_unet_mid_block_attentions_0_proj_in.lora_down.weight")
+        Key(owner='denoiser', module='mid_block_attentions_0_proj_in', role='down')
+    """
     for pattern, role in _ROLES:
         if found := pattern.fullmatch(key):
             for beginning, owner in _OWNERS:
@@ -68,14 +80,14 @@ def parse_key(key: str) -> Key | None:
 
 
 def other_kind(key: str) -> str | None:
-    """What a file with such a key is, where it is known to be no plain LoRA."""
+    """Return the kind of a file with such a key, where that is not a plain LoRA."""
     return next((what for sign, what in _OTHER_KINDS if sign.search(key)), None)
 
 
 def module_names(module: str) -> Iterator[str]:
-    """Names, without dots, under which a component may have what a LoRA calls `module`."""
+    """Yield the names, without dots, that a component may have for what a LoRA calls `module`."""
     yield module
-    plain = module.replace("_processor_", "_")  # what diffusers' attention processors were saved as
+    plain = module.replace("_processor_", "_")  # diffusers' older attention processors
     yield re.sub(r"_to_out$", "_to_out_0", plain)
     yield re.sub(r"_to_([qkv])$", r"_\1_proj", re.sub(r"_to_out$", "_out_proj", plain))
     yield f"text_model_{module}"  # PEFT's names of a CLIP text encoder under transformers 5

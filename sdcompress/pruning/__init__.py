@@ -1,1 +1,1 @@
-"""What can be taken out of a component: whole parts on specs alone, and which heads and channels matter least."""
+"""What can be removed from a component: whole parts, heads and channels, and single weights."""

@@ -1,29 +1,40 @@
-"""Transformers with whole blocks left out: those that stay close ranks, and stock loaders open what comes of it.
+"""Transformers without some of their blocks. The rest keeps its order, and stock loaders open the result.
 
-A block adds to what it gets, so the rest computes what the whole does with those blocks passing on their input.
+A block is residual, so the rest computes what the whole does when those blocks pass their input on.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
-from typing import Any
+from collections.abc import Collection
 
 from sdcompress.errors import ProblemList
 from sdcompress.families.architecture import BlockList
 from sdcompress.families.registry import architecture_of
-from sdcompress.pruning.smaller import Smaller, keep
+from sdcompress.pruning.smaller import Smaller, without
 from sdcompress.sources.spec import ComponentSpec
 
 
 def is_transformer(spec: ComponentSpec) -> bool:
-    """Whether the component is a denoiser of which whole blocks can be left out."""
+    """Return whether the component is a denoiser from which whole blocks can be removed."""
     known = architecture_of(spec.class_name)
     return known.role == "denoiser" and bool(known.blocks)
 
 
 def block_lists(spec: ComponentSpec) -> dict[BlockList, dict[str, list[str]]]:
-    """List of blocks -> block -> its tensors, in the order of the blocks; nothing where no list is known."""
+    """Return list of blocks -> block -> its tensors, in the order of the blocks; nothing for an unknown class.
+
+    Example:
+        >>> from sdcompress.sources.spec import ComponentSpec, parameter
+        >>> names = ["proj_in.weight", "transformer_blocks.0.ff.weight", "transformer_blocks.1.ff.weight"]
+        >>> tensors = {name: parameter((4, 4), "F16") for name in names}
+        >>> spec = ComponentSpec("transformer", "diffusers", "SanaTransformer2DModel", {"num_layers": 2}, tensors)
+        >>> {blocks.name: list(tensors) for blocks, tensors in block_lists(spec).items()}
+        {'transformer_blocks': ['transformer_blocks.0', 'transformer_blocks.1']}
+        >>> smaller = without_blocks(spec, {"transformer_blocks.0"})
+        >>> smaller.spec.config, smaller.origins["transformer_blocks.0.ff.weight"]
+        ({'num_layers': 1}, 'transformer_blocks.1.ff.weight')
+    """
     found: dict[BlockList, dict[str, list[str]]] = {}
     for blocks in architecture_of(spec.class_name).blocks:
         place = re.compile(rf"^{re.escape(blocks.name)}\.(\d+)\.")
@@ -36,16 +47,20 @@ def block_lists(spec: ComponentSpec) -> dict[BlockList, dict[str, list[str]]]:
 
 
 def must_stay(spec: ComponentSpec) -> frozenset[str]:
-    """The blocks that cannot be left out."""
+    """Return the blocks that cannot be removed."""
     return frozenset(list(tensors)[-1] for blocks, tensors in block_lists(spec).items() if blocks.last_stays)
 
 
 def without_blocks(spec: ComponentSpec, gone: Collection[str]) -> Smaller:
-    """The transformer without those blocks. UserError where one has to stay, or nothing of a list would."""
+    """Return the transformer without the blocks of these names.
+
+    Raises:
+        UserError: a block has to stay, or no block of a list would.
+    """
     problems = ProblemList()
     config = dict(spec.config)
-    modules: dict[str, str] = {}
-    new_names: dict[str, str] = {}
+    removed: dict[str, str] = {}
+    renamed: dict[str, str] = {}
     for blocks, tensors in block_lists(spec).items():
         names = list(tensors)
         staying = [name for name in names if name not in gone]
@@ -55,8 +70,8 @@ def without_blocks(spec: ComponentSpec, gone: Collection[str]) -> Smaller:
         if blocks.last_stays and names[-1] in gone:
             what = f"{names[-1]} is the last of {spec.name}'s blocks, which is built differently and must stay"
             problems.add("remove", f"{what}; leave it out of the patterns")
-        modules |= {tensor: name for name in names if name in gone for tensor in tensors[name]}
-        new_names |= {
+        removed |= {tensor: name for name in names if name in gone for tensor in tensors[name]}
+        renamed |= {
             tensor: f"{blocks.name}.{place}{tensor.removeprefix(name)}"
             for place, name in enumerate(staying)
             for tensor in tensors[name]
@@ -64,12 +79,8 @@ def without_blocks(spec: ComponentSpec, gone: Collection[str]) -> Smaller:
         if len(staying) < len(names):
             config[blocks.count] = len(staying)
             places = {int(name.rpartition(".")[2]): place for place, name in enumerate(staying)}
-            config |= {key: _moved(config[key], places) for key in blocks.indexed if config.get(key)}
+            for key in blocks.indexed:
+                if config.get(key):
+                    config[key] = [places[index] for index in config[key] if index in places]
     problems.raise_any()
-    kept = {new_names.get(tensor, tensor): tensor for tensor in spec.tensors if tensor not in modules}
-    return keep(spec, kept, config, modules)
-
-
-def _moved(indices: Collection[int], places: Mapping[int, int]) -> list[Any]:
-    """The places that are left of a list of blocks' places, as they are now."""
-    return [places[index] for index in indices if index in places]
+    return without(spec, removed, config, renamed)

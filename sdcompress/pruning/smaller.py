@@ -1,4 +1,4 @@
-"""A component with tensors left out, and where those that stay were before."""
+"""A component with tensors removed, and the names that the remaining tensors had before."""
 
 from __future__ import annotations
 
@@ -11,14 +11,20 @@ from sdcompress.sources.spec import ComponentSpec
 
 @dataclass(frozen=True)
 class Smaller:
-    """`origins`: tensor -> its name before; `removed`: module that is gone -> its parameters."""
+    """A component with tensors removed.
+
+    Args:
+        spec: the component afterwards.
+        origins: tensor -> its name before.
+        removed: module that is gone -> its parameters.
+    """
 
     spec: ComponentSpec
     origins: Mapping[str, str]
     removed: Mapping[str, int]
 
     def then(self, after: Smaller) -> Smaller:
-        """Both, one after the other: `after` was made of this one's spec."""
+        """Return both removals as one; `after` was made from this one's spec."""
         origins = {new: self.origins[old] for new, old in after.origins.items()}
         removed = dict(self.removed)
         for module, count in after.removed.items():
@@ -27,16 +33,36 @@ class Smaller:
 
 
 def unchanged(spec: ComponentSpec) -> Smaller:
-    """The component with all its tensors."""
-    return Smaller(spec, {name: name for name in spec.tensors}, {})
+    """Return the component with all its tensors."""
+    return without(spec, {})
 
 
-def keep(
-    spec: ComponentSpec, origins: Mapping[str, str], config: Mapping[str, Any], modules: Mapping[str, str]
+def without(
+    spec: ComponentSpec,
+    removed: Mapping[str, str],
+    config: Mapping[str, Any] | None = None,
+    renamed: Mapping[str, str] | None = None,
 ) -> Smaller:
-    """The component with the tensors of `origins`; `modules`: tensor that is left out -> the module it went with."""
+    """Return the component without some tensors.
+
+    Args:
+        spec: the component.
+        removed: tensor to remove -> the module that it belongs to.
+        config: of the component afterwards; None: the same.
+        renamed: tensor -> its new name; the others keep theirs.
+
+    Example:
+        >>> from sdcompress.sources.spec import ComponentSpec, parameter
+        >>> tensors = {name: parameter((4, 4), "F16") for name in ("a.weight", "b.weight")}
+        >>> smaller = without(ComponentSpec("unet", "diffusers", "X", {}, tensors), {"a.weight": "a"})
+        >>> list(smaller.spec.tensors), smaller.removed
+        (['b.weight'], {'a': 16})
+    """
+    new_names = renamed or {}
+    origins = {new_names.get(name, name): name for name in spec.tensors if name not in removed}
+    parameters: dict[str, int] = {}
+    for name, module in removed.items():
+        parameters[module] = parameters.get(module, 0) + spec.tensors[name].parameters
     tensors = {new: spec.tensors[old] for new, old in origins.items()}
-    removed: dict[str, int] = {}
-    for name, module in modules.items():
-        removed[module] = removed.get(module, 0) + spec.tensors[name].parameters
-    return Smaller(spec.replace(config=config, tensors=tensors), dict(origins), removed)
+    after = spec.replace(tensors=tensors) if config is None else spec.replace(tensors=tensors, config=config)
+    return Smaller(after, origins, parameters)

@@ -1,4 +1,4 @@
-"""Which weights of a layer become zero: those of least magnitude, or of least effect on what it usually gets."""
+"""Which weights of a layer become zero: those of least magnitude, or of least effect on the layer's output."""
 
 from __future__ import annotations
 
@@ -14,7 +14,19 @@ GROUP, KEPT = 4, 2  # of the 2:4 pattern
 
 
 def scores(weight: torch.Tensor, statistics: LayerStatistics | None) -> torch.Tensor:
-    """|W|, or Wanda's |W| * ||x|| (Sun et al. 2023, arXiv:2306.11695, eq. 1) with ||x|| = sqrt(E[x^2]); float32."""
+    """Return the importance of each weight, float32 in the weight's shape.
+
+    Args:
+        weight: W, [out, in] or [out, in, kh, kw].
+        statistics: of the layer's input. With them, the importance is Wanda's |W| * ||x|| (Sun et al. 2023,
+            arXiv:2306.11695, eq. 1) with ||x|| = sqrt(E[x^2]); without, it is |W|.
+
+    Example:
+        >>> import torch
+        >>> score = scores(torch.tensor([[0.5, -2.0, 1.0, 0.1]]), None)
+        >>> kept_share(score, sparsity=0.5, by_row=True), kept_2_4(score)
+        (tensor([[False,  True,  True, False]]), tensor([[False,  True,  True, False]]))
+    """
     magnitudes = weight.float().abs()
     if statistics is None:
         return magnitudes
@@ -23,8 +35,15 @@ def scores(weight: torch.Tensor, statistics: LayerStatistics | None) -> torch.Te
 
 
 def kept_share(score: torch.Tensor, sparsity: float, by_row: bool) -> torch.Tensor:
-    """Mask without floor(sparsity * n) of the n least scores, of each output channel if `by_row`, else of all; of
-    equals the first go."""
+    """Return the mask of the weights that stay: all but floor(sparsity * n) of n.
+
+    Those with the smallest scores are removed; among equal scores the first.
+
+    Args:
+        score: from `scores`.
+        sparsity: fraction of the weights that are removed, 0 to 1.
+        by_row: whether n are the weights of an output channel; else they are all of the layer.
+    """
     import torch
 
     rows = score.flatten(1) if by_row else score.reshape(1, -1)
@@ -38,7 +57,11 @@ def kept_share(score: torch.Tensor, sparsity: float, by_row: bool) -> torch.Tens
 
 
 def kept_2_4(score: torch.Tensor) -> torch.Tensor:
-    """Mask with the largest two of every four input channels, of a convolution at each kernel position apart."""
+    """Return the mask of the two largest of every four input channels, at each kernel position separately.
+
+    Args:
+        score: from `scores`; its input channels are a multiple of four.
+    """
     import torch
 
     groups = score.movedim(1, -1)  # [out, (kh, kw,) in]

@@ -1,7 +1,8 @@
-"""Components with whole parts left out, as far as a stock config can say it: stock loaders open what comes of it.
+"""Components without whole parts, as far as a stock config can express it, so that stock loaders open the result.
 
-Blocks: BK-SDM (Kim et al. 2023, arXiv:2305.15798, section 3.1). Down blocks keep their first layers, up blocks their
-first and their last, whose input widths are those of a shallower UNet; its tiny pattern also loses the innermost stage.
+UNets: BK-SDM (Kim et al. 2023, arXiv:2305.15798, section 3.1). Down blocks keep their first layers; up blocks keep
+their first and their last, whose input widths are those of a shallower UNet. Its tiny pattern also removes the
+innermost stage. KOALA (Lee et al. 2024, arXiv:2312.04005) makes SDXL's transformers shallower.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 
 from sdcompress.errors import Problem, UserError
 from sdcompress.families.described.clip import TEXT_ENCODERS
-from sdcompress.pruning.smaller import Smaller, keep
+from sdcompress.pruning.smaller import Smaller, without
 from sdcompress.sources.spec import ComponentSpec
 
 _LAYER = re.compile(r"^((down|up)_blocks)\.(\d+)\.((resnets|attentions)\.(\d+))\.(.+)$")
@@ -25,47 +26,70 @@ _PER_STAGE = (
 )  # fmt: skip
 
 
+def is_unet(spec: ComponentSpec) -> bool:
+    """Return whether the component is a UNet whose parts are known here."""
+    return spec.class_name == "UNet2DConditionModel"
+
+
+def is_text_encoder(spec: ComponentSpec) -> bool:
+    """Return whether the component is a CLIP text encoder."""
+    return spec.class_name in TEXT_ENCODERS
+
+
 def without_mid_block(spec: ComponentSpec) -> Smaller:
-    """The UNet without its mid block."""
-    modules = {name: "mid_block" for name in spec.tensors if name.startswith("mid_block.")}
-    if not modules:
+    """Return the UNet without its mid block.
+
+    Raises:
+        UserError: it has none.
+
+    Example:
+        >>> from sdcompress.sources.spec import ComponentSpec, parameter
+        >>> tensors = {name: parameter((4, 4), "F16") for name in ("conv_in.weight", "mid_block.x.weight")}
+        >>> smaller = without_mid_block(ComponentSpec("unet", "diffusers", "UNet2DConditionModel", {}, tensors))
+        >>> list(smaller.spec.tensors), smaller.spec.config, smaller.removed
+        (['conv_in.weight'], {'mid_block_type': None}, {'mid_block': 16})
+    """
+    removed = {name: "mid_block" for name in spec.tensors if name.startswith("mid_block.")}
+    if not removed:
         raise UserError(Problem("drop_mid_block", f"{spec.name} has no mid block"))
-    kept = {name: name for name in spec.tensors if name not in modules}
-    return keep(spec, kept, {**spec.config, "mid_block_type": None}, modules)
+    return without(spec, removed, {**spec.config, "mid_block_type": None})
 
 
 def with_layers_per_block(spec: ComponentSpec, layers: int) -> Smaller:
-    """The UNet with that many layers (a resnet, and an attention where there are any) in each down block, and one
-    more in each up block."""
+    """Return the UNet with that many layers in each down block, and one more in each up block.
+
+    A layer is a resnet, with an attention where there are any.
+
+    Raises:
+        UserError: the model does not have more layers, or not the same number in all blocks.
+    """
     before = spec.config.get("layers_per_block", 2)
     if not isinstance(before, int) or layers >= before:
         raise UserError(Problem("layers_per_block", f"{layers} is not less than the model's {before}"))
-    kept, modules = {}, {}
+    removed, renamed = {}, {}
     for name in spec.tensors:
-        match = _LAYER.match(name)
-        if match is None:
-            kept[name] = name
-            continue
-        blocks, side, block, module, part, index, rest = match.groups()
-        new = _new_index(int(index), side, before, layers)
-        if new is None:
-            modules[name] = f"{blocks}.{block}.{module}"
-        else:
-            kept[f"{blocks}.{block}.{part}.{new}.{rest}"] = name
-    return keep(spec, kept, {**spec.config, "layers_per_block": layers}, modules)
+        if match := _LAYER.match(name):
+            blocks, side, block, module, part, index, rest = match.groups()
+            new = _new_index(int(index), side, before, layers)
+            if new is None:
+                removed[name] = f"{blocks}.{block}.{module}"
+            else:
+                renamed[name] = f"{blocks}.{block}.{part}.{new}.{rest}"
+    return without(spec, removed, {**spec.config, "layers_per_block": layers}, renamed)
 
 
 def _new_index(index: int, side: str, before: int, after: int) -> int | None:
-    """The layer's place in a block of `after` layers (an up block has one more), None if it is left out."""
+    """Return the layer's index in a block of `after` layers (an up block has one more), None if it is removed."""
     if side == "up" and index == before:
         return after  # the last layer of an up block takes the narrower skip connection
     return index if index < after else None
 
 
 def without_innermost_stage(spec: ComponentSpec) -> Smaller:
-    """The UNet without its last down block and its first up block, and so with a halving less.
+    """Return the UNet without its last down block and its first up block, which halves the size once less.
 
-    The stage before must be as wide, and be read by a mid block like it: what comes after takes its output.
+    Raises:
+        UserError: the stage before has other widths or settings, so that the rest does not fit together.
     """
     config = dict(spec.config)
     widths = config["block_out_channels"]
@@ -84,41 +108,35 @@ def without_innermost_stage(spec: ComponentSpec) -> Smaller:
     if config.get("reverse_transformer_layers_per_block"):
         raise UserError(Problem("drop_innermost_stage", "does not work with reverse_transformer_layers_per_block"))
     config["up_block_types"] = list(config["up_block_types"][1:])
-    gone = {f"down_blocks.{last}": last, "up_blocks.0": 0, f"down_blocks.{last - 1}.downsamplers": last - 1}
-    kept, modules = {}, {}
+    gone = (f"down_blocks.{last}", "up_blocks.0", f"down_blocks.{last - 1}.downsamplers")
+    removed, renamed = {}, {}
     for name in spec.tensors:
         module = next((module for module in gone if name.startswith(f"{module}.")), None)
         if module is not None:
-            modules[name] = module
+            removed[name] = module
         elif name.startswith("up_blocks."):
             _, block, rest = name.split(".", 2)
-            kept[f"up_blocks.{int(block) - 1}.{rest}"] = name
-        else:
-            kept[name] = name
-    return keep(spec, kept, config, modules)
+            renamed[name] = f"up_blocks.{int(block) - 1}.{rest}"
+    return without(spec, removed, config, renamed)
 
 
 def with_transformer_depth(spec: ComponentSpec, depth: int) -> Smaller:
-    """The UNet with at most that many transformer blocks in each of its attentions, their first ones.
+    """Return the UNet with at most that many transformer blocks in each attention: the first ones.
 
-    KOALA (Lee et al. 2024, arXiv:2312.04005) makes SDXL's UNet shallower in this way.
+    Raises:
+        UserError: no attention has more.
     """
     before = spec.config.get("transformer_layers_per_block", 1)
     deepest = before if isinstance(before, int) else max(_flat(before))
     if depth >= deepest:
         raise UserError(Problem("transformer_depth", f"{depth} is not less than the model's {before}"))
-    kept, modules = {}, {}
-    for name in spec.tensors:
-        match = _TRANSFORMER_BLOCK.match(name)
-        if match is not None and int(match[2]) >= depth:
-            modules[name] = f"{match[1]}.{match[2]}"
-        else:
-            kept[name] = name
+    matches = {name: match for name in spec.tensors if (match := _TRANSFORMER_BLOCK.match(name))}
+    removed = {name: f"{match[1]}.{match[2]}" for name, match in matches.items() if int(match[2]) >= depth}
     config = dict(spec.config)
     for key in ("transformer_layers_per_block", "reverse_transformer_layers_per_block"):
         if config.get(key) is not None:
             config[key] = _at_most(config[key], depth)
-    return keep(spec, kept, config, modules)
+    return without(spec, removed, config)
 
 
 def _flat(value: Any) -> list[int]:
@@ -130,31 +148,23 @@ def _at_most(value: Any, limit: int) -> Any:
 
 
 def with_text_layers(spec: ComponentSpec, layers: int) -> Smaller:
-    """The text encoder with its first `layers` layers, as "clip skip" has it; its final norm stays.
+    """Return the text encoder with its first `layers` layers and its final norm, as "clip skip" does it.
 
-    Pipelines that read the state before the last layer (SDXL) then read that of `layers - 1`.
+    Pipelines that read the state before the last layer (SDXL) then read that of layer `layers - 1`.
+
+    Raises:
+        UserError: it does not have more layers.
     """
-    modules = {name: match for name in spec.tensors if (match := _TEXT_LAYER.match(name))}
-    before = 1 + max(int(match[2]) for match in modules.values())
+    matches = {name: match for name in spec.tensors if (match := _TEXT_LAYER.match(name))}
+    before = 1 + max(int(match[2]) for match in matches.values())
     if layers >= before:
         raise UserError(Problem("text_layers", f"{layers} is not less than the {before} of {spec.name}"))
-    gone = {name: match[1] for name, match in modules.items() if int(match[2]) >= layers}
-    kept = {name: name for name in spec.tensors if name not in gone}
-    return keep(spec, kept, text_config_with(spec, "num_hidden_layers", layers), gone)
+    removed = {name: match[1] for name, match in matches.items() if int(match[2]) >= layers}
+    return without(spec, removed, text_config_with(spec, "num_hidden_layers", layers))
 
 
 def text_config_with(spec: ComponentSpec, key: str, value: int) -> Mapping[str, Any]:
-    """The text encoder's config with another value, wherever it nests it."""
+    """Return the text encoder's config with another value for `key`, nested or not."""
     if isinstance(spec.config.get("text_config"), Mapping):
         return {**spec.config, "text_config": {**spec.config["text_config"], key: value}}
     return {**spec.config, key: value}
-
-
-def is_text_encoder(spec: ComponentSpec) -> bool:
-    """Whether the component is a CLIP text encoder."""
-    return spec.class_name in TEXT_ENCODERS
-
-
-def is_unet(spec: ComponentSpec) -> bool:
-    """Whether the component is a UNet whose parts are known here."""
-    return spec.class_name == "UNet2DConditionModel"

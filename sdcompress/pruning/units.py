@@ -1,8 +1,8 @@
-"""The parts of a denoiser that can be left out one by one: what they add to is passed on without them.
+"""The parts of a denoiser that can be removed one by one: the rest computes without what they add.
 
-A resnet gives its shortcut alone, which is nothing but its input where it keeps the number of channels; a transformer
-(an `attentions.N`) and one of its `transformer_blocks` give their input. Shapes stay, so all else stays as it was.
-Denoisers that are transformers lose whole blocks.
+Without a resnet its shortcut remains, which is its input where the number of channels stays the same. Without a
+transformer (an `attentions.N`), or one of its `transformer_blocks`, its input remains. Shapes do not change, so
+everything else stays as it is. Denoisers that are transformers lose whole blocks.
 """
 
 from __future__ import annotations
@@ -13,19 +13,20 @@ from dataclasses import dataclass
 
 from sdcompress.errors import Problem, ProblemList
 from sdcompress.pruning.blocks import block_lists, is_transformer
-from sdcompress.pruning.smaller import Smaller, keep
+from sdcompress.pruning.smaller import Smaller, without
 from sdcompress.pruning.stock import is_unet
 from sdcompress.sources.layer_patterns import first_match, unmatched
 from sdcompress.sources.spec import ComponentSpec
 
-_RESNET = re.compile(r"^((?:(?:down|up)_blocks\.\d+|mid_block)\.resnets\.\d+)\.")
-_TRANSFORMER = re.compile(r"^((?:(?:down|up)_blocks\.\d+|mid_block)\.attentions\.\d+)\.")
-_BLOCK = re.compile(r"^((?:(?:down|up)_blocks\.\d+|mid_block)\.attentions\.\d+\.transformer_blocks\.\d+)\.")
+_STAGE = r"(?:(?:down|up)_blocks\.\d+|mid_block)"
+_RESNET = re.compile(rf"^({_STAGE}\.resnets\.\d+)\.")
+_TRANSFORMER = re.compile(rf"^({_STAGE}\.attentions\.\d+)\.")
+_BLOCK = re.compile(rf"^({_STAGE}\.attentions\.\d+\.transformer_blocks\.\d+)\.")
 
 
 @dataclass(frozen=True)
 class Unit:
-    """A part that can be left out, and the tensors that go with it."""
+    """A part that can be removed, and its tensors."""
 
     name: str
     tensors: tuple[str, ...]
@@ -33,8 +34,18 @@ class Unit:
 
 
 def removable_units(spec: ComponentSpec) -> tuple[Unit, ...]:
-    """The component's removable units by name, in the order of its tensors; a UNet's transformers and their blocks
-    both."""
+    """Return the component's removable units, in the order of its tensors.
+
+    Of a UNet these include both transformers and the blocks inside them.
+
+    Example:
+        >>> from sdcompress.sources.spec import ComponentSpec, parameter
+        >>> names = ["conv_in.weight", "mid_block.resnets.0.conv1.weight", "mid_block.resnets.1.conv1.weight"]
+        >>> tensors = {name: parameter((4, 4), "F16") for name in names}
+        >>> spec = ComponentSpec("unet", "diffusers", "UNet2DConditionModel", {}, tensors)
+        >>> [(unit.name, unit.parameters) for unit in removable_units(spec)]
+        [('mid_block.resnets.0', 16), ('mid_block.resnets.1', 16)]
+    """
     if is_transformer(spec):
         blocks = [item for tensors in block_lists(spec).values() for item in tensors.items()]
         return tuple(_unit(spec, name, names) for name, names in blocks)
@@ -81,20 +92,18 @@ def _parts(spec: ComponentSpec, names: Sequence[str]) -> str:
 
 
 def outermost(units: Sequence[Unit]) -> tuple[Unit, ...]:
-    """The units that do not lie in another of them."""
+    """Return the units that do not lie in another of them."""
     names = {unit.name for unit in units}
     return tuple(unit for unit in units if unit.name.split(".transformer_blocks")[0] not in names - {unit.name})
 
 
 def without_units(spec: ComponentSpec, units: Collection[Unit]) -> Smaller:
-    """The UNet without the units' tensors; `marking` says what its config must tell."""
-    modules = {tensor: unit.name for unit in units for tensor in unit.tensors}
-    kept = {name: name for name in spec.tensors if name not in modules}
-    return keep(spec, kept, spec.config, modules)
+    """Return the UNet without the units' tensors; its config does not tell (see `sources.pruned_config.marked`)."""
+    return without(spec, {tensor: unit.name for unit in units for tensor in unit.tensors})
 
 
 def is_whole_mid_block(spec: ComponentSpec, units: Collection[Unit]) -> bool:
-    """Whether the units are all that the mid block consists of, so that a config without it says the same."""
+    """Return whether the units are the whole mid block, so that a stock config can express the same."""
     gone = {tensor for unit in units for tensor in unit.tensors}
     mid = [name for name in spec.tensors if name.startswith("mid_block.")]
     return bool(mid) and all(name in gone for name in mid)

@@ -1,8 +1,8 @@
-"""What can be made narrower inside a component, and all tensors that have to be cut together for it.
+"""Widths that can be reduced inside a component, and all tensors that have to be cut together for each.
 
-Widths that only one module knows: the heads of an attention, the inner width of a feed-forward, the channels between a
-resnet's two convolutions. What goes in and out keeps its shape, so no group of dependent layers reaches any further
-(DepGraph, arXiv:2301.12900, finds the same groups where the residual stream is kept).
+These are the heads of an attention, the inner width of a feed-forward, and the channels between a resnet's two
+convolutions. Inputs and outputs of these modules keep their shapes, so groups of dependent layers do not extend any
+further (DepGraph, arXiv:2301.12900, finds the same groups where the residual stream is kept).
 """
 
 from __future__ import annotations
@@ -20,13 +20,20 @@ _RESNET = re.compile(r"^((?:(?:down|up)_blocks\.\d+|mid_block)\.resnets\.\d+)\.c
 _ATTENTION = re.compile(r"^((?:(down|up)_blocks\.(\d+)|mid_block)\.attentions\..+\.attn[12])\.to_q\.weight$")
 _FEED_FORWARD = re.compile(r"^(.+\.transformer_blocks\.\d+\.ff)\.net\.2\.weight$")
 _TEXT_MLP = re.compile(r"^(.*encoder\.layers\.\d+\.mlp)\.fc2\.weight$")
-# What the kept width of a feed-forward is a multiple of, if the width before is: of vectors, and of groups of 32.
+# The kept width of a feed-forward is a multiple of it, if the width before is; for vector units and groups of 32.
 _FEED_FORWARD_UNIT = 32
 
 
 @dataclass(frozen=True)
 class Cut:
-    """A tensor's axis of `repeats` times all heads or channels, each `size` long there."""
+    """An axis of a tensor along which a group's heads or channels lie.
+
+    Args:
+        tensor: its name.
+        axis: the axis.
+        repeats: how often all of them follow one another along the axis; 2 in a gated feed-forward.
+        size: entries of each along the axis.
+    """
 
     tensor: str
     axis: int
@@ -36,21 +43,50 @@ class Cut:
 
 @dataclass(frozen=True)
 class Group:
-    """Heads or channels of one module, `kept` of which stay, equally many of each of their `partitions`."""
+    """Heads or channels of one module, some of which stay.
+
+    Args:
+        module: name of the module.
+        kind: heads, feed_forward or resnet_channels.
+        width: their number.
+        kept: how many stay.
+        cuts: all axes along which they lie.
+        consumer: the layer that reads them, along axis 1 of its weight.
+        partitions: equal parts, such as a norm's groups, of each of which equally many stay.
+    """
 
     module: str
-    kind: str  # heads, feed_forward or resnet_channels
+    kind: str
     width: int
     kept: int
     cuts: tuple[Cut, ...]
-    consumer: str  # the layer that reads them, along axis 1 of its weight
+    consumer: str
     partitions: int = 1
 
 
 def width_groups(
     spec: ComponentSpec, heads: float | None, feed_forward: float | None, resnet_channels: float | None
 ) -> tuple[Group, ...]:
-    """The groups that keeping these shares makes narrower. UserError where a share changes nothing."""
+    """Return the groups that become narrower when these shares of the widths are kept.
+
+    Args:
+        spec: a UNet, or for `feed_forward` a CLIP text encoder.
+        heads: share of each attention's heads, 0 to 1; None: all. At least one stays.
+        feed_forward: share of each feed-forward's inner width.
+        resnet_channels: share of the channels between a resnet's convolutions.
+
+    Raises:
+        UserError: a share does not apply to the component, or changes nothing.
+
+    Example:
+        >>> from sdcompress.sources.spec import ComponentSpec, parameter
+        >>> shapes = {"fc1.weight": (64, 16), "fc1.bias": (64,), "fc2.weight": (16, 64)}
+        >>> tensors = {f"encoder.layers.0.mlp.{name}": parameter(shape, "F16") for name, shape in shapes.items()}
+        >>> spec = ComponentSpec("text_encoder", "transformers", "CLIPTextModel", {}, tensors)
+        >>> groups = width_groups(spec, None, 0.5, None)
+        >>> [tensor.shape for tensor in narrowed(spec, groups).tensors.values()]
+        [(32, 16), (32,), (16, 32)]
+    """
     problems = ProblemList()
     groups: list[Group] = []
     for field, share, find in (
@@ -72,7 +108,7 @@ def width_groups(
 
 
 def narrowed(spec: ComponentSpec, groups: Sequence[Group]) -> ComponentSpec:
-    """The component with the groups' tensors cut."""
+    """Return the component with the groups' tensors cut; a text encoder's config tells the new width."""
     tensors = dict(spec.tensors)
     for group in groups:
         for cut in group.cuts:
@@ -120,7 +156,7 @@ def _attentions(spec: ComponentSpec, share: float) -> Iterator[Group]:
 
 
 def _heads(config: Mapping[str, Any], side: str | None, block: int) -> int:
-    """Heads of a block's attentions; `attention_head_dim` is what diffusers' UNet calls their number."""
+    """Return the heads of a block's attentions; in diffusers' UNet `attention_head_dim` is their number."""
     heads = config.get("num_attention_heads") or config.get("attention_head_dim", 8)
     if isinstance(heads, int):
         return heads
@@ -145,7 +181,7 @@ def _feed_forwards(spec: ComponentSpec, share: float) -> Iterator[Group]:
 
 
 def _existing(spec: ComponentSpec, module: str, *layers: str, repeats: int = 1, size: int = 1) -> Iterator[Cut]:
-    """Cuts of the rows of those weights and biases that there are."""
+    """Yield cuts of the rows of those weights and biases that exist."""
     for layer in layers:
         for leaf in ("weight", "bias"):
             if f"{module}.{layer}.{leaf}" in spec.tensors:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sdcompress.families.architecture import ADDED, DOWN_RESIDUAL, MID_RESIDUAL, OnnxPart
+from sdcompress.families.architecture import DOWN_RESIDUAL, MID_RESIDUAL, OnnxPart
 
 # Inputs that pipelines give inside of `added_cond_kwargs`: SDXL's, and PixArt's.
 ADDED = ("text_embeds", "time_ids", "resolution", "aspect_ratio")
