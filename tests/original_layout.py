@@ -1,4 +1,4 @@
-"""Checkpoints in the original layouts, written from diffusers pipelines: the opposite way, by tables of their own.
+"""Checkpoints in the original layouts, made from diffusers pipelines by tables of their own.
 
 Follows the published scripts `convert_diffusers_to_original_stable_diffusion.py` and `..._sdxl.py`: literal lists of
 substrings for four resolutions of two layers, replaced in turn. `levels` and `layers` make them fit tiny models.
@@ -7,10 +7,22 @@ substrings for four resolutions of two layers, replaced in turn. `levels` and `l
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 
 State = dict[str, torch.Tensor]
+UNET, TEXT = "diffusion_pytorch_model.safetensors", "model.safetensors"
+
+
+def sd1_checkpoint(folder: Path, levels: int = 2) -> State:
+    """The pipeline in Stable Diffusion 1.x's layout; the nano pipeline has two levels."""
+    return {
+        **prefixed("model.diffusion_model.", unet_to_original(load_file(folder / "unet" / UNET), levels)),
+        **prefixed("first_stage_model.", vae_to_original(load_file(folder / "vae" / UNET), levels)),
+        **prefixed("cond_stage_model.transformer.", load_file(folder / "text_encoder" / TEXT)),
+    }
 
 
 def unet_to_original(state: Mapping[str, torch.Tensor], levels: int = 4, layers: int = 2) -> State:

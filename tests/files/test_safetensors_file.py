@@ -71,14 +71,7 @@ def test_truncated(file: Path, kept: int) -> None:
     file.write_bytes(file.read_bytes()[:kept])
     with pytest.raises(SourceError, match="truncated") as caught:
         read_header(file)
-    assert str(file) in str(caught.value)
-    assert "download or save the file again" in str(caught.value)
-
-
-def test_truncated_says_how_much_is_missing(file: Path) -> None:
-    file.write_bytes(file.read_bytes()[:-3])
-    with pytest.raises(SourceError, match="ends 3 bytes past the end of the file"):
-        read_header(file)
+    assert str(caught.value).startswith(f"{file}: ")
 
 
 @pytest.mark.parametrize(
@@ -107,22 +100,18 @@ def test_corrupt_headers(tmp_path: Path, header: object, says: str) -> None:
     assert str(path) in str(caught.value)
 
 
-def test_a_header_longer_than_the_file(tmp_path: Path) -> None:
-    path = write_raw(tmp_path / "model.safetensors", entry(), bytes(4), length=2**40)
-    with pytest.raises(SourceError, match="header is longer than the file"):
-        read_header(path)
-
-
-def test_a_pointer_of_git_lfs(tmp_path: Path) -> None:
-    path = tmp_path / "model.safetensors"
-    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1719125304\n")
-    with pytest.raises(SourceError, match="truncated or no safetensors file"):
-        read_header(path)
-
-
-def test_a_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match=r"gone\.safetensors: cannot be read \(No such file"):
-        read_header(tmp_path / "gone.safetensors")
+def test_files_that_are_something_else(tmp_path: Path) -> None:
+    longer = write_raw(tmp_path / "longer.safetensors", entry(), bytes(4), length=2**40)
+    pointer = tmp_path / "pointer.safetensors"
+    pointer.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1719125304\n")
+    for path, says in (
+        (longer, "header is longer than the file"),
+        (pointer, "truncated or no safetensors file"),
+        (tmp_path / "gone.safetensors", "cannot be read"),
+    ):
+        with pytest.raises(SourceError, match=says) as caught:
+            read_header(path)
+        assert str(caught.value).startswith(f"{path}: ")
 
 
 def test_a_file_that_shrinks_while_it_is_read(file: Path) -> None:

@@ -39,11 +39,11 @@ PUBLISHED = [
     ("sd3-medium", "text_encoder_3", 4_762_310_656, {"linear": 97.2, "embedding": 2.8}),
     ("flux-schnell", "transformer", 11_891_178_560, {"linear": 100.0}),
 ]
-# Not in any published table that was at hand: what the real class of the described config has.
-DERIVED = [
-    ("sdxl-refiner", "unet", 2_259_526_660),
-    ("sdxl-turbo", "unet", 2_567_463_684),
-    ("flux-dev", "transformer", 11_901_408_320),
+# In no published table that was at hand: what the real class has with the described config.
+PUBLISHED += [
+    ("sdxl-refiner", "unet", 2_259_526_660, {}),
+    ("sdxl-turbo", "unet", 2_567_463_684, {}),
+    ("flux-dev", "transformer", 11_901_408_320, {}),
 ]
 
 
@@ -65,11 +65,6 @@ def test_published_figures(model: str, part: str, parameters: int, shares: dict[
     counts = parameters_by_kind(spec)
     # The table rounds or cuts to a tenth; both are within a tenth of the exact share.
     assert {kind: 100 * counts[kind] / parameters for kind in shares} == pytest.approx(shares, abs=0.1)
-
-
-@pytest.mark.parametrize(("model", "part", "parameters"), DERIVED)
-def test_derived_figures(model: str, part: str, parameters: int) -> None:
-    assert component(model, part).parameters == parameters
 
 
 def test_totals_of_stable_diffusion_1() -> None:

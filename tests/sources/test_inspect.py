@@ -21,15 +21,13 @@ from sdcompress.sources.spec import KINDS, ComponentSpec, TensorSpec, parameter
 ROOT = Path(__file__).resolve().parents[2]
 
 CHILD = """
-import io, json, sys, time
-started = time.perf_counter()
+import io, sys
 from rich.console import Console
 from sdcompress.sources.inspect_model import describe
 from sdcompress.report.inspect_table import render
 from sdcompress.sources.opening import open_source
-render(describe(open_source(sys.argv[1])), Console(file=io.StringIO()))
-heavy = [name for name in ("torch", "diffusers", "transformers", "onnxruntime", "bitsandbytes") if name in sys.modules]
-print(json.dumps({"heavy": heavy, "seconds": time.perf_counter() - started}))
+render(describe(open_source("sdxl")), Console(file=io.StringIO()))
+print({"torch", "diffusers", "transformers", "onnxruntime", "bitsandbytes", "huggingface_hub"} & {*sys.modules})
 """
 
 
@@ -84,23 +82,10 @@ def test_packed_tensors_count_what_they_stand_for() -> None:
     assert unet["bits_per_weight"] == pytest.approx(8 * 90 / 110, abs=1e-4)
 
 
-def test_bytes_round_up_to_whole_bytes() -> None:
+def test_bytes_are_whole_and_in_decimal_units() -> None:
     assert [bytes_at(3, bits) for bits in (32, 16, 8, 4)] == [12, 6, 3, 2]
-
-
-@pytest.mark.parametrize(
-    ("size", "text"),
-    [
-        (0, "0 B"),
-        (999, "999 B"),
-        (1000, "1 kB"),
-        (61_530_240, "61.5 MB"),
-        (999_600_000, "1.00 GB"),
-        (1.719e9, "1.72 GB"),
-    ],
-)
-def test_bytes_text(size: float, text: str) -> None:
-    assert bytes_text(int(size)) == text
+    texts = {0: "0 B", 999: "999 B", 1000: "1 kB", 61_530_240: "61.5 MB", 999_600_000: "1.00 GB"}
+    assert {size: bytes_text(size) for size in texts} == texts
 
 
 @pytest.mark.parametrize("name", ["sd15", "sd3-medium", "flux-dev"])
@@ -111,13 +96,8 @@ def test_table_fits_80_columns_and_shortens_nothing(name: str) -> None:
     for spec in open_source(name).components.values():
         assert f"{spec.parameters:,}" in text
         assert spec.class_name in text
-
-
-def test_table_shows_both_totals() -> None:
-    text = rendered(open_source("sd15"))
-    assert "1,066,235,307" in text
-    assert "1,370,216,895" in text
-    assert "62.9" in text
+    if name == "sd15":  # with and without the safety checker
+        assert "1,370,216,895" in text and "1,066,235,307" in text
 
 
 def test_layers_are_listed_with_their_whole_names() -> None:
@@ -134,8 +114,6 @@ def test_names_are_not_read_as_markup() -> None:
     assert "[red]odd[/red]" in rendered(odd)
 
 
-def test_inspect_is_quick_and_imports_nothing_heavy() -> None:
-    done = subprocess.run([sys.executable, "-c", CHILD, "sdxl"], cwd=ROOT, capture_output=True, text=True, check=True)
-    found = json.loads(done.stdout)
-    assert found["heavy"] == []
-    assert found["seconds"] < 3  # well under 1 s on an idle machine; this bound only catches a heavy import
+def test_inspect_imports_nothing_heavy() -> None:
+    done = subprocess.run([sys.executable, "-c", CHILD], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"

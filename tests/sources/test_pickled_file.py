@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from original_layout import sd1_checkpoint
 from safetensors.torch import load_file
-from test_single_file import sd1_checkpoint
 
 from sdcompress.backends.open_pipeline import open_pipeline
 from sdcompress.errors import SourceError

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from original_layout import prefixed
+from original_layout import UNET, prefixed, sd1_checkpoint
 from safetensors.torch import load_file, save_file
-from test_single_file import UNET, sd1_checkpoint
 
 from sdcompress.backends.open_pipeline import open_pipeline
 from sdcompress.errors import RecipeError, SourceError
