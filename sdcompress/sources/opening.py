@@ -39,7 +39,7 @@ def open_source(
 
     Example:
         >>> sorted(open_source("tiny-sd").components)
-        ['text_encoder', 'unet', 'vae']
+        ['safety_checker', 'text_encoder', 'unet', 'vae']
     """
     path = Path(model).expanduser()
     if path.is_file():

@@ -1,8 +1,8 @@
-"""Tokenizers and image processors of transformers, under classes and settings that transformers 4 and 5 both have.
+"""Classes and settings by which transformers 4 and 5 both open a tokenizer or image processor.
 
-transformers 5 saves a tokenizer as `tokenizer.json` alone, which in transformers 4 only the classes whose names end in
-`Fast` open; it has class names of its own; and it writes a list where transformers 4 wants another key. Published files
-and what transformers 4 saves stay as they are.
+transformers 5 saves a tokenizer as `tokenizer.json` alone, which transformers 4 opens only by the classes whose names
+end in `Fast`. It also has class names of its own, and writes a list of special tokens under another key. Files as
+published, or saved by transformers 4, stay as they are.
 """
 
 from __future__ import annotations
@@ -16,16 +16,19 @@ TOKENIZER_SETTINGS = "tokenizer_config.json"
 _TOKENIZER = "tokenizer.json"
 _VOCABULARIES = frozenset({"vocab.json", "merges.txt", "spiece.model", "tokenizer.model"})  # of the slow classes
 _HAVE_FAST_CLASSES = frozenset({"CLIPTokenizer", "T5Tokenizer", "GemmaTokenizer"})
-# Class that transformers 5 alone has -> the class of both.
+# Class that only transformers 5 has -> the class that both have.
 _RENAMED = {"TokenizersBackend": "PreTrainedTokenizerFast", "CLIPImageProcessorPil": "CLIPImageProcessor"}
 
 
 def portable_part(
     class_name: str, names: Collection[str], read: Callable[[str], bytes]
 ) -> tuple[str, dict[str, bytes]]:
-    """The class to open a tokenizer or image processor with, and the files that need other content for it.
+    """Return the class that opens a tokenizer or image processor, and file -> content of the files that have to change.
 
-    class_name: as model_index.json has it; names: of the files in the part's folder; read: gives a file's content.
+    Args:
+        class_name: its class in model_index.json.
+        names: names of the files in its folder.
+        read: function that returns the content of such a file.
     """
     if _TOKENIZER not in names:
         return _RENAMED.get(class_name, class_name), {}
@@ -44,10 +47,12 @@ def portable_part(
 def portable_folder(
     model_index: Mapping[str, Any], names_in: Mapping[str, Collection[str]], read: Callable[[str], bytes]
 ) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """A pipeline's model_index.json with portable classes, and path -> content of the files that change.
+    """Return a model_index.json with such classes, and path -> content of the pipeline's files that have to change.
 
-    names_in: part -> names of the files in its folder; read: gives the content of a path in the pipeline's folder. The
-    changed files include model_index.json where a class changes.
+    Args:
+        model_index: content of model_index.json.
+        names_in: component -> names of the files in its folder.
+        read: function that returns the content of a file, given its path in the pipeline's folder.
     """
     index = dict(model_index)
     changed: dict[str, bytes] = {}

@@ -1,7 +1,6 @@
-"""One name for each tensor and layer, whatever version of a library saved the component or opens it.
+"""Canonical names of tensors and layers, which do not depend on the version of the library that saved or opens a model.
 
-Recipes, artifacts and statistics use the canonical name, which published files have. Only this module knows that
-versions differ:
+Recipes, artifacts and statistics use them; published files have them. Versions differ in this:
 
 - diffusers before 0.18 had other names for the attention of AutoencoderKL;
 - transformers 5 saves CLIP's text model without `text_model.`, and the vision model of Stable Diffusion's safety
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 
 _OLD_VAE_ATTENTION = re.compile(r"(?<=\.attentions\.)(\d+)\.(query|key|value|proj_attn)\.")
 _NEW_VAE_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-# Class -> where a tensor's name lacks a level, and the level.
+# Class -> where a name lacks a level, and the level.
 MISSING_LEVELS = {
     "CLIPTextModel": (re.compile(r"^(?=(embeddings|encoder|final_layer_norm)\.)"), "text_model."),
     "StableDiffusionSafetyChecker": (re.compile(r"^(?=vision_model\.(?!vision_model\.))"), "vision_model."),
@@ -27,7 +26,16 @@ _LEVEL = re.compile(r"(^|(?<=\.))(text_model|vision_model)\.")
 
 
 def canonical_name(class_name: str, tensor: str) -> str:
-    """The canonical name of a tensor that a file of a component of that class calls `tensor`."""
+    """Return the canonical name of a stored tensor.
+
+    Args:
+        class_name: class of the component.
+        tensor: the tensor's name in a file.
+
+    Example:
+        >>> canonical_name("AutoencoderKL", "decoder.mid_block.attentions.0.proj_attn.weight")
+        'decoder.mid_block.attentions.0.to_out.0.weight'
+    """
     if class_name.startswith("AutoencoderKL"):
         return _OLD_VAE_ATTENTION.sub(lambda m: f"{m[1]}.{_NEW_VAE_ATTENTION[m[2]]}.", tensor)
     if class_name in MISSING_LEVELS:
@@ -37,7 +45,7 @@ def canonical_name(class_name: str, tensor: str) -> str:
 
 
 def name_in_model(model: nn.Module, name: str) -> str | None:
-    """The name that `model` has for the module or tensor with the canonical name `name`; None if it has no such."""
+    """Return the model's name for the module or tensor with this canonical name; None if it has none."""
     for candidate in (name, _LEVEL.sub("", name, count=1)):
         owner, _, leaf = candidate.rpartition(".")
         try:
