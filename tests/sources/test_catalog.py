@@ -67,14 +67,6 @@ def test_published_figures(model: str, part: str, parameters: int, shares: dict[
     assert {kind: 100 * counts[kind] / parameters for kind in shares} == pytest.approx(shares, abs=0.1)
 
 
-def test_totals_of_stable_diffusion_1() -> None:
-    for name in ("sd14", "sd15"):
-        source = open_source(name)
-        assert source.parameters == 1_370_216_895
-        assert source.parameters - source.components["safety_checker"].parameters == 1_066_235_307
-        assert source.weights_bytes == 2 * source.parameters
-
-
 @pytest.mark.parametrize("file", COMPONENT_FILES)
 def test_component_equals_the_real_class(file: str) -> None:
     users = [(entry, part) for entry in map(catalog.load_entry, catalog.names())
@@ -132,27 +124,17 @@ def test_no_name_means_two_entries() -> None:
     assert len(known) == len(set(known))
 
 
-def test_shape_tree_survives_a_round_trip() -> None:
+def test_shape_trees_write_repetitions_once_and_expand_to_the_same() -> None:
+    layer = {"attention.weight": (64, 64), "attention.bias": (64,), "up.weight": (256, 64), "down.weight": (64, 256)}
+    shapes = {f"{tower}.{i}.{name}": shape for tower in ("a", "b") for i in range(12) for name, shape in layer.items()}
+    tree = compact(shapes)
+    assert list(tree["a"]) == ["0-11"] and tree["b"] == "=a"
+    assert expand(tree) == shapes
     draw = random.Random(0)
     names = ["a", "b.0.weight", "b.0.bias", "b.1.weight", "b.1.bias", "b.2.weight", "c.10.x.y", "c.11.x.y", "c.13.x.y"]
     for _ in range(200):
         shapes = {name: (draw.choice([2, 3]),) * draw.choice([1, 2]) for name in draw.sample(names, draw.randint(1, 9))}
         assert expand(compact(shapes)) == shapes
-
-
-def test_shape_tree_writes_repetitions_once() -> None:
-    layer = {
-        "attention.weight": (64, 64),
-        "attention.bias": (64,),
-        "mlp.up.weight": (256, 64),
-        "mlp.down.weight": (64, 256),
-    }
-    shapes = {f"{tower}.{i}.{name}": shape for tower in ("a", "b") for i in range(12) for name, shape in layer.items()}
-    tree = compact(shapes)
-    assert list(tree["a"]) == ["0-11"]
-    assert tree["b"] == "=a"
-    assert tree["a"]["0-11"]["attention"] == {"weight+bias": [64, 64]}
-    assert expand(tree) == shapes
 
 
 def test_difference_is_what_overlay_adds() -> None:
