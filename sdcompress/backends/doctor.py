@@ -1,4 +1,4 @@
-"""What this machine can run: processor, GPUs, libraries, room on disk; and which shipped recipes suit it."""
+"""What this machine has and can run: processor, GPUs, libraries, and free space on disk."""
 
 from __future__ import annotations
 
@@ -14,61 +14,47 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from sdcompress.backends.findings import Findings, Gpu
 from sdcompress.environment import cpu_name, describe_cpu, describe_disk, distribution_version, installed_versions
-from sdcompress.planning.advice import NOTES, advise, traits_of
 
 PROBE_TIMEOUT_S = 60.0
 # Libraries whose probes share a process, in order: bitsandbytes needs torch, which takes seconds to import.
 PROBES = (("torch", "bitsandbytes"), ("onnxruntime",))
 CHILD_CODE = "from sdcompress.backends.doctor import answer_probes; answer_probes({libraries})"
-ANSWER = "sdcompress doctor: "  # begins the line with a probe's answer; libraries print lines of their own
-# What torches without torch.cpu.get_capabilities can tell, by get_capabilities' names.
-TORCH_QUESTIONS = {
-    "avx2": "_is_avx2_supported",
-    "avx512_f": "_is_avx512_supported",
-    "avx512_vnni": "_is_vnni_supported",
-    "avx512_bf16": "_is_avx512_bf16_supported",
-    "amx_tile": "_is_amx_tile_supported",
-}
+ANSWER = "sdcompress doctor: "  # starts the line with a probe's answer; libraries print lines too
 ONNXRUNTIME_BUILDS = tuple(f"onnxruntime{build}" for build in ("", "-gpu", "-openvino", "-directml", "-rocm"))
-# y = -x in ONNX: what a provider that only pretends to be there cannot open.
+# The ONNX graph y = -x, which tells whether a provider can start.
 TRIAL_MODEL = bytes.fromhex(
     "080712003a320a0b0a017812017922034e65671201675a0f0a0178120a0a08080112040a020801620f0a0179120a0a08080112040a0208014204"
     "0a00100d"
 )
 REMOTE_PROVIDERS = ("AzureExecutionProvider",)  # calls a service
-# NF4's widest gap lies between -1 and -0.6962 (QLoRA, appendix E), so nearest rounding errs by half of it at most, in
-# units of the block's largest value; int8's step is 1/127. 2 % are for the float16 and float32 in between.
+# Largest rounding errors in units of the block's largest value: half of NF4's widest gap, from -1 to -0.6962 (QLoRA,
+# appendix E), and half of int8's step of 1/127; 2 % more for the float16 and float32 in between.
 TRIAL_BOUNDS = {"nf4": 0.1519 * 1.02, "int8": 0.5 / 127 * 1.02}
 
-UNKNOWN_GPU = dict.fromkeys(("kind", "name", "memory_bytes", "memory_available_bytes", "compute_capability", "problem"))
 
-
-def diagnose() -> dict[str, Any]:
-    """All findings and the advice, ready for JSON; sizes in bytes, None for unknown, `problem` where a probe failed."""
-    from sdcompress.planning.recipe import shipped_recipes
-
+def find_out() -> Findings:
+    """Return what this machine has and can run."""
     with ThreadPoolExecutor() as pool:
         answers: dict[str, Any] = {}
         for told in pool.map(ask, PROBES):
             answers |= told
     instructions = answers["torch"].pop("instructions", None)
-    findings: dict[str, Any] = {
-        "cpu": describe_cpu(instructions),
-        **answers,
-        "versions": installed_versions(),
-        "disk": [describe_disk("current folder", Path()), describe_disk("Hugging Face cache", _cache_folder())],
-    }
-    findings["traits"] = sorted(traits_of(findings))
-    findings["advice"] = advise(findings, shipped_recipes())
-    findings["notes"] = [note for trait, note in NOTES.items() if trait in findings["traits"]]
-    return findings
+    return Findings.model_validate(
+        {
+            "cpu": describe_cpu(instructions),
+            **answers,
+            "versions": installed_versions(),
+            "disk": [describe_disk("current folder", Path()), describe_disk("Hugging Face cache", _cache_folder())],
+        }
+    )
 
 
 def ask(libraries: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Library -> its probe's answer, all from one process of their own.
+    """Return library -> the answer of its probe; all probes run in one process of their own.
 
-    `version` is None for what is not installed; `problem` says how a probe failed, crashed or was late.
+    `version` is None if the library is not installed. `problem` says how a probe failed, crashed or timed out.
     """
     answers: dict[str, dict[str, Any]] = {library: {"version": None} for library in libraries}
     installed = [library for library in libraries if _is_importable(library)]
@@ -79,7 +65,7 @@ def ask(libraries: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 
 def answer_probes(libraries: Sequence[str]) -> None:
-    """Prints each library's answer on a line of its own, for the process that `ask` started."""
+    """Print the answer of each library's probe on a line of its own. The process that `ask` starts calls this."""
     for library in libraries:
         try:
             answer = globals()[f"probe_{library}"]()
@@ -89,12 +75,12 @@ def answer_probes(libraries: Sequence[str]) -> None:
 
 
 def _run_probes(libraries: Sequence[str]) -> tuple[dict[str, dict[str, Any]], str]:
-    """Library -> answer of those that answered, and what happened to the others."""
+    """Return library -> answer of those that answered, and why the others did not."""
     import psutil
 
     child = subprocess.Popen(
         [sys.executable, "-c", CHILD_CODE.format(libraries=list(libraries))],
-        cwd=Path(__file__).parents[2],  # so that no file of the user's folder is taken for a library
+        cwd=Path(__file__).parents[2],  # so that no file in the user's folder is imported as a library
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -103,9 +89,9 @@ def _run_probes(libraries: Sequence[str]) -> tuple[dict[str, dict[str, Any]], st
     )
     try:
         out, err = child.communicate(timeout=PROBE_TIMEOUT_S)
-        failure = _obituary(child.returncode, err)
+        failure = _failure(child.returncode, err)
     except subprocess.TimeoutExpired:
-        for process in (*psutil.Process(child.pid).children(recursive=True), child):  # compilers it started, too
+        for process in (*psutil.Process(child.pid).children(recursive=True), child):  # compilers that it started, too
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         out, failure = child.communicate()[0], f"no answer within {PROBE_TIMEOUT_S:.0f} s"
@@ -116,21 +102,19 @@ def _run_probes(libraries: Sequence[str]) -> tuple[dict[str, dict[str, Any]], st
     return told, failure
 
 
-def _obituary(code: int, log: str) -> str:
+def _failure(code: int, log: str) -> str:
+    """Return why a process ended, from its exit code and what it wrote to stderr."""
     if code < 0:
-        return f"its process died of signal {signal.Signals(-code).name}"
+        return f"its process was ended by signal {signal.Signals(-code).name}"
     last = next((line.strip() for line in reversed(log.splitlines()) if line.strip()), "no message")
     return f"{last} (exit code {code})"
 
 
 def probe_torch() -> dict[str, Any]:
-    """torch's version, what it says of the processor, its GPUs with memory in bytes, and remarks on those."""
+    """Return torch's version, the processor's instruction sets, the GPUs, and remarks on missing GPUs."""
     import torch
 
-    if hasattr(torch.cpu, "get_capabilities"):
-        told = {name: value for name, value in torch.cpu.get_capabilities().items() if isinstance(value, bool)}
-    else:  # older ones answer one question at a time
-        told = {key: getattr(torch.cpu, name)() for key, name in TORCH_QUESTIONS.items() if hasattr(torch.cpu, name)}
+    told = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}  # older ones lack it
     gpus = []
     if torch.cuda.is_available():
         kind = "rocm" if torch.version.hip else "cuda"
@@ -139,22 +123,29 @@ def probe_torch() -> dict[str, Any]:
         gpus += [_describe_gpu("xpu", torch.xpu, index) for index in range(torch.xpu.device_count())]
     if torch.backends.mps.is_available():
         recommended = getattr(torch.mps, "recommended_max_memory", None)
-        gpus.append({**UNKNOWN_GPU, "kind": "mps", "name": cpu_name(), "memory_bytes": recommended and recommended()})
+        gpus.append(_gpu(kind="mps", name=cpu_name(), memory_bytes=recommended and recommended()))
     remarks = gpu_remarks(torch.version.cuda, torch.cuda.is_available(), shutil.which("nvidia-smi") is not None)
-    return {"version": torch.__version__, "instructions": told, "gpus": gpus, "remarks": remarks}
+    instructions = {name: value for name, value in told.items() if isinstance(value, bool)}
+    return {"version": torch.__version__, "instructions": instructions, "gpus": gpus, "remarks": remarks}
 
 
 def gpu_remarks(cuda_build: str | None, available: bool, driver: bool) -> list[str]:
-    """What explains that torch has no NVIDIA GPU: its build, or the driver."""
+    """Return why torch has no NVIDIA GPU, if its build or an installed driver shows that there may be one.
+
+    Args:
+        cuda_build: the version of CUDA that torch is built for; None for a build without CUDA.
+        available: whether torch can use CUDA.
+        driver: whether an NVIDIA driver is installed.
+    """
     if available or not (cuda_build or driver):
         return []
     if not cuda_build:
-        return ["an NVIDIA driver is here, but this torch is not built for it: install a build with CUDA"]
+        return ["an NVIDIA driver is installed, but this torch is built without CUDA: install a build with CUDA"]
     return [f"torch is built for CUDA {cuda_build} and finds no such GPU" + ("; check the driver" if driver else "")]
 
 
 def probe_onnxruntime() -> dict[str, Any]:
-    """ONNX Runtime's version, its builds that are installed, and per provider None or why it does not work."""
+    """Return ONNX Runtime's version, its installed builds, and for each provider None or why it does not work."""
     import onnxruntime  # type: ignore[import-untyped]
 
     builds = [name for name in ONNXRUNTIME_BUILDS if distribution_version(name) is not None]
@@ -166,7 +157,7 @@ def probe_onnxruntime() -> dict[str, Any]:
 
 
 def probe_bitsandbytes() -> dict[str, Any]:
-    """bitsandbytes' version, and trials of its formats on each device: None or why it does not work."""
+    """Return bitsandbytes' version, and a trial of each of its formats on each device."""
     import bitsandbytes
     import torch
 
@@ -185,15 +176,18 @@ def _describe_gpu(kind: str, module: Any, index: int) -> dict[str, Any]:
         properties = module.get_device_properties(index)
         free_bytes = module.mem_get_info(index)[0] if hasattr(module, "mem_get_info") else None
     except Exception as error:
-        return {**UNKNOWN_GPU, "kind": kind, "name": f"number {index}", "problem": _first_line(error)}
-    return {
-        **UNKNOWN_GPU,
-        "kind": kind,
-        "name": properties.name,
-        "memory_bytes": properties.total_memory,
-        "memory_available_bytes": free_bytes,
-        "compute_capability": f"{properties.major}.{properties.minor}" if kind == "cuda" else None,
-    }
+        return _gpu(kind=kind, name=f"number {index}", problem=_first_line(error))
+    return _gpu(
+        kind=kind,
+        name=properties.name,
+        memory_bytes=properties.total_memory,
+        memory_available_bytes=free_bytes,
+        compute_capability=f"{properties.major}.{properties.minor}" if kind == "cuda" else None,
+    )
+
+
+def _gpu(**facts: Any) -> dict[str, Any]:
+    return Gpu(**facts).model_dump()  # with the unknown fields as None
 
 
 def _provider_problem(onnxruntime: Any, provider: str) -> str | None:
@@ -206,11 +200,11 @@ def _provider_problem(onnxruntime: Any, provider: str) -> str | None:
 
 
 def _trial_problem(device: str, name: str) -> str | None:
-    """What goes wrong when a few numbers are quantized and back; None when the error keeps within its bound."""
+    """Quantize and dequantize a few numbers; return what is wrong, or None if the error is within its bound."""
     import torch
     from bitsandbytes import functional
 
-    rows = torch.linspace(-1, 1, 64).repeat(64, 1).to(device)  # every block's largest value is 1
+    rows = torch.linspace(-1, 1, 64).repeat(64, 1).to(device)  # the largest value of each block is 1
     try:
         if name == "nf4":
             codes, state = functional.quantize_4bit(rows, quant_type="nf4", blocksize=64)
@@ -222,7 +216,7 @@ def _trial_problem(device: str, name: str) -> str | None:
     except Exception as failure:
         return _first_line(failure)
     bound = TRIAL_BOUNDS[name]
-    return None if error <= bound else f"wrong numbers: off by {error:.3g} where {bound:.3g} is the most"
+    return None if error <= bound else f"wrong numbers: the error is {error:.3g}, and at most {bound:.3g} is right"
 
 
 def _is_importable(library: str) -> bool:

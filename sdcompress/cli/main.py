@@ -256,13 +256,15 @@ def run(
 @app.command()
 def doctor(as_json: AsJson = False) -> None:
     """Show what this machine can run, what is missing, and which recipes suit it."""
-    from sdcompress.backends.doctor import diagnose
+    from sdcompress.backends.doctor import find_out
+    from sdcompress.planning.advice import with_advice
+    from sdcompress.planning.recipe import shipped_recipes
     from sdcompress.report.doctor_view import render
 
     with _err().status("asking the libraries what they can do here"):
-        findings = diagnose()
+        findings = with_advice(find_out(), shipped_recipes())
     if as_json:
-        typer.echo(json.dumps(findings, indent=2))
+        typer.echo(json.dumps(findings.to_dict(), indent=2))
     else:
         render(findings, _out())
 

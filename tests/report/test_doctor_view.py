@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from sdcompress.planning.advice import Diagnosis
 from sdcompress.report.doctor_view import render
 
 GPU = {
@@ -63,7 +64,7 @@ def findings(**changes: Any) -> dict[str, Any]:
 
 def rendered(found: dict[str, Any], width: int = 80, soft_wrap: bool = False) -> str:
     stream = io.StringIO()
-    render(found, Console(file=stream, width=width, soft_wrap=soft_wrap))
+    render(Diagnosis.model_validate(found), Console(file=stream, width=width, soft_wrap=soft_wrap))
     return stream.getvalue()
 
 
