@@ -1,4 +1,4 @@
-"""Opening pipelines: any diffusers folder, artifact or ONNX folder, ready to be called."""
+"""Opening pipelines: any diffusers folder, checkpoint, artifact, ONNX or OpenVINO folder."""
 
 from __future__ import annotations
 
@@ -23,14 +23,20 @@ def open_pipeline(
     variant: str | None = None,
     **options: Any,
 ) -> Any:
-    """The diffusers pipeline of a built-in name, a folder, an artifact or a checkpoint file, ready to be called.
+    """Return the diffusers pipeline of a built-in name, a folder, an artifact or a checkpoint file, ready to be called.
 
-    device: `auto`, or one of DEVICES. dtype: `auto` (float32 on a CPU, float16 elsewhere), float32, float16 or
-    bfloat16; an ONNX folder takes `auto` alone, since its files settle it, and an OpenVINO folder computes in
-    float32 by itself. threads: of the CPU, for the whole process (None: as torch has it). low_memory: of an ONNX or
-    OpenVINO folder at most one component is in memory at a time. variant: weight files such as `fp16`. options:
-    `allow_pickle`, `like`, `prediction` of a checkpoint file, as `open_source` takes them. Raises ArtifactError when it
-    cannot be opened, UserError for what is not there.
+    Args:
+        device: `auto`, or one of DEVICES.
+        dtype: `auto` (float32 on a CPU, float16 elsewhere), float32, float16 or bfloat16. For an ONNX folder `auto`
+            alone, since its files have a fixed precision. An OpenVINO folder computes in float32 with `auto`.
+        threads: threads on the CPU, for the whole process; None keeps torch's number.
+        low_memory: keep at most one component of an ONNX or OpenVINO folder in memory.
+        variant: of the weight files, such as `fp16`.
+        options: for checkpoint files: `allow_pickle`, `like`, `prediction`, as `open_source` takes them.
+
+    Raises:
+        ArtifactError: the pipeline cannot be opened.
+        UserError: a path, a device or a package is missing, or an argument does not fit the kind of pipeline.
     """
     if Path(path).is_file():
         from sdcompress.sources.opening import open_source, with_weights
@@ -39,12 +45,12 @@ def open_pipeline(
         assert source.path is not None
         return open_pipeline(source.path, device=device, dtype=dtype, threads=threads, low_memory=low_memory)
     if options:
-        raise UserError(f"{', '.join(options)}: of checkpoint files only, and {path} is none; leave it out")
+        raise UserError(f"{', '.join(options)}: only for checkpoint files, and {path} is not one; leave it out")
     folder = ASSETS / str(path) if str(path) in BUILT_IN else Path(path)
     onnx, openvino = is_onnx_folder(folder), is_openvino_folder(folder)
     if low_memory and not (onnx or openvino):
         raise UserError(
-            f"--low-memory: {path} is a torch pipeline; only ONNX and OpenVINO folders can be opened part by part"
+            f"--low-memory: {path} is a torch pipeline; only ONNX and OpenVINO folders open component by component"
         )
     if onnx and dtype != "auto":
         raise UserError(

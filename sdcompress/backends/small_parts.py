@@ -1,4 +1,4 @@
-"""Opening the parts of a pipeline without weights (tokenizers, image processors, schedulers), whoever saved them."""
+"""Opening the parts of a pipeline without weights (tokenizers, image processors, schedulers)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _RENAMED = {"CLIPFeatureExtractor": "CLIPImageProcessor"}
 
 
 def open_small_part(folder: Path, library: str, class_name: str) -> Any:
-    """The part in `folder` as an object of that class. ArtifactError when it cannot be opened."""
+    """Return the part in `folder` as an object of its class. ArtifactError if it cannot be opened."""
     changed: dict[str, bytes] = {}
     portable = class_name
     if library == LIBRARY and not _opens_as_saved():
@@ -42,9 +42,9 @@ def open_small_part(folder: Path, library: str, class_name: str) -> Any:
 
 @contextmanager
 def as_portable(folder: Path) -> Iterator[Path]:
-    """The pipeline's folder for stock loaders: itself or, where transformers 4 must open what 5 saved, one of links.
+    """Yield a folder of the pipeline for stock loaders.
 
-    The folder of links is gone after the context.
+    It is the pipeline's own or, if transformers 4 must open what transformers 5 saved, a temporary one with links.
     """
     model_index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
     parts = [part for part in component_entries(model_index) if (folder / part).is_dir()]
@@ -67,7 +67,7 @@ def as_portable(folder: Path) -> Iterator[Path]:
 
 
 def _opens_as_saved() -> bool:
-    """Whether the installed transformers opens what transformers 5 saved."""
+    """Return whether the installed transformers opens what transformers 5 saved."""
     import transformers
 
     return int(transformers.__version__.split(".")[0]) >= 5

@@ -1,4 +1,4 @@
-"""Writing a denoiser as one GGUF file, tensor by tensor, and beside it a JSON file that says what is in it."""
+"""Writing a denoiser as one GGUF file, tensor by tensor, with a JSON file beside it that describes it."""
 
 from __future__ import annotations
 
@@ -32,14 +32,16 @@ _LARGEST_F16 = 65504.0
 
 
 def denoiser_of(source: Source) -> ComponentSpec:
-    """The component that a GGUF file is made of. UserError for one that no other runtime could open."""
+    """Return the component that becomes a GGUF file.
+
+    Raises:
+        UserError: the pipeline has none that other runtimes could open.
+    """
     if source.format != "safetensors":
-        raise UserError(
-            f"{source.name}: holds exported graphs; GGUF files are made of the pipeline that it was exported from"
-        )
+        raise UserError(f"{source.name}: holds exported graphs; convert the pipeline that it was exported from")
     found = next((source.components[name] for name in DENOISERS if name in source.components), None)
     if found is None:
-        raise UserError(f"{source.name}: has neither a UNet nor a transformer, which is what GGUF files are made of")
+        raise UserError(f"{source.name}: has neither a UNet nor a transformer, the components that GGUF files hold")
     quantization = found.config.get("quantization_config")
     if isinstance(quantization, Mapping):
         what = "pruned to shapes of sdcompress's own" if quantization.get("pruning") else "quantized already"
@@ -97,7 +99,11 @@ def write_gguf(
 def check_plan(
     source: Source, out: Path, wanted: str, keys: str | None, rest: str, keep_sensitive: bool, force: bool
 ) -> tuple[ComponentSpec, Layout, tuple[StoredTensor, ...]]:
-    """What would be written, without a weight: the component, its tensors' names, and their types. Raises as above."""
+    """Return the component, the names of its tensors, and their types, without reading a weight.
+
+    Raises:
+        UserError, ArtifactError: as `write_gguf`.
+    """
     if importlib.util.find_spec("gguf") is None:
         raise UserError("--to gguf: the package gguf is not installed; pip install 'sdcompress[gguf]'")
     spec = denoiser_of(source)
@@ -108,14 +114,14 @@ def check_plan(
 
 
 def facts_file(out: Path) -> Path:
-    """Where what is known of the file goes."""
+    """Return the path of the JSON file that describes the GGUF file."""
     return out.with_name(out.name + ".json")
 
 
 def _check_file(out: Path, stored: tuple[StoredTensor, ...], force: bool) -> None:
-    """Raises ArtifactError when `out` is in the way or the disk has no room for it."""
+    """Raise ArtifactError if `out` exists or is no place for a file, or the disk is full."""
     if out.suffix != ".gguf":
-        raise UserError(f"--out {out}: must end in .gguf, by which readers know the format")
+        raise UserError(f"--out {out}: must end in .gguf, since readers recognize the format by it")
     if out.is_dir() or (out.exists() and not force):
         raise ArtifactError(f"{out}: exists already; choose another --out, or --force to replace it")
     existing = next((folder for folder in out.absolute().parents if folder.exists()), None)
@@ -150,7 +156,7 @@ def _write(
         writer.add_string(f"sdcompress.{key}", value)
     kinds = {tensor.type: gguf.GGMLQuantizationType[tensor.type.upper()] for tensor in stored}
     for tensor in stored:
-        # A shape of numbers and not of bytes, whatever the type: so the data type given is any but uint8.
+        # Any data type but uint8 makes the writer take the shape as numbers, not bytes.
         writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.float32), tensor.size_bytes, kinds[tensor.type])
     done_bytes = 0
     try:
@@ -177,7 +183,7 @@ def _write(
 
 
 def _read(source: Source, component: str, name: str, rows: slice) -> np.ndarray[Any, Any]:
-    """Those rows of a tensor in float32."""
+    """Return these rows of a tensor in float32."""
     tensor = source.reader(component)(name)
     return (tensor[rows] if tensor.dim() else tensor.reshape(1)).float().contiguous().numpy()
 
@@ -188,13 +194,13 @@ def _check_range(values: np.ndarray[Any, Any], tensor: StoredTensor, component: 
     largest = float(np.abs(values).max(initial=0.0))
     if not largest <= _LARGEST_F16:
         raise UserError(
-            f"{component}.{tensor.rows[0].tensor}: holds {largest:.3g}, and float16 ends at {_LARGEST_F16:.0f}; use "
+            f"{component}.{tensor.rows[0].tensor}: has a {largest:.3g}, and float16 ends at {_LARGEST_F16:.0f}; use "
             f"--rest f32, and another --type if that is f16"
         )
 
 
 def _metadata(source: Source, spec: ComponentSpec, layout: Layout) -> dict[str, str]:
-    """What the file says of itself under `sdcompress.`: enough to build the model it is of."""
+    """Return what the file says about itself under `sdcompress.`: enough to build its model."""
     return {
         "version": __version__,
         "source": source.name,

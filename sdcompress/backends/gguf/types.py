@@ -1,7 +1,7 @@
-"""The type each tensor of a GGUF file gets, and why it is not the one asked for.
+"""The type of each tensor in a GGUF file, and why it is not the requested one.
 
 GGUF's block formats (Q8_0, Q4_0, ...) cut the last dimension into runs of 32. A convolution's last dimension is its
-kernel's width, so its weights cannot be in blocks: stable-diffusion.cpp and ComfyUI keep them in 16 bits, and so do we.
+kernel's width, so blocks cannot hold its weights: we keep them in 16 bits, as stable-diffusion.cpp and ComfyUI do.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from sdcompress.families.registry import architecture_of
 from sdcompress.sources.layer_patterns import first_match
 from sdcompress.sources.spec import CONVOLUTIONS, ComponentSpec, Layer, TensorSpec, layers_of
 
-# --type -> bits that a weight takes: what the package `gguf` can quantize to and diffusers reads.
+# --type -> bits of a weight, for the types that the package `gguf` writes and diffusers reads.
 TYPES = {"f16": 16.0, "bf16": 16.0, "q8_0": 8.5, "q5_1": 6.0, "q5_0": 5.5, "q4_1": 5.0, "q4_0": 4.5}
 REST = ("f16", "f32")
 BLOCK = 32  # weights that share a scale, in all of the block formats
@@ -30,7 +30,7 @@ ROWS = "its rows are no multiple of 32 weights"
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """One tensor of the file: what it is made of, its type, and a reason where that is not the type asked for."""
+    """One tensor of the file: its rows and its type, and the reason if that is not the requested type."""
 
     name: str
     rows: tuple[Rows, ...]
@@ -47,9 +47,12 @@ class StoredTensor:
 def choose_types(
     spec: ComponentSpec, layout: Layout, wanted: str, rest: str, keep_sensitive: bool
 ) -> tuple[StoredTensor, ...]:
-    """Every tensor of the file in order; `rest` is the type of those with several dimensions that cannot be `wanted`.
+    """Return all tensors of the file in order.
 
-    keep_sensitive: types of fewer than 8 bits keep sensitive layers (see `Architecture.sensitive`).
+    Args:
+        wanted: the type of the weights, one of TYPES.
+        rest: the type of tensors with several dimensions that cannot be in `wanted`, one of REST.
+        keep_sensitive: whether types of fewer than 8 bits leave sensitive layers alone.
     """
     layers = {layer.weight: layer for layer in layers_of(spec) if layer.weight is not None}
     patterns = architecture_of(spec.class_name).sensitive if keep_sensitive and TYPES[wanted] < 8 else ()
@@ -78,7 +81,7 @@ def _reason(shape: tuple[int, ...], layers: list[Layer | None], wanted: str, pat
 
 
 def _parameters(tensors: Mapping[str, TensorSpec], rows: tuple[Rows, ...]) -> int:
-    """Model parameters in those rows; buffers count none."""
+    """Return the number of model parameters in these rows; buffers have none."""
     count = 0
     for piece in rows:
         tensor = tensors[piece.tensor]

@@ -1,4 +1,4 @@
-"""Folding of constants and removal of what the exporter leaves over, by onnxscript's own optimizer."""
+"""Folding constants and removing what the exporter leaves over, with onnxscript's own optimizer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _NEXT_TO_ZERO = 1e-7
 
 
 def clean_up(model: ir.Model) -> None:
-    """Folds constants, merges equal computations and drops unused nodes, in place; parameters keep names and shapes."""
+    """Fold constants, merge equal computations and drop unused nodes, in place; parameters keep names and shapes."""
     from onnx_ir.passes import common
     from onnxscript import optimizer
 
@@ -29,9 +29,9 @@ def clean_up(model: ir.Model) -> None:
 
 @contextmanager
 def _tiny_constants_as_inputs(model: ir.Model) -> Iterator[None]:
-    """While in the context constants next to zero are inputs: the optimizer takes additions of them for nothing.
+    """Turn constants close to zero into inputs while in the context, since the optimizer drops additions of them.
 
-    Its patterns compare with a tolerance of 1e-8; Sana divides by a sum that may be zero but for the 1e-15 added to it.
+    Its patterns compare with a tolerance of 1e-8. Sana divides by a sum to which 1e-15 is added because it may be zero.
     """
     import numpy as np
     import onnx_ir as ir
@@ -57,13 +57,13 @@ def _tiny_constants_as_inputs(model: ir.Model) -> Iterator[None]:
 
 
 def parameters_of(model: ir.Model) -> dict[str, ir.Value]:
-    """Name -> initializer of all that has no value yet: the component's parameters."""
+    """Return name -> initializer, for those without a value: the component's parameters."""
     return {name: value for name, value in model.graph.initializers.items() if value.const_value is None}
 
 
 @contextmanager
 def parameters_as_inputs(model: ir.Model) -> Iterator[list[str]]:
-    """While in the context the parameters, whose names it gives, are inputs: nothing may look for their values."""
+    """Turn parameters into inputs while in the context, so that nothing reads their values; yield their names."""
     parameters = parameters_of(model)
     for name in parameters:
         del model.graph.initializers[name]

@@ -1,4 +1,4 @@
-"""Stand-ins for a pipeline's components: what stock diffusers pipelines call, computed by ONNX Runtime."""
+"""Replacements of a pipeline's components, which stock diffusers pipelines call and ONNX Runtime computes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sdcompress.errors import ArtifactError, UserError
 
 
 class OnnxComponent(nn.Module):
-    """A component whose forward pass is the graph `part`; a Module so that pipelines find their device and dtype."""
+    """A component that a graph computes. It is a Module, so that pipelines find its device and dtype."""
 
     def __init__(self, part: Part, config: Any):
         super().__init__()
@@ -33,11 +33,15 @@ class OnnxComponent(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the graph gives out, floats that is."""
+        """The floating-point type of the graph's outputs."""
         return next(dtype for dtype, _ in self.part.outputs.values() if dtype.is_floating_point)
 
     def to(self, *args: Any, **kwargs: Any) -> Any:
-        """Itself. UserError when another device or dtype is asked for: both were settled when it was opened."""
+        """Return the component itself. Its device and dtype cannot change.
+
+        Raises:
+            UserError: another device or dtype is requested.
+        """
         for asked in (*args, *kwargs.values()):
             if isinstance(asked, torch.dtype) and not self._accepts(asked):
                 raise UserError(
@@ -64,7 +68,7 @@ class OnnxComponent(nn.Module):
             ) from None
 
     def _run(self, inputs: Mapping[str, Any], names: list[str] | None = None) -> dict[str, torch.Tensor]:
-        """The graph's outputs. UserError names an input it does not take, or one it needs and was not given."""
+        """Run the graph. UserError names an input that it does not take, or one that is missing."""
         given = {name: value for name, value in inputs.items() if value is not None}
         for name in given:
             if name not in self.part.inputs:
@@ -75,18 +79,18 @@ class OnnxComponent(nn.Module):
         return self.part.run(given, names)
 
     def refuse(self, what: str) -> NoReturn:
-        """Raises UserError: the file of the graph, and what it does not do."""
+        """Raise UserError that names the graph's file and what it cannot do."""
         raise UserError(f"{self.part.file}: {what}")
 
 
 class OnnxTextEncoder(OnnxComponent):
-    """Stands in for CLIPTextModel, CLIPTextModelWithProjection, T5EncoderModel and Gemma2Model."""
+    """Replaces CLIPTextModel, CLIPTextModelWithProjection, T5EncoderModel and Gemma2Model."""
 
     _last: torch.Tensor | None = None
 
     @property
     def text_model(self) -> OnnxTextEncoder:
-        """Itself, for pipelines that reach in for `text_model.final_layer_norm` (clip_skip)."""
+        """The component itself, for pipelines that use `text_model.final_layer_norm` (clip_skip)."""
         return self
 
     def forward(
@@ -117,7 +121,7 @@ class OnnxTextEncoder(OnnxComponent):
         return result.to_tuple() if return_dict is False else result
 
     def final_layer_norm(self, hidden: torch.Tensor) -> torch.Tensor:
-        """The text model's last normalization of an earlier layer's output; last_hidden_state has been through it."""
+        """Return a hidden state after the text model's last normalization, which last_hidden_state includes."""
         if hidden is self._last:
             return hidden
         weight, bias = (_initializer(self.part, f"final_layer_norm.{name}").to(hidden) for name in ("weight", "bias"))
@@ -125,7 +129,7 @@ class OnnxTextEncoder(OnnxComponent):
 
 
 class OnnxAutoencoder(OnnxComponent):
-    """Stands in for AutoencoderKL, AutoencoderTiny and AutoencoderDC: two graphs; `part` is the decoder."""
+    """Replaces AutoencoderKL, AutoencoderTiny and AutoencoderDC: two graphs; `part` is the decoder."""
 
     def __init__(self, decoder: Part, encoder: Part | None, config: Any):
         super().__init__(decoder, config)
@@ -137,7 +141,7 @@ class OnnxAutoencoder(OnnxComponent):
         from diffusers.models.modeling_outputs import AutoencoderKLOutput
 
         if self.encoder_part is None:
-            raise UserError(f"{self.part.file.parent.parent}: has no vae_encoder, which drawing over a picture needs")
+            raise UserError(f"{self.part.file.parent.parent}: has no vae_encoder, which image-to-image needs")
         outputs = self.encoder_part.run({"sample": x})
         if "latent_parameters" in outputs:
             distribution = DiagonalGaussianDistribution(outputs["latent_parameters"])
@@ -160,13 +164,13 @@ class OnnxAutoencoder(OnnxComponent):
 
 
 class OnnxSafetyChecker(OnnxComponent):
-    """Stands in for StableDiffusionSafetyChecker."""
+    """Replaces StableDiffusionSafetyChecker."""
 
     def forward(self, clip_input: torch.Tensor, images: Any) -> tuple[Any, list[bool]]:
-        """The pictures, flagged ones black, and which were flagged.
+        """Return the pictures, with flagged ones black, and which were flagged.
 
-        The verdict does not depend on `images`, which the graph takes for the sake of its format: it gets one pixel
-        of each, and the pictures are blackened here, in whatever form they come.
+        The result does not depend on `images`, which the graph takes as part of its interface: it gets one pixel of
+        each. The pictures become black here, whatever their type is.
         """
         pixels = torch.zeros((len(clip_input), 1, 1, 3), device=clip_input.device)
         flags = self._run({"clip_input": clip_input, "images": pixels}, ["has_nsfw_concepts"])["has_nsfw_concepts"]
@@ -178,7 +182,7 @@ class OnnxSafetyChecker(OnnxComponent):
 
 
 def read_config(file: Path, library: str, class_name: str) -> Any:
-    """The component's config.json as its own library gives it: attributes, and defaults where the file is silent."""
+    """Return the config of a component as its library gives it: with attributes, and defaults for absent values."""
     import importlib
 
     try:
@@ -198,8 +202,8 @@ def read_config(file: Path, library: str, class_name: str) -> Any:
 
 
 def _initializer(part: Part, ending: str) -> torch.Tensor:
-    """The one float tensor of the graph whose name ends so."""
+    """Return the only tensor of the graph whose name ends with `ending`."""
     found = part.tensors_ending(ending)
     if len(found) != 1:
-        raise UserError(f"{part.file}: has no tensor {ending} of its own, which clip_skip needs")
+        raise UserError(f"{part.file}: has no tensor {ending}, which clip_skip needs")
     return found[0]

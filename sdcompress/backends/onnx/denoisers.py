@@ -1,4 +1,4 @@
-"""Stand-ins for UNets, transformers and ControlNets: what stock pipelines call, computed by ONNX Runtime."""
+"""Replacements of UNets, transformers and ControlNets, which stock pipelines call and ONNX Runtime computes."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ Timestep = torch.Tensor | float | int
 
 
 class OnnxUNet(OnnxComponent):
-    """Stands in for UNet2DConditionModel."""
+    """Replaces UNet2DConditionModel."""
 
     @property
     def add_embedding(self) -> Any:
-        """The widths that SDXL's pipelines look up before they make `time_ids`."""
+        """The width that SDXL's pipelines read before they make `time_ids`."""
         width = self.config.projection_class_embeddings_input_dim
         return SimpleNamespace(linear_1=SimpleNamespace(in_features=width))
 
@@ -47,7 +47,7 @@ class OnnxUNet(OnnxComponent):
         down = enumerate(down_block_additional_residuals or ())
         inputs = {
             "sample": sample,
-            "timestep": _as_graph_takes_it(self, timestep),
+            "timestep": _timestep_of(self, timestep),
             "encoder_hidden_states": encoder_hidden_states,
             "timestep_cond": timestep_cond,
             **(added_cond_kwargs or {}),
@@ -59,7 +59,7 @@ class OnnxUNet(OnnxComponent):
 
 
 class OnnxTransformer(OnnxComponent):
-    """Stands in for a transformer that denoises, whatever its class calls the arguments of its forward pass."""
+    """Replaces a transformer that denoises, whatever the arguments of its class's forward pass are called."""
 
     def __init__(self, part: Part, config: Any, class_name: str):
         super().__init__(part, config)
@@ -67,7 +67,7 @@ class OnnxTransformer(OnnxComponent):
 
     @contextlib.contextmanager
     def cache_context(self, name: str) -> Iterator[None]:
-        """What FLUX's pipeline opens around a call; a graph caches nothing between calls."""
+        """Do nothing. FLUX's pipeline opens this context around a call, and a graph caches nothing."""
         yield
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -82,7 +82,7 @@ class OnnxTransformer(OnnxComponent):
 
 
 class OnnxControlNet(OnnxComponent, diffusers.ControlNetModel):
-    """Stands in for ControlNetModel, as whose instance the pipelines want to know it."""
+    """Replaces ControlNetModel. Pipelines check that it is an instance of it."""
 
     def __init__(self, part: Part, config: Any):
         OnnxComponent.__init__(self, part, config)
@@ -103,7 +103,7 @@ class OnnxControlNet(OnnxComponent, diffusers.ControlNetModel):
         _refuse_others(self, {"guess_mode": guess_mode or None, **others})
         inputs = {
             "sample": sample,
-            "timestep": _as_graph_takes_it(self, timestep),
+            "timestep": _timestep_of(self, timestep),
             "encoder_hidden_states": encoder_hidden_states,
             "controlnet_cond": controlnet_cond,
             "timestep_cond": timestep_cond,
@@ -123,8 +123,8 @@ def _refuse_others(component: OnnxComponent, others: dict[str, Any]) -> None:
             component.refuse(f"takes no {name} (adapters, LoRA and the like need the torch pipeline)")
 
 
-def _as_graph_takes_it(component: OnnxComponent, timestep: Timestep) -> torch.Tensor:
-    """One timestep for the whole batch, with as many axes as the graph's input has."""
+def _timestep_of(component: OnnxComponent, timestep: Timestep) -> torch.Tensor:
+    """Return the timestep of the whole batch, with as many axes as the graph's input."""
     time = torch.as_tensor(timestep).reshape(-1)
     if component.part.inputs["timestep"][1] == 0:
         if len(time) != 1:

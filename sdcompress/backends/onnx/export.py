@@ -1,4 +1,4 @@
-"""Writing a component as ONNX graphs: traced, rewritten, packaged and streamed to disk, one tensor at a time."""
+"""Writing a component as ONNX graphs: tracing, graph passes, packaging, and writing one tensor at a time."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ if TYPE_CHECKING:
 
 MODEL_NAME = "model.onnx"
 DATA_NAME = "model.onnx_data"
-OPSET = 21  # blocked DequantizeLinear; what the exporter's opset 23 adds to it is rewritten by the passes
+OPSET = 21  # has blocked DequantizeLinear; the passes rewrite what the exporter's opset 23 adds
 IR_VERSION = 10
 METADATA = "sdcompress"
-IN_GRAPH_BYTES = 256  # smaller tensors stand in the graph's own file
+IN_GRAPH_BYTES = 256  # smaller tensors are in the graph's own file
 _IR_DTYPE = {"float32": ir.DataType.FLOAT, "float16": ir.DataType.FLOAT16}
 
 
@@ -48,16 +48,21 @@ def write_component(
     ranges: Mapping[str, LayerRanges],
     vae_scale: int,
 ) -> dict[str, Any]:
-    """Folder -> what each graph pass did there, for the component's parts written into folders of `to`.
+    """Write the component's graphs into folders of `to`; return folder -> the results of the graph passes.
 
-    `config` goes beside each graph; `ranges` are those of the layers whose activations are quantized; `vae_scale`
-    counts the pixels per latent along an edge. Raises InternalError where the graphs are not what was planned.
+    Args:
+        config: the component's config, which is written beside each graph.
+        ranges: layer -> ranges, for the layers whose activations are quantized.
+        vae_scale: pixels per latent along an edge.
+
+    Raises:
+        InternalError: the graphs are not what was planned.
     """
     done: dict[str, Any] = {}
     used: set[str] = set()
     for onnx_part in onnx_parts(part.spec):
         folder = to / onnx_part.folder
-        shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed in this component
+        shutil.rmtree(folder, ignore_errors=True)  # left by a run that was killed in this component
         folder.mkdir()
         model, passes = _build(part, onnx_part, settings, ranges, vae_scale)
         parameters = json.loads(model.metadata_props[METADATA])["parameters"]
@@ -70,12 +75,10 @@ def write_component(
 
 
 def save(model: ir.Model, folder: Path) -> None:
-    """Writes model.onnx and its data, reading one tensor after another; errors of reading come as they were raised."""
+    """Write model.onnx and its data, one tensor at a time. Errors of reading tensors are raised as they are."""
     try:
         ir.save(model, folder / MODEL_NAME, external_data=DATA_NAME, size_threshold_bytes=IN_GRAPH_BYTES)
-    except (
-        ir.serde.SerdeError
-    ) as error:  # in which onnx_ir wraps those of tensors small enough to be kept in model.onnx
+    except ir.serde.SerdeError as error:  # onnx_ir wraps errors of tensors small enough for model.onnx
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, SdcompressError):
             cause = cause.__cause__
@@ -96,7 +99,7 @@ def _build(
         spec=spec,
         formats={layer: from_label(label) for layer, label in quantized_layers(spec.config).items()},
         ranges=ranges,
-        read=_LastLayer(part.read).read,
+        read=_LayerReader(part.read).read,
         compute=_IR_DTYPE[compute],
         contrib=settings.attention == "fused",
         parameters=parameters,
@@ -114,7 +117,7 @@ def _build(
 
 
 def unquantized(spec: ComponentSpec) -> ComponentSpec:
-    """The component as its module class knows it: weights where a quantize step left codes and scales."""
+    """Return the component without quantization: weights instead of codes and scales, as its class has them."""
     layers = quantized_layers(spec.config)
     tensors = {}
     for name, tensor in spec.tensors.items():
@@ -134,7 +137,7 @@ def _traced(spec: ComponentSpec, onnx_part: OnnxPart, inputs: tuple[OnnxInput, .
 
 
 def clean_up_after(model: ir.Model) -> None:
-    """Removes what packaging left unused and puts the nodes in order."""
+    """Remove unused nodes, and sort the rest so that each stands behind its inputs."""
     from onnx_ir.passes import common
 
     common.RemoveUnusedNodesPass()(model)
@@ -142,18 +145,18 @@ def clean_up_after(model: ir.Model) -> None:
 
 
 def _check_complete(part: Component, used: set[str]) -> None:
-    """Every parameter of the component must be in a graph: what is not would be lost without a word."""
+    """Raise InternalError if a parameter of the component is in no graph."""
     stems = {name.partition("[")[0].removesuffix("_codes") for name in used}
     lost = [name for name, tensor in part.spec.tensors.items() if tensor.parameters and name not in stems]
     if lost:
         raise InternalError(f"{part.spec.name}.{lost[0]}: is in none of the exported graphs (of {len(lost)} such)")
 
 
-class _LastLayer:
-    """Reads a component's tensors, keeping those of the layer read last: a graph may hold a weight in pieces.
+class _LayerReader:
+    """Reads a component's tensors and keeps those of the last layer, since a graph may hold a weight in pieces.
 
-    A layer's scales that are too few for the external data are kept too: they go into the graph's own file, which is
-    written after it, and would have the layer quantized again.
+    It also keeps scales that are too small for the external data. They go into the graph's own file, which is written
+    last, and reading them again would quantize the layer again.
     """
 
     def __init__(self, read: Callable[[str], torch.Tensor]):

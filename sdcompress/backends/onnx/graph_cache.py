@@ -1,7 +1,7 @@
-"""Traced graphs kept on disk, so that exporting a model again, in another format, need not trace it again.
+"""Traced graphs kept on disk, so that another export of the same model need not trace it again.
 
-A graph without weights is a few MB, and tracing a full-size UNet takes half a minute to a minute. The folder is
-`graphs` in sdcompress's cache folder (sdcompress/files/cache.py).
+A graph without weights has a few MB; tracing a full-size UNet takes half a minute to a minute. The folder is `graphs`
+in sdcompress's cache folder (sdcompress/files/cache.py).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _TRACERS = ("torch", "diffusers", "transformers", "onnxscript", "onnx")
 def cached_graph(
     spec: ComponentSpec, part: OnnxPart, inputs: tuple[OnnxInput, ...], dtype: str, make: Callable[[], ir.Model]
 ) -> ir.Model:
-    """The graph that `make` traces, from the cache if it is there; parameters are initializers without values."""
+    """Return the graph from the cache, or the one that `make` traces; parameters are initializers without values."""
     import onnx_ir as ir
 
     file = cache_folder() / "graphs" / f"{_key(spec, part, inputs, dtype)}.onnx"
@@ -49,7 +49,7 @@ def cached_graph(
 
 
 def _key(spec: ComponentSpec, part: OnnxPart, inputs: tuple[OnnxInput, ...], dtype: str) -> str:
-    """Everything the traced graph depends on."""
+    """Return a key made of everything that the traced graph depends on."""
     versions = {name: version for name, version in installed_versions().items() if name in _TRACERS}
     tensors = sorted((name, list(tensor.shape)) for name, tensor in spec.tensors.items())
     facts = [__version__, versions, spec.class_name, dict(spec.config), part.folder, dtype,

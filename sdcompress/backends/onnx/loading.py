@@ -1,4 +1,4 @@
-"""Opening ONNX folders as the stock diffusers pipelines they were made from, computed by ONNX Runtime."""
+"""Opening ONNX folders as the stock diffusers pipelines they come from, computed by ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -15,22 +15,26 @@ from sdcompress.sources.source import component_entries
 
 
 def open_onnx_pipeline(folder: Path, device: str = "auto", threads: int | None = None, low_memory: bool = False) -> Any:
-    """The stock diffusers pipeline of model_index.json, its components computed by ONNX Runtime, ready to be called.
+    """Return the stock diffusers pipeline of an ONNX folder, ready to be called; ONNX Runtime computes its components.
 
-    device, threads: as `choose_runtime` takes them. low_memory: at most one component's session is open at a time.
-    Raises ArtifactError for a folder that cannot be opened, UserError for a device that is not there.
+    Args:
+        device, threads, low_memory: see `choose_runtime`.
+
+    Raises:
+        ArtifactError: the folder cannot be opened.
+        UserError: the device is missing.
     """
     return open_graphs(folder, choose_runtime(device, threads, low_memory))
 
 
 def open_graphs(folder: Path, runtime: Runtime) -> Any:
-    """The stock diffusers pipeline of model_index.json, its components computed by graphs that `runtime` runs."""
+    """Return the stock diffusers pipeline of a folder, whose components are graphs that `runtime` runs."""
     import diffusers
 
     try:
         index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ArtifactError(f"{folder}: is no pipeline ({error})") from None
+        raise ArtifactError(f"{folder}: is not a pipeline ({error})") from None
     pipeline_class = getattr(diffusers, str(index.get("_class_name")), None)
     if pipeline_class is None:
         raise ArtifactError(
@@ -51,7 +55,7 @@ def open_graphs(folder: Path, runtime: Runtime) -> Any:
 
 
 def open_component(folder: Path, name: str, library: str, class_name: str, runtime: Runtime) -> Any:
-    """The pipeline's component `name`: a stand-in where it has a graph, else what its own library opens."""
+    """Return a component of the pipeline: its graph if it has one, else what its own library opens."""
     from sdcompress.backends.onnx import components, denoisers
 
     part = folder / name
@@ -60,7 +64,7 @@ def open_component(folder: Path, name: str, library: str, class_name: str, runti
         decoder = folder / "vae_decoder"
         encoder = folder / "vae_encoder" / runtime.model_file
         config = components.read_config(decoder / "config.json", library, class_name)
-        # The pipeline would move a float16 VAE to float32 for this; a graph is in the precision it was exported in.
+        # With it, the pipeline would move a float16 VAE to float32; a graph keeps the precision of its file.
         config = type(config)({**config, "force_upcast": False})
         return components.OnnxAutoencoder(
             _open_part(decoder / runtime.model_file, runtime),
@@ -72,13 +76,13 @@ def open_component(folder: Path, name: str, library: str, class_name: str, runti
         opened = _open_part(part / runtime.model_file, runtime)
         if role == "denoiser" and not class_name.startswith("UNet"):
             return denoisers.OnnxTransformer(opened, config, class_name)
-        stand_ins = {
+        classes = {
             "text encoder": components.OnnxTextEncoder,
             "denoiser": denoisers.OnnxUNet,
             "control network": denoisers.OnnxControlNet,
             "safety checker": components.OnnxSafetyChecker,
         }
-        return stand_ins[role](opened, config)
+        return classes[role](opened, config)
     if (part / runtime.model_file).is_file() or (part / "config.json").is_file():
         raise UserError(
             f"{part}: sdcompress cannot run {class_name} with ONNX Runtime; it runs "
@@ -89,7 +93,7 @@ def open_component(folder: Path, name: str, library: str, class_name: str, runti
 
 
 def runtime_of(pipeline: Any) -> Runtime:
-    """The runtime of a pipeline that `open_onnx_pipeline` opened."""
+    """Return the runtime of a pipeline that `open_onnx_pipeline` or `open_openvino_pipeline` returned."""
     from sdcompress.backends.onnx.components import OnnxComponent
 
     found = (each.part.runtime for each in pipeline.components.values() if isinstance(each, OnnxComponent))

@@ -1,4 +1,4 @@
-"""torch modules with the inputs and outputs of the ONNX parts, around the libraries' own classes."""
+"""torch modules with the inputs and outputs of the ONNX graphs, around the libraries' own classes."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from sdcompress.families.architecture import DOWN_RESIDUAL, MID_RESIDUAL, OnnxPa
 
 # Inputs that pipelines give inside of `added_cond_kwargs`: SDXL's, and PixArt's.
 ADDED = ("text_embeds", "time_ids", "resolution", "aspect_ratio")
-# PixArt without sizes wants to be told so.
+# PixArt without sizes needs these arguments as None.
 NOTHING_ADDED = {"resolution": None, "aspect_ratio": None}
 
 
 def wrap(part: OnnxPart, model: nn.Module) -> nn.Module:
-    """A module whose forward takes the part's inputs by name and returns its outputs in order."""
+    """Return a module whose forward takes the graph's inputs by name and returns its outputs in order."""
     if part.kind in _WRAPPERS:
         return _WRAPPERS[part.kind](model, part)
     return _with_named_inputs(_Denoiser(model, part), part)
 
 
 def _with_named_inputs(denoiser: _Denoiser, part: OnnxPart) -> nn.Module:
-    """The module with a `forward` whose parameters are the part's inputs: the exporter reads off its signature."""
+    """Return the module with a `forward` whose signature, which the exporter reads, has the graph's inputs."""
     names = [each.name for each in part.inputs]
 
     def forward(*positional: torch.Tensor, **named: torch.Tensor) -> Any:
@@ -57,7 +57,7 @@ class _TextEncoder(_Part):
 
 
 class _Denoiser(_Part):
-    """A UNet, transformer or ControlNet; `forward` takes what the part lists as inputs, made by `wrap`."""
+    """A UNet, transformer or ControlNet; `wrap` makes its `forward`, which takes the graph's inputs."""
 
     def _call(self, inputs: dict[str, torch.Tensor]) -> Any:
         added = {name: inputs.pop(name) for name in ADDED if name in inputs}
@@ -86,7 +86,7 @@ class _VaeDecoder(_Part):
 
 
 class _SafetyChecker(_Part):
-    """diffusers' StableDiffusionSafetyChecker.forward_onnx, the flagged pictures made black without indexing."""
+    """StableDiffusionSafetyChecker.forward_onnx of diffusers, but flagged pictures become black without indexing."""
 
     def forward(self, clip_input: torch.Tensor, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         checker: Any = self.model

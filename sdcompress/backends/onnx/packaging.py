@@ -1,8 +1,8 @@
-"""Parameters as a graph stores them: plain tensors, or codes and scales behind the nodes that give their weight back.
+"""Parameters as a graph stores them: plain tensors, or codes and scales with the nodes that dequantize them.
 
-8 bits: a DequantizeLinear per output channel (axis 0 of a convolution's weight, axis 1 of a linear layer's, which lies
-transposed). 4 bits: a blocked DequantizeLinear (opset 21), or ONNX Runtime's MatMulNBits for linear layers where its
-own operators are allowed. An embedding is looked up as codes and scaled afterwards: only the rows in use.
+8 bits: a DequantizeLinear per output channel (axis 0 of a convolution's weight, axis 1 of a linear layer's, which is
+transposed). 4 bits: a blocked DequantizeLinear (opset 21), or for linear layers ONNX Runtime's MatMulNBits, if its own
+operators are allowed. An embedding's rows are looked up as codes and scaled afterwards.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import onnx_ir as ir
 
 from sdcompress.backends.onnx.activations import quantize_convolution, quantize_matmul, scale_of
 from sdcompress.backends.onnx.cleanup import parameters_of
-from sdcompress.backends.onnx.passes.surgery import CONTRIB, constant, insert, take_over
+from sdcompress.backends.onnx.passes.graph_edits import CONTRIB, constant, insert, replace_value
 from sdcompress.backends.onnx.weights import WeightView, view_of
 from sdcompress.errors import InternalError, UserError
 
@@ -30,25 +30,35 @@ if TYPE_CHECKING:
     from sdcompress.sources.spec import ComponentSpec
 
 IR_DTYPE = {"F32": ir.DataType.FLOAT, "F16": ir.DataType.FLOAT16, "I8": ir.DataType.INT8}
-# How MatMulNBits multiplies: 4 is int8 activations, rounded block by block as it runs, with int32 sums.
+# 4: MatMulNBits rounds activations to int8 block by block, and sums up in int32.
 NBITS_ACCURACY_LEVEL = 4
 
 
 @dataclass(frozen=True)
 class Packager:
-    """Gives the parameters of one graph their values; `read` makes a tensor of the component when it is asked for."""
+    """Gives the parameters of one graph their values.
+
+    Args:
+        spec: the component before the export, with `codes` and `scale` of quantized layers.
+        formats: layer -> format, for the quantized layers.
+        ranges: layer -> ranges, for the layers whose activations are quantized.
+        read: returns a tensor of the component by name; called when the file is written.
+        compute: the type that the graph computes in.
+        contrib: whether ONNX Runtime's own operators may be used.
+        parameters: filled by `package`: initializer -> the number of model parameters that it stands for.
+    """
 
     model: ir.Model
-    spec: ComponentSpec  # before the export: plain weights, and `codes` and `scale` of quantized layers
+    spec: ComponentSpec
     formats: Mapping[str, QuantFormat]
     ranges: Mapping[str, LayerRanges]
     read: Callable[[str], torch.Tensor]
-    compute: ir.DataType  # what the graph computes in
-    contrib: bool  # whether ONNX Runtime's own operators may be used
-    parameters: dict[str, int]  # filled here: initializer -> model parameters it stands for
+    compute: ir.DataType
+    contrib: bool
+    parameters: dict[str, int]
 
     def package(self) -> None:
-        """Gives every parameter its value or its dequantization. InternalError for a parameter the file lacks."""
+        """Give each parameter its value or its dequantization. InternalError for one that the component lacks."""
         for name, value in parameters_of(self.model).items():
             view = view_of(value)
             assert view is not None
@@ -64,7 +74,7 @@ class Packager:
         spec = self.spec.tensors.get(view.tensor)
         if spec is None:
             raise InternalError(
-                f"{self.spec.name}.{view.tensor}: is in the graph and not among the component's tensors"
+                f"{self.spec.name}.{view.tensor}: is a parameter of the graph, but no tensor of the component"
             )
         assert value.shape is not None and value.name is not None
         dtype = IR_DTYPE[spec.dtype]
@@ -73,7 +83,7 @@ class Packager:
         self.parameters[value.name] = math.prod(value.shape.numpy())
 
     def _dequantize(self, node: ir.Node, index: int, value: ir.Value, view: WeightView, layer: str) -> None:
-        """Puts the codes and what scales them in the place of the weight `value` as input `index` of `node`."""
+        """Replace the weight `value`, input `index` of `node`, by codes and the nodes that dequantize them."""
         fmt = self.formats[layer]
         if node.op_type == "Gather":
             self._look_up(node, view, layer)
@@ -87,7 +97,7 @@ class Packager:
             raise InternalError(f"{self.spec.name}.{layer}: a quantized weight is used by {node.op_type}")
 
     def _quantize_activations(self, node: ir.Node, layer: str) -> None:
-        """8-bit activations around a node whose weight is dequantized already."""
+        """Quantize the activations of a node whose weight is dequantized already."""
         graph, ranges = self.model.graph, self.ranges[layer]
         if node.op_type == "MatMul":
             quantize_matmul(graph, node, ranges)
@@ -98,7 +108,7 @@ class Packager:
         quantize_convolution(graph, node, ranges)
 
     def _integer_bias(self, node: ir.Node, bias: ir.Value, layer: str) -> ir.Value:
-        """The bias as int32 in steps of input scale x weight scale, in which integer convolutions add up."""
+        """Return the bias as int32 in steps of input scale x weight scale, the unit of an integer sum."""
         input_scale = float(scale_of(self.ranges[layer].input))
 
         def steps() -> torch.Tensor:
@@ -108,8 +118,8 @@ class Packager:
             rounded = (self.read(f"{layer}.bias").double() / steps()).round()
             if not bool((rounded.abs() < 2**31).all()):
                 raise UserError(
-                    f"{self.spec.name}.{layer}: its bias is too large beside its weights for 8-bit activations; "
-                    f"exclude the layer from them (activations_exclude)"
+                    f"{self.spec.name}.{layer}: its bias is too large in proportion to its weights for 8-bit "
+                    f"activations; exclude the layer from them (activations_exclude)"
                 )
             return rounded
 
@@ -119,7 +129,7 @@ class Packager:
         return insert(self.model.graph, node, "DequantizeLinear", [values, scale], {"axis": 0}, like=bias)
 
     def _dequantized(self, node: ir.Node, value: ir.Value, view: WeightView, layer: str) -> ir.Value:
-        """The weight as a DequantizeLinear of its codes, put in front of `node`."""
+        """Return the weight as a DequantizeLinear of its codes, in front of `node`."""
         fmt = self.formats[layer]
         blocks = self.spec.tensors[f"{layer}.scale"].shape[1:]
         if len(blocks) == 1 and value.shape is not None and len(value.shape) > 2:
@@ -131,7 +141,7 @@ class Packager:
         return insert(self.model.graph, node, "DequantizeLinear", [codes, scale], attributes, like=value)
 
     def _dequantized_flat(self, node: ir.Node, value: ir.Value, view: WeightView, layer: str) -> ir.Value:
-        """A convolution's weight whose groups take in all kernel positions: blocks of [out, in*kh*kw], reshaped."""
+        """Return a convolution's weight whose groups span all kernel positions: [out, in*kh*kw] in blocks, reshaped."""
         graph = self.model.graph
         assert value.shape is not None
         out_channels, *rest = (int(size) for size in value.shape.numpy())
@@ -151,16 +161,16 @@ class Packager:
         return insert(graph, node, "Reshape", [flat, sizes], like=value)
 
     def _codes(self, view: WeightView, layer: str) -> ir.Value:
-        """The initializer of the layer's codes, as the weight's view lies."""
+        """Return the initializer of the layer's codes in the layout of the weight's view."""
         spec = self.spec.tensors[f"{layer}.codes"]
         dtype = {"I8": ir.DataType.INT8, "I4": ir.DataType.INT4}[spec.dtype]
         name = f"{layer}.codes{_rows(view)}"
         return self._initializer(name, f"{layer}.codes", view, dtype, parameters=True)
 
     def _scale(self, node: ir.Node, view: WeightView, layer: str) -> ir.Value:
-        """The layer's scales in the precision of the computation: per channel [out], or [out, blocks, ...] as it lies.
+        """Return the layer's scales in the type of the computation: [out], or [out, blocks, ...] in the view's layout.
 
-        Blocks' scales are stored as the float16 they are, and cast when a session opens (constant folding).
+        Scales of blocks are stored in float16 and cast; ONNX Runtime folds the cast when a session opens.
         """
         spec = self.spec.tensors[f"{layer}.scale"]
         name, compute = f"{layer}.scale{_rows(view)}", self.compute
@@ -175,17 +185,17 @@ class Packager:
         return cast
 
     def _look_up(self, node: ir.Node, view: WeightView, layer: str) -> None:
-        """Gather of an embedding's rows: Cast(Gather(codes)) * Unsqueeze(Gather(scale))."""
+        """Replace the Gather of an embedding's rows by Cast(Gather(codes)) * Unsqueeze(Gather(scale))."""
         graph, indices, output = self.model.graph, node.inputs[1], node.outputs[0]
         codes = insert(graph, node, "Gather", [self._codes(view, layer), indices], {"axis": 0})
         values = insert(graph, node, "Cast", [codes], {"to": self.compute}, like=output)
         scales = insert(graph, node, "Gather", [self._scale(node, view, layer), indices], {"axis": 0})
         last = constant(graph, "last_axis", np.array([-1], dtype=np.int64))
         scales = insert(graph, node, "Unsqueeze", [scales, last])
-        take_over(graph, output, insert(graph, node, "Mul", [values, scales], like=output))
+        replace_value(graph, output, insert(graph, node, "Mul", [values, scales], like=output))
 
     def _matmul_nbits(self, node: ir.Node, value: ir.Value, view: WeightView, layer: str, fmt: QuantFormat) -> None:
-        """MatMulNBits: codes as nibbles [out, blocks, block / 2] with 8 for zero, scales [out, blocks]."""
+        """Write MatMulNBits: codes as nibbles [out, blocks, block / 2] with 8 for zero, scales [out, blocks]."""
         assert value.shape is not None
         in_features, out_features = int(value.shape[0]), int(value.shape[1])  # type: ignore[arg-type]
         block = _block_size(fmt, self.spec, layer)
@@ -204,7 +214,7 @@ class Packager:
             graph, node, "MatMulNBits", [node.inputs[0], codes, scale], attributes, domain=CONTRIB, like=output
         )
         self.model.opset_imports.setdefault(CONTRIB, 1)
-        take_over(graph, output, result)
+        replace_value(graph, output, result)
 
     def _initializer(
         self,
@@ -217,7 +227,12 @@ class Packager:
         change: Callable[[torch.Tensor], torch.Tensor] = lambda tensor: tensor,
         parameters: bool = False,
     ) -> ir.Value:
-        """The initializer `name` for a view of a tensor; `parameters`: it stands for model parameters."""
+        """Return the initializer `name` for a view of a tensor.
+
+        Args:
+            shape: the shape that `change` gives; None for the view's.
+            parameters: whether it stands for model parameters.
+        """
         viewed = view_shape(view, self.spec.tensors[tensor].shape)
         sizes = ir.Shape(viewed if shape is None else shape)
         count = ir.Shape(viewed) if parameters else None
@@ -232,7 +247,7 @@ class Packager:
         *,
         parameters: ir.Shape | None = None,
     ) -> ir.Value:
-        """The initializer `name`, made once, whose values are computed when the file is written."""
+        """Return the initializer `name`, whose values are computed when the file is written."""
         graph = self.model.graph
         if name in graph.initializers:
             return graph.initializers[name]
@@ -246,7 +261,7 @@ class Packager:
 def _lazy(name: str, make: Callable[[], torch.Tensor], dtype: ir.DataType, shape: ir.Shape) -> ir.LazyTensor:
     def evaluate() -> ir.TensorProtocol:
         array = make().contiguous().numpy()
-        if dtype != ir.DataType.INT4:  # whose codes are int8 here, and packed by onnx_ir
+        if dtype != ir.DataType.INT4:  # whose codes are int8 here; onnx_ir packs them
             array = array.astype(dtype.numpy(), copy=False)
         return ir.Tensor(array, dtype=dtype, shape=shape, name=name)
 
@@ -254,7 +269,7 @@ def _lazy(name: str, make: Callable[[], torch.Tensor], dtype: ir.DataType, shape
 
 
 def view_shape(view: WeightView, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The view's shape of a tensor that has this shape in the component's file."""
+    """Return the shape of the view of a tensor that has this shape in the component's file."""
     rows = shape[0] if view.rows is None else view.rows[1] - view.rows[0]
     rest = shape[1:2] if view.matrix else shape[1:]
     return (*rest, rows) if view.transposed else (rows, *rest)
@@ -269,7 +284,7 @@ def _block_size(fmt: QuantFormat, spec: ComponentSpec, layer: str) -> int:
 
 
 def _nibbles(codes: torch.Tensor, block: int) -> torch.Tensor:
-    """Codes [out, in] in -8 .. 7 as bytes [out, in / block, block / 2], offset by 8, the earlier in the lower half."""
+    """Return codes [out, in] of -8 to 7 as bytes [out, in / block, block / 2], plus 8, the first in the lower half."""
     import torch
 
     shifted = (codes + 8).to(torch.uint8).reshape(codes.shape[0], -1, block // 2, 2)

@@ -1,4 +1,4 @@
-"""ONNX Runtime sessions: where they run, how they are set up, and tensors in and out of them."""
+"""ONNX Runtime sessions: choosing the device, opening a session, and running it on torch tensors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sdcompress.errors import ArtifactError, UserError
 if TYPE_CHECKING:
     import torch
 
-# Device -> execution provider, and the package whose wheels have it.
+# Device -> execution provider, and the package that has it.
 PROVIDERS: dict[str, tuple[str, str]] = {
     "cpu": ("CPUExecutionProvider", "onnxruntime"),
     "cuda": ("CUDAExecutionProvider", "onnxruntime-gpu"),
@@ -32,7 +32,7 @@ TORCH_DTYPES = {
 }
 STANDARD_ATTENTION = "update ONNX Runtime, or compress again with `attention: standard` in the recipe's export step"
 
-# How ONNX Runtime names an operator it has no kernel or no schema for.
+# The messages in which ONNX Runtime names an operator without a kernel or a schema.
 _OPERATOR = re.compile(
     r"implementation for (?P<kernel>[\w.:]+)\(|(?P<schema>[\w.:]+)\(-?\d+\) is not a registered|No Op registered for "
     r"(?P<op>[\w.:]+)"
@@ -42,7 +42,7 @@ _OPSET = re.compile(r"Opset (?P<opset>\d+) is under development")
 
 @dataclass
 class Runtime:
-    """Where the sessions of one pipeline run; with `low_memory` the one session that is open."""
+    """The device and the settings of a pipeline's sessions; with `low_memory` also the one open session."""
 
     device: str  # a key of PROVIDERS
     provider: str
@@ -53,12 +53,12 @@ class Runtime:
     model_file: ClassVar[str] = "model.onnx"
 
     def part(self, file: Path) -> Part:
-        """The graph in `file`, to be run here."""
+        """Return the graph in `file`, which runs in this runtime."""
         return Part(file, self)
 
     @property
     def torch_device(self) -> torch.device:
-        """Where tensors lie outside of the sessions: on the GPU where torch sees it as well, else on the CPU."""
+        """The device of tensors outside of sessions: the GPU if torch can use it too, else the CPU."""
         import torch
 
         if self.device == "cuda" and torch.cuda.is_available():
@@ -67,11 +67,15 @@ class Runtime:
 
 
 def choose_runtime(device: str = "auto", threads: int | None = None, low_memory: bool = False) -> Runtime:
-    """The runtime for `device`: `auto`, a key of PROVIDERS or `cuda:N`. UserError when it is not there.
+    """Return the runtime for a device.
 
-    `auto` takes CUDA if this ONNX Runtime has it and torch sees a GPU, else DirectML, else the CPU; CoreML (`mps`)
-    and OpenVINO only by name, since they may be slower on graphs whose sizes change. threads: of the CPU, by
-    default as many as torch uses.
+            Args: device: a key of PROVIDERS, `cuda:N`, or `auto`: CUDA if this ONNX Runtime has it and torch finds a
+            GPU, else DirectML, else the CPU. `auto` does not choose CoreML (`mps`) or OpenVINO, since they may be
+            slower on graphs whose sizes change. threads: threads on the CPU; None for as many as torch uses.
+            low_memory: keep at most one session open.
+
+    Raises:
+        UserError: ONNX Runtime or the device is missing.
     """
     import torch  # before onnxruntime: it loads the CUDA libraries that both use
 
@@ -93,7 +97,7 @@ def choose_runtime(device: str = "auto", threads: int | None = None, low_memory:
 
 
 def import_onnxruntime() -> Any:
-    """The module onnxruntime. UserError when it is not installed."""
+    """Return the module onnxruntime. UserError if it is not installed."""
     if importlib.util.find_spec("onnxruntime") is None:
         raise UserError("an ONNX pipeline needs ONNX Runtime; pip install 'sdcompress[onnx]'")
     import onnxruntime  # type: ignore[import-untyped]
@@ -102,9 +106,9 @@ def import_onnxruntime() -> Any:
 
 
 class Part:
-    """One model.onnx: its session, opened at once, or with `low_memory` when it is first run."""
+    """One model.onnx and its session, which opens at once, or with `low_memory` at the first run."""
 
-    def __init__(self, file: Path, runtime: Any):  # a Runtime, or another backend's
+    def __init__(self, file: Path, runtime: Any):  # a Runtime or an OpenVinoRuntime
         self.file = file
         self.runtime = runtime
         self._session: Any = None
@@ -115,20 +119,25 @@ class Part:
 
     @property
     def inputs(self) -> dict[str, tuple[torch.dtype, int | None]]:
-        """Input -> its dtype and rank (None where the file does not say)."""
+        """Input -> its dtype and rank; the rank is None if the file does not state it."""
         if not self._inputs:
             self._open()
         return self._inputs
 
     @property
     def outputs(self) -> dict[str, tuple[torch.dtype, int | None]]:
-        """Output -> its dtype and rank (None where the file does not say)."""
+        """Output -> its dtype and rank; the rank is None if the file does not state it."""
         if not self._outputs:
             self._open()
         return self._outputs
 
     def run(self, inputs: Mapping[str, torch.Tensor], names: Iterable[str] | None = None) -> dict[str, torch.Tensor]:
-        """The outputs of those names (None: all), on the runtime's torch device; inputs are cast as the graph asks."""
+        """Run the graph and return output -> tensor, on the runtime's torch device.
+
+        Args:
+            inputs: input -> tensor; cast to the dtype that the graph takes.
+            names: the outputs to return; None for all.
+        """
         session = self._open()
         wanted = list(self.outputs if names is None else names)
         device = self.runtime.torch_device
@@ -144,11 +153,11 @@ class Part:
         return _run_on_cuda(session, given, wanted, self.runtime.device_id)
 
     def release(self) -> None:
-        """Closes the session; the next run opens it again."""
+        """Close the session. The next run opens it again."""
         self._session = None
 
     def tensors_ending(self, ending: str) -> list[torch.Tensor]:
-        """The graph's tensors whose names end so, read from its files."""
+        """Return the graph's tensors whose names end with `ending`, read from its files."""
         import onnx
         import torch
         from onnx.external_data_helper import load_external_data_for_tensor, uses_external_data
@@ -171,28 +180,31 @@ class Part:
         return self._session
 
     def _start(self) -> Any:
-        """What runs the graph; notes its inputs and outputs."""
+        """Return a session for the graph, and note its inputs and outputs."""
         session = open_session(self.file, self.runtime)
-        self._inputs = {each.name: _described(self.file, each) for each in session.get_inputs()}
-        self._outputs = {each.name: _described(self.file, each) for each in session.get_outputs()}
+        self._inputs = {each.name: _dtype_and_rank(self.file, each) for each in session.get_inputs()}
+        self._outputs = {each.name: _dtype_and_rank(self.file, each) for each in session.get_outputs()}
         return session
 
 
 def open_session(file: Path, runtime: Runtime) -> Any:
-    """An InferenceSession of `file` on the runtime's provider. UserError when that provider cannot run it.
+    """Return an InferenceSession of `file` on the runtime's provider.
 
-    ONNX Runtime reads the file, and external data beside it, by path. It keeps to the CPU only operators that the
-    provider lacks; a provider that does not start at all is an error here.
+    Operators that the provider lacks run on the CPU. A provider that does not start is an error.
+
+    Raises:
+        UserError: the provider cannot run the graph.
+        ArtifactError: ONNX Runtime cannot open the file.
     """
     onnxruntime = import_onnxruntime()
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors: its warnings are about placement, and one line per operator
+    options.log_severity_level = 3  # errors alone; warnings are one line per operator, about its device
     options.intra_op_num_threads = runtime.threads
-    # Threads that spin between operators take cores from torch's part of a step and from other programs: on two busy
-    # cores tiny-sd took 1.3 times the CPU time and 1.5 times the wall time with them.
+    # Threads that spin between operators slow down torch's part of a step and other programs: on two busy cores,
+    # tiny-sd took 1.3 times the CPU time and 1.5 times the wall time with them.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if runtime.low_memory:
-        options.enable_cpu_mem_arena = False  # which keeps what it was once given: a sixth of tiny-sd's peak
+        options.enable_cpu_mem_arena = False  # the arena never frees memory: a sixth of tiny-sd's peak
     if runtime.device == "directml":
         options.enable_mem_pattern = False  # DirectML does not support it (its documentation, "Configuration options")
     providers: list[Any] = [runtime.provider]
@@ -203,7 +215,7 @@ def open_session(file: Path, runtime: Runtime) -> Any:
     try:
         session = onnxruntime.InferenceSession(str(file), options, providers=providers, enable_fallback=0)
     except _errors_of_onnxruntime() as error:
-        raise _explained(file, runtime, str(error)) from error
+        raise _opening_error(file, runtime, str(error)) from error
     if runtime.provider not in session.get_providers():
         raise UserError(
             f"{file}: {runtime.provider} did not start (see the log above; CUDA and cuDNN must be of the versions that "
@@ -215,7 +227,7 @@ def open_session(file: Path, runtime: Runtime) -> Any:
 def _run_on_cuda(
     session: Any, inputs: Mapping[str, torch.Tensor], wanted: list[str], device_id: int
 ) -> dict[str, torch.Tensor]:
-    """Runs on tensors where they are, through IO binding: nothing goes by way of the CPU."""
+    """Run on the tensors where they are, through IO binding; nothing is copied to the CPU."""
     import numpy as np
     import torch
 
@@ -228,15 +240,17 @@ def _run_on_cuda(
     torch.cuda.current_stream(device_id).synchronize()  # ONNX Runtime computes on a stream of its own
     session.run_with_iobinding(binding)
     binding.synchronize_outputs()
-    # Not of the public class, which lacks DLPack in older versions.
+    # Not the public class, which lacks DLPack in older versions.
     return {name: torch.from_dlpack(value._ortvalue) for name, value in zip(wanted, binding.get_outputs(), strict=True)}
 
 
-def _described(file: Path, value: Any) -> tuple[torch.dtype, int | None]:
+def _dtype_and_rank(file: Path, value: Any) -> tuple[torch.dtype, int | None]:
     import torch
 
     if value.type not in TORCH_DTYPES:
-        raise ArtifactError(f"{file}: {value.name} is a {value.type}, which no part of a pipeline has; export it again")
+        raise ArtifactError(
+            f"{file}: {value.name} is a {value.type}, a type that no component of a pipeline has; export it again"
+        )
     return getattr(torch, TORCH_DTYPES[value.type]), None if value.shape is None else len(value.shape)
 
 
@@ -250,8 +264,8 @@ def _errors_of_onnxruntime() -> tuple[type[Exception], ...]:
     return (*(getattr(state, name) for name in names.split()), RuntimeError, ValueError)
 
 
-def _explained(file: Path, runtime: Runtime, message: str) -> UserError:
-    """The error that says what the session's creation failed of, and what to do about it."""
+def _opening_error(file: Path, runtime: Runtime, message: str) -> UserError:
+    """Return the error for a failure to open a session: what failed, and what to do."""
     found = _OPERATOR.search(message)
     if found:
         operator = found["kernel"] or found["schema"] or found["op"]

@@ -1,7 +1,7 @@
-"""A component's graph without its weights: torch.export on fake tensors, then the dynamo ONNX exporter.
+"""Tracing a component's graph without its weights: torch.export on fake tensors, then the dynamo ONNX exporter.
 
-Parameters never hold memory while tracing. In the graph each is an initializer named as in the component's file,
-whose values are attached when the file is written (see `weights`).
+Parameters never hold memory during tracing. In the graph each is an initializer with its name in the component's file.
+Its values are attached when the file is written (see `weights`).
 """
 
 from __future__ import annotations
@@ -27,20 +27,24 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 OPSET = 23
-# No two axes share a size, so that the exporter sees which dimensions are one; multiples of 8 for the UNet's levels.
+# Each axis has a size of its own, so that the exporter can tell equal dimensions; multiples of 8 suit UNet levels.
 _TRACED_SIZE = {"batch": 2, "height": 24, "width": 40, "sequence": 11, "patches": 35}
 
 
 def trace(spec: ComponentSpec, part: OnnxPart, inputs: tuple[OnnxInput, ...], dtype: str) -> ir.Model:
-    """The part's graph at opset 23 in `dtype` (float32 or float16); its parameters are initializers without values."""
+    """Return the graph of a part of the component at opset 23; its parameters are initializers without values.
+
+    Args:
+        dtype: float32 or float16.
+    """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     model = empty_component(spec).eval()
     aliases = _aliases(model)
-    living = {name: f"model.{name_in_model(model, name)}" for name in spec.tensors if part.holds(name)}
-    names = {alias: name for name, first in living.items() for alias in aliases.get(first, (first,))}
+    traced = {name: f"model.{name_in_model(model, name)}" for name in spec.tensors if part.holds(name)}
+    names = {alias: name for name, first in traced.items() for alias in aliases.get(first, (first,))}
     compute = getattr(torch, dtype)
-    # Buffers stay real: the graph holds their values. What the file stores is fake, whether parameter or buffer.
+    # Parameters and buffers in the file become fake. Other buffers stay real: the graph holds their values.
     with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
         _fake_weights(model, mode, compute, frozenset(names))
         example = {each.name: _example(each, compute) for each in inputs}
@@ -65,7 +69,7 @@ def trace(spec: ComponentSpec, part: OnnxPart, inputs: tuple[OnnxInput, ...], dt
 
 
 def _aliases(model: nn.Module) -> dict[str, tuple[str, ...]]:
-    """Parameter -> all names of it: the exporter may choose another of them than files do (T5's `shared`)."""
+    """Return parameter -> all its names; the exporter may choose another than files have (T5's `shared`)."""
     names: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(f"model.{name}")
@@ -73,7 +77,7 @@ def _aliases(model: nn.Module) -> dict[str, tuple[str, ...]]:
 
 
 def _fake_weights(model: nn.Module, mode: Any, dtype: torch.dtype, stored: frozenset[str]) -> None:
-    """Replaces every parameter, and every buffer that the file stores, by a fake tensor; other buffers stay."""
+    """Replace all parameters, and the buffers in the file, by fake tensors. Other buffers stay."""
     for module_name, module in model.named_modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
             fake = torch.empty(parameter.shape, dtype=dtype if parameter.is_floating_point() else parameter.dtype)
@@ -97,11 +101,11 @@ def _dynamic_shapes(inputs: tuple[OnnxInput, ...]) -> dict[str, Any]:
 
 
 def _name_parameters(model: ir.Model, names: Mapping[str, str]) -> None:
-    """Gives the initializers their names in the component's file, and takes their fake values away."""
+    """Give the initializers their names in the component's file, and remove their fake values."""
     initializers = model.graph.initializers
-    for living, name in names.items():
-        value = initializers.get(living)
-        if value is not None:  # a stored tensor may have no part in the computation (position_ids)
+    for traced, name in names.items():
+        value = initializers.get(traced)
+        if value is not None:  # the computation may not use a stored tensor (position_ids)
             value.const_value = None
             value.name = name
     lost = [name for name in initializers if name.startswith("model.") and initializers[name].const_value is None]
@@ -110,7 +114,7 @@ def _name_parameters(model: ir.Model, names: Mapping[str, str]) -> None:
 
 
 def _name_axes(model: ir.Model, inputs: tuple[OnnxInput, ...]) -> None:
-    """Gives the dynamic dimensions of the graph's inputs, and wherever else they occur, the names of the axes."""
+    """Give the dynamic dimensions of the inputs, and equal ones elsewhere, the names of the axes."""
     import onnx_ir as ir
 
     renamed: dict[str, str] = {}
@@ -133,7 +137,7 @@ def _values(model: ir.Model) -> Iterator[ir.Value]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps the exporter's chatter off the terminal; its errors are exceptions."""
+    """Hide the exporter's warnings and logs while in the context; its errors are exceptions."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "torch._export", "onnxscript")]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():

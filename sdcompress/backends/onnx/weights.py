@@ -1,4 +1,4 @@
-"""Where the values of a graph's parameters come from: a view of a tensor in the component's file."""
+"""Where the values of a graph's parameters come from: views of tensors in the component's file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _KEY = "sdcompress.view"
 
 @dataclass(frozen=True)
 class WeightView:
-    """A component's tensor as a graph uses it: `rows` of its first axis, as a matrix, transposed, in that order."""
+    """A component's tensor as a graph uses it: `rows` of its first axis, then as a matrix, then transposed."""
 
     tensor: str
     rows: tuple[int, int] | None = None
@@ -22,7 +22,7 @@ class WeightView:
     transposed: bool = False
 
     def of(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The view of the weight, or of anything with the weight's axes, such as its codes."""
+        """Return the view of the weight, or of a tensor with the weight's axes, such as its codes."""
         if self.rows is not None:
             tensor = tensor[self.rows[0] : self.rows[1]]
         if self.matrix:
@@ -31,7 +31,7 @@ class WeightView:
 
 
 def view_of(value: ir.Value) -> WeightView | None:
-    """What of the component's file an initializer without a value stands for; None for graph constants."""
+    """Return the view that an initializer without a value stands for; None for graph constants."""
     if not value.is_initializer() or value.const_value is not None:
         return None
     view = value.meta.get(_KEY)
@@ -39,7 +39,7 @@ def view_of(value: ir.Value) -> WeightView | None:
 
 
 def set_view(value: ir.Value, view: WeightView, shape: tuple[int, ...]) -> None:
-    """Makes the initializer stand for `view`, which has this shape."""
+    """Let the initializer stand for `view`, whose shape is `shape`."""
     import onnx_ir as ir
 
     value.meta[_KEY] = view
@@ -47,7 +47,11 @@ def set_view(value: ir.Value, view: WeightView, shape: tuple[int, ...]) -> None:
 
 
 def add_rows(graph: ir.Graph, of: ir.Value, rows: tuple[int, int]) -> ir.Value:
-    """A new initializer for rows (of the weight as it lies in the file) of the parameter that `of` stands for."""
+    """Return a new initializer for some rows of the parameter that `of` stands for.
+
+    Args:
+        rows: start and stop in the weight as the file has it.
+    """
     import onnx_ir as ir
 
     view = view_of(of)

@@ -1,4 +1,4 @@
-"""Opening OpenVINO folders as the stock diffusers pipelines they were made from."""
+"""Opening OpenVINO folders as the stock diffusers pipelines they come from."""
 
 from __future__ import annotations
 
@@ -12,10 +12,14 @@ from sdcompress.backends.openvino.runtime import choose_openvino_runtime
 def open_openvino_pipeline(
     folder: Path, device: str = "auto", dtype: str = "auto", threads: int | None = None, low_memory: bool = False
 ) -> Any:
-    """The stock diffusers pipeline of model_index.json, its components computed by OpenVINO, ready to be called.
+    """Return the stock diffusers pipeline of an OpenVINO folder, ready to be called.
 
-    device, dtype, threads: as `choose_openvino_runtime` takes them. low_memory: at most one component is compiled at a
-    time. Raises ArtifactError for a folder that cannot be opened, UserError for a device that is not there.
+    Args:
+        device, dtype, threads, low_memory: see `choose_openvino_runtime`.
+
+    Raises:
+        ArtifactError: the folder cannot be opened.
+        UserError: the device is missing.
     """
     runtime = choose_openvino_runtime(device, dtype, threads, low_memory)
-    return open_graphs(folder, cast("Any", runtime))  # which has all of Runtime that stand-ins use
+    return open_graphs(folder, cast("Any", runtime))  # it has all that components use of a Runtime

@@ -1,4 +1,4 @@
-"""OpenVINO's compiled models, as `backends.onnx.runtime` has sessions: where they run, tensors in and out of them."""
+"""OpenVINO's compiled models: choosing the device, compiling, and running them on torch tensors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sdcompress.sources.openvino_file import MODEL_FILE
 if TYPE_CHECKING:
     import torch
 
-# --dtype -> INFERENCE_PRECISION_HINT. Left to itself OpenVINO computes float32 graphs in bfloat16 where the CPU can.
+# --dtype -> INFERENCE_PRECISION_HINT. By default, OpenVINO computes float32 graphs in bfloat16 if the CPU can.
 PRECISIONS = {"auto": "f32", "float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 DEVICES = ("cpu", "gpu", "npu")
 _TORCH_DTYPES = {"f32": "float32", "f16": "float16", "f64": "float64", "i64": "int64", "i32": "int32",
@@ -24,7 +24,7 @@ _TORCH_DTYPES = {"f32": "float32", "f16": "float16", "f64": "float64", "i64": "i
 
 @dataclass
 class OpenVinoRuntime:
-    """Where the models of one pipeline run; with `low_memory` the one model that is compiled."""
+    """The device and the settings of a pipeline's models; with `low_memory` also the one compiled model."""
 
     device: str  # one of DEVICES
     precision: str  # a value of PRECISIONS
@@ -35,20 +35,24 @@ class OpenVinoRuntime:
 
     @property
     def torch_device(self) -> torch.device:
-        """Where tensors lie outside of the models."""
+        """The device of tensors outside of the models."""
         import torch
 
         return torch.device("cpu")
 
     def part(self, file: Path) -> OpenVinoPart:
-        """The graph in `file`, to be run here."""
+        """Return the graph in `file`, which runs in this runtime."""
         return OpenVinoPart(file, self)
 
 
 def choose_openvino_runtime(
     device: str = "auto", dtype: str = "auto", threads: int | None = None, low_memory: bool = False
 ) -> OpenVinoRuntime:
-    """The runtime for `device` (auto is the CPU) that computes in `dtype`. UserError when it is not there."""
+    """Return the runtime for a device (`auto`: the CPU) and a type of computation.
+
+    Raises:
+        UserError: OpenVINO or the device is missing, or cannot compute in that type.
+    """
     import torch
 
     name = {"auto": "cpu", "openvino": "cpu"}.get(device, device)
@@ -63,7 +67,7 @@ def choose_openvino_runtime(
 
 
 def import_openvino() -> Any:
-    """The module openvino. UserError when it is not installed."""
+    """Return the module openvino. UserError if it is not installed."""
     if importlib.util.find_spec("openvino") is None:
         raise UserError("OpenVINO folders need the package openvino; pip install 'sdcompress[openvino]'")
     import openvino
@@ -72,10 +76,10 @@ def import_openvino() -> Any:
 
 
 class OpenVinoPart(Part):
-    """One openvino_model.xml: compiled at once, or with `low_memory` when it is first run."""
+    """One openvino_model.xml, which is compiled at once, or with `low_memory` at the first run."""
 
     def run(self, inputs: Mapping[str, torch.Tensor], names: Iterable[str] | None = None) -> dict[str, torch.Tensor]:
-        """The outputs of those names (None: all); inputs are cast as the graph asks."""
+        """Run the model and return output -> tensor (`names` None: all); inputs are cast to the model's types."""
         import torch
 
         compiled = self._open()
@@ -88,7 +92,7 @@ class OpenVinoPart(Part):
         return {name: torch.from_numpy(results[compiled.output(name)]) for name in wanted}
 
     def tensors_ending(self, ending: str) -> list[torch.Tensor]:
-        """The graph's constants whose names end so, read from its files."""
+        """Return the model's constants whose names end with `ending`, read from its files."""
         import torch
 
         model = import_openvino().Core().read_model(self.file)
@@ -97,13 +101,13 @@ class OpenVinoPart(Part):
 
     def _start(self) -> Any:
         compiled = compile_model(self.file, self.runtime)
-        self._inputs = _described(self.file, compiled.inputs)
-        self._outputs = _described(self.file, compiled.outputs)
+        self._inputs = _dtypes_and_ranks(self.file, compiled.inputs)
+        self._outputs = _dtypes_and_ranks(self.file, compiled.outputs)
         return compiled
 
 
 def compile_model(file: Path, runtime: OpenVinoRuntime) -> Any:
-    """The model in `file` (IR or ONNX), compiled for the runtime. ArtifactError when OpenVINO cannot."""
+    """Return the model in `file` (IR or ONNX), compiled for the runtime. ArtifactError if OpenVINO cannot open it."""
     openvino = import_openvino()
     options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": runtime.precision}
     if runtime.device == "cpu":
@@ -114,14 +118,14 @@ def compile_model(file: Path, runtime: OpenVinoRuntime) -> Any:
         raise ArtifactError(f"{file}: OpenVINO cannot open it: {' '.join(str(error).split())}") from error
 
 
-def _described(file: Path, ports: Iterable[Any]) -> dict[str, tuple[torch.dtype, int | None]]:
+def _dtypes_and_ranks(file: Path, ports: Iterable[Any]) -> dict[str, tuple[torch.dtype, int | None]]:
     import torch
 
     found: dict[str, tuple[torch.dtype, int | None]] = {}
     for port in ports:
         kind, rank = port.get_element_type().get_type_name(), port.get_partial_shape().rank
         if kind not in _TORCH_DTYPES:
-            raise ArtifactError(f"{file}: {port.get_any_name()} is {kind}, which no part of a pipeline has")
+            raise ArtifactError(f"{file}: {port.get_any_name()} is {kind}, a type that no component of a pipeline has")
         for name in sorted(port.get_names()):
             found[name] = (getattr(torch, _TORCH_DTYPES[kind]), None if rank.is_dynamic else rank.get_length())
     return found

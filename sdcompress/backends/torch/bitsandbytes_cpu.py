@@ -1,7 +1,7 @@
-"""Components in bitsandbytes' stock serialization, opened on a CPU.
+"""Components in bitsandbytes' serialization, opened on a CPU.
 
-diffusers' loader refuses a machine without a GPU though bitsandbytes itself runs on a CPU; this is that loader's work
-(`BnB4BitDiffusersQuantizer`, `BnB8BitDiffusersQuantizer`) done on the CPU for diffusers and transformers alike.
+diffusers' loader needs a GPU, though bitsandbytes runs on a CPU too. This does the work of that loader
+(`BnB4BitDiffusersQuantizer`, `BnB8BitDiffusersQuantizer`) on the CPU, for diffusers and transformers.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from sdcompress.sources.tensor_names import canonical_name, name_in_model
 
 
 def open_component(folder: Path, library: str, class_name: str, dtype: torch.dtype) -> nn.Module:
-    """The component of a pipeline folder as a module on the CPU; floating-point tensors in `dtype`.
+    """Return a component of a pipeline folder as a module on the CPU, with floating-point tensors in `dtype`.
 
-    Raises ArtifactError when its weights do not fit its class.
+    Raises:
+        ArtifactError: its weights do not fit its class.
     """
     from safetensors.torch import load_file
 
@@ -42,14 +43,14 @@ def open_component(folder: Path, library: str, class_name: str, dtype: torch.dty
     _, unexpected = model.load_state_dict(rest, strict=False, assign=True)
     missing = [name for name, value in tie_weights(model).named_parameters() if value.is_meta]
     if missing or unexpected:
-        raise ArtifactError(f"{folder}: does not fit {class_name}: {(missing or unexpected)[0]} is missing or too much")
+        raise ArtifactError(f"{folder}: does not fit {class_name}: {(missing or unexpected)[0]} is missing or unknown")
     model.eval()
     model.requires_grad_(False)
     return model
 
 
 def _name_in_model(model: nn.Module, name: str) -> str:
-    """The tensor's name with its layer called as in `model`; packed ones end in `.weight.absmax`, `.SCB` and so on."""
+    """Return a tensor's name in `model`; packed ones end in `.weight.absmax`, `.SCB` and so on."""
     layer = name.partition(".weight")[0] if ".weight" in name else name.rpartition(".")[0]
     return (name_in_model(model, layer) or layer) + name[len(layer) :] if layer else name
 
@@ -57,11 +58,11 @@ def _name_in_model(model: nn.Module, name: str) -> str:
 def _linear(
     original: nn.Module, layer: str, state: dict[str, torch.Tensor], quantization: dict[str, Any], dtype: torch.dtype
 ) -> nn.Module:
-    """bitsandbytes' module for one layer; takes the layer's packed tensors out of `state`."""
+    """Return bitsandbytes' module for a layer, and remove the layer's packed tensors from `state`."""
     import bitsandbytes as bnb
 
     if not isinstance(original, nn.Linear):
-        raise ArtifactError(f"{layer}: is a {type(original).__name__}, where bitsandbytes stores linear layers only")
+        raise ArtifactError(f"{layer}: is a {type(original).__name__}, and bitsandbytes stores linear layers alone")
     codes = state.pop(f"{layer}.weight")
     if quantization.get("load_in_8bit"):
         eight = bnb.nn.Linear8bitLt(
@@ -82,7 +83,7 @@ def _linear(
     if packed.nested:
         raise ArtifactError(f"{layer}: has nested (double-quantized) scales, which are not supported on a CPU")
     fmt = from_label(f"{packed.quant_type}/{packed.blocksize}")
-    # Not bnb.nn.Linear4bit: on a CPU it runs torch.compile for every shape, minutes for a UNet. Same values, at once.
+    # Not bnb.nn.Linear4bit: on a CPU it runs torch.compile for each shape, minutes for a UNet. The values are the same.
     four = QuantizedLinear(original, fmt)
     four.codes, four.scale = codes, packed.absmax.to(dtype)
     return four

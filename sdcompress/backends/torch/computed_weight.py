@@ -1,4 +1,4 @@
-"""The `weight` of a quantized layer, which is computed from its codes whenever it is read."""
+"""The `weight` of a quantized layer, which is computed from its codes each time it is read."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _READ_ONLY = (
 
 
 class ComputedWeight(torch.Tensor):
-    """A tensor whose `data` cannot be replaced: PEFT merges a LoRA that way, and the change would be lost unseen."""
+    """A tensor whose `data` cannot be replaced: PEFT merges a LoRA like that, and the change would be lost."""
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]  # results of operations are plain tensors
 

@@ -1,4 +1,4 @@
-"""Running a function once another package's module has been imported, without importing it ourselves."""
+"""Running a function after another package's module was imported, without importing the module here."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from types import ModuleType
 
 
 def when_imported(module: str, action: Callable[[], None]) -> None:
-    """Runs `action` now if `module` is imported already, else right after it is."""
+    """Run `action` now if `module` is imported, else right after its import."""
     if module in sys.modules:
         action()
     else:
-        sys.meta_path.insert(0, _Watcher(module, action))
+        sys.meta_path.insert(0, _ModuleFinder(module, action))
 
 
-class _Watcher(MetaPathFinder):
-    """Finds one module as the other finders do, with a loader that runs the action after it."""
+class _ModuleFinder(MetaPathFinder):
+    """Finds one module as the other finders do, and gives it a loader that runs the action."""
 
     def __init__(self, module: str, action: Callable[[], None]):
         self.module, self.action = module, action
@@ -32,11 +32,11 @@ class _Watcher(MetaPathFinder):
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)
         if spec is not None and spec.loader is not None:
-            spec.loader = _ThenRun(spec.loader, self.action)
+            spec.loader = _ActionLoader(spec.loader, self.action)
         return spec
 
 
-class _ThenRun(Loader):
+class _ActionLoader(Loader):
     def __init__(self, loader: Loader, action: Callable[[], None]):
         self.loader, self.action = loader, action
 

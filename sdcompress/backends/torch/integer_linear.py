@@ -1,7 +1,7 @@
-"""A linear layer multiplied in 8-bit integers: the weight as its codes, each token of the input rounded as it comes.
+"""A linear layer multiplied in 8-bit integers: the weight as its codes, each token of the input rounded when it runs.
 
 y = s_x s_w (X W^T) + b with a scale s_x for each token and s_w for each output channel: the vector-wise products of
-LLM.int8 (arXiv:2208.07339, section 2.1) for all values alike. Sums are exact, in 32 bits.
+LLM.int8 (arXiv:2208.07339, section 2.1), here for all values. Sums are exact, in 32 bits.
 """
 
 from __future__ import annotations
@@ -10,16 +10,23 @@ import torch
 import torch.nn.functional as F
 
 LARGEST = 127
-# Outputs, or inputs if they are more, that are worked on at once on a CPU: their sums are scaled while in the cache.
+# Outputs (or inputs, if they are more) computed at a time on a CPU, so that sums are scaled while in the cache.
 PIECE = 2**19
-PIECE_ROWS = 32  # that a piece has a multiple of, as the kernels' blocks do
-SMALLEST_SCALE = 1e-12  # of a token of zeros, whose codes are 0
+PIECE_ROWS = 32  # a piece has a multiple of this number of rows, like the kernels' blocks
+SMALLEST_SCALE = 1e-12  # the scale of a token of zeros, whose codes are 0
 
 
 def integer_linear(
     x: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None
 ) -> torch.Tensor:
-    """x W^T + b in the type of `x` [..., in]; codes: [out, in] int8, scale: [out], both of W, bias: [out] or None."""
+    """Return x W^T + b in the type of `x`.
+
+    Args:
+        x: [..., in].
+        codes: int8 codes of W, [out, in].
+        scale: scales of W, [out].
+        bias: [out] or None.
+    """
     rows = x.reshape(-1, x.shape[-1])
     scale, bias = scale.float(), None if bias is None else bias.float()
     if rows.device.type != "cpu" or torch.compiler.is_compiling():
@@ -33,7 +40,7 @@ def integer_linear(
 
 
 def _scaled(rows: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """[rows, out] float32."""
+    """Return the outputs of rows [rows, in] as [rows, out], float32."""
     exact = rows.float()
     step = exact.abs().amax(dim=1, keepdim=True).clamp_min(SMALLEST_SCALE) / LARGEST
     rounded = (exact / step).round_().to(torch.int8)
@@ -42,9 +49,9 @@ def _scaled(rows: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor, bias: 
 
 
 def _sums(rounded: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
-    """X W^T of two int8 matrices as float32; by the device's integer kernel where it has one for their sizes."""
+    """Return X W^T of two int8 matrices as float32, by the device's integer kernel if it has one for their sizes."""
     on_cuda = rounded.device.type == "cuda"
-    fits = rounded.shape[0] > 16 and codes.shape[0] % 8 == 0 and codes.shape[1] % 8 == 0  # what cuBLAS asks for
+    fits = rounded.shape[0] > 16 and codes.shape[0] % 8 == 0 and codes.shape[1] % 8 == 0  # cuBLAS requires this
     if rounded.device.type == "cpu" or (on_cuda and fits):
         return torch._int_mm(rounded, codes.T).float()
     return F.linear(rounded.float(), codes.float())  # exact up to 1,040 columns, whose sums are below 2^24

@@ -1,4 +1,4 @@
-"""The rows that go into a layer when it runs, tokens or patches, or an even sample of them."""
+"""The rows (tokens or patches) that go into a layer when it runs, or an even sample of them."""
 
 from __future__ import annotations
 
@@ -10,33 +10,40 @@ from torch.nn import functional as F
 
 
 def count_rows(layer: nn.Linear | nn.Conv2d, x: torch.Tensor) -> int:
-    """Tokens that go into a linear layer, or output positions of a convolution, over the whole batch."""
+    """Return the number of tokens that go into a linear layer, or of a convolution's output positions, in the batch."""
     if isinstance(layer, nn.Linear):
         return x.numel() // layer.in_features
     height, width = _output_size(layer, x)
     return x.shape[0] * height * width
 
 
-@lru_cache(maxsize=64)  # layers of the same size come in turns
+@lru_cache(maxsize=64)  # layers of the same size take turns
 def choose_rows(total: int, limit: int, call: int) -> torch.Tensor | None:
-    """Which rows of a layer's `call`-th run are counted, in order, [<= limit] int64; None: all, as they are few enough.
+    """Return which rows of a layer's `call`-th run are sampled, in order; None for all, if they are `limit` or fewer.
 
-    One of every `stride` neighbours, each time another of them: after `stride` calls every row was chosen once, so
-    that all positions and both guidance branches, which are halves of the batch, count alike.
+    The sample has one of each `stride` neighbours, another one in each call. After `stride` calls each row was sampled
+    once, so all positions and both guidance branches (halves of the batch) count alike.
+
+    Returns:
+        At most `limit` indices, int64.
     """
     if total <= limit:
         return None
     stride = -(-total // limit)
     strata = -(-total // stride)
-    # Drawn anew after each round, lest a timestep always meets the same positions; not one offset for all, lest a
-    # stride that divides the width samples the same columns everywhere.
+    # Offsets are drawn again after each round, so that a timestep does not always get the same positions. There is one
+    # for each stratum: with one for all, a stride that divides the width would sample the same columns in each line.
     offsets = torch.randint(stride, (strata,), generator=torch.Generator().manual_seed(call // stride))
     rows = torch.arange(strata) * stride + (offsets + call) % stride
     return rows[rows < total]
 
 
 def take_rows(layer: nn.Linear | nn.Conv2d, x: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
-    """Those rows of the layer's input `x` (None: all) as [rows, columns], in the order of `weight.flatten(1)`."""
+    """Return rows of the layer's input `x` as [rows, columns], in the order of `weight.flatten(1)`.
+
+    Args:
+        rows: from `choose_rows`; None for all.
+    """
     if rows is not None:
         rows = rows.to(x.device)
     if isinstance(layer, nn.Linear):
@@ -52,7 +59,7 @@ def take_rows(layer: nn.Linear | nn.Conv2d, x: torch.Tensor, rows: torch.Tensor 
         rows = torch.arange(x.shape[0] * height * width, device=x.device)
     picture, place = rows // (height * width), rows % (height * width)
     row, column = place // width * layer.stride[0], place % width * layer.stride[1]
-    corner = (picture * padded_height + row) * padded_width + column  # of each patch, counted in pixels
+    corner = (picture * padded_height + row) * padded_width + column  # of each patch, as an index of pixels
     down, along = (torch.arange(size, device=x.device) for size in layer.kernel_size)
     within = down[:, None] * (layer.dilation[0] * padded_width) + along * layer.dilation[1]  # [kh, kw]
     patches = pixels.reshape(-1, channels).index_select(0, (corner[:, None] + within.flatten()).flatten())
@@ -60,10 +67,10 @@ def take_rows(layer: nn.Linear | nn.Conv2d, x: torch.Tensor, rows: torch.Tensor 
 
 
 def _edges_of(layer: nn.Conv2d) -> tuple[int, int, int, int]:
-    """Zeros that a convolution puts around its input: left, right, top, bottom."""
+    """Return the zeros that a convolution adds around its input: left, right, top, bottom."""
     if layer.padding == "valid":
         return (0, 0, 0, 0)
-    if layer.padding == "same":  # the odd one goes to the end, as torch has it
+    if layer.padding == "same":  # an odd one goes to the end, as in torch
         down, along = (gap * (size - 1) for gap, size in zip(layer.dilation, layer.kernel_size, strict=True))
         return (along // 2, along - along // 2, down // 2, down - down // 2)
     assert isinstance(layer.padding, tuple)

@@ -1,4 +1,4 @@
-"""Opening torch pipelines: any diffusers folder or artifact, on the device and in the precision asked for."""
+"""Opening torch pipelines: diffusers folders, checkpoint folders and artifacts, on a device and in a precision."""
 
 from __future__ import annotations
 
@@ -23,11 +23,16 @@ DTYPES = ("auto", "float32", "float16", "bfloat16")
 
 
 def open_pipeline(path: str | Path, *, device: str = "auto", dtype: str = "auto", variant: str | None = None) -> Any:
-    """The pipeline of a built-in name, a diffusers folder or an artifact, on `device`, ready to be called.
+    """Return the pipeline of a built-in name, a diffusers folder or an artifact, ready to be called.
 
-    device: `auto` (CUDA, then Apple's MPS, then the CPU) or a torch device; dtype: `auto` (float32 on a CPU, float16
-    elsewhere) or one of DTYPES; variant: weight files such as `fp16`, for the components that have such. Raises
-    ArtifactError when it cannot be opened, UserError for a device or dtype that is not there.
+    Args:
+        device: `auto` (CUDA, then Apple's MPS, then the CPU) or a torch device.
+        dtype: `auto` (float32 on a CPU, float16 elsewhere) or another of DTYPES.
+        variant: of the weight files, such as `fp16`, for the components that have it.
+
+    Raises:
+        ArtifactError: the pipeline cannot be opened.
+        UserError: the device is missing, or there is no such dtype.
     """
     from diffusers import DiffusionPipeline
 
@@ -37,10 +42,10 @@ def open_pipeline(path: str | Path, *, device: str = "auto", dtype: str = "auto"
     try:
         model_index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ArtifactError(f"{folder}: is no pipeline ({error})") from None
+        raise ArtifactError(f"{folder}: is not a pipeline ({error})") from None
     linked = open_checkpoint_folder(folder)
     ours: dict[str, Any] = _open_checkpoint(linked, precision) if linked else {}
-    if target.type == "cpu":  # where diffusers' own loader of bitsandbytes components refuses to work
+    if target.type == "cpu":  # diffusers' loader of bitsandbytes components needs a GPU
         ours |= {
             part: _open_on_cpu(folder / part, *entry, precision)
             for part, entry in _bitsandbytes_parts(folder, model_index).items()
@@ -62,7 +67,7 @@ def open_pipeline(path: str | Path, *, device: str = "auto", dtype: str = "auto"
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of that name; `auto` prefers CUDA, then MPS, then the CPU. UserError when it is not there."""
+    """Return the torch device; `auto` prefers CUDA, then MPS, then the CPU. UserError if it is missing."""
     import torch
 
     if name == "auto":
@@ -78,7 +83,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """float32 on a CPU and float16 elsewhere for `auto`. UserError for a name that is no dtype of DTYPES."""
+    """Return the torch dtype; `auto` is float32 on a CPU and float16 elsewhere. UserError if it is not in DTYPES."""
     import torch
 
     if name not in DTYPES:
@@ -89,7 +94,7 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def _open_checkpoint(source: Source, dtype: torch.dtype) -> dict[str, Any]:
-    """The components of a checkpoint, which diffusers would have to convert, read where they lie."""
+    """Return the components of a checkpoint, without the conversion that diffusers would do."""
     import torch
 
     from sdcompress.backends.torch.source_parts import open_component
@@ -98,9 +103,10 @@ def _open_checkpoint(source: Source, dtype: torch.dtype) -> dict[str, Any]:
 
 
 def _unknown_names(folder: Path, entries: Mapping[str, tuple[str, str]], variant: str | None) -> list[str]:
-    """The components whose files name tensors in a way that the installed transformers does not know.
+    """Return the components whose files have names of tensors that the installed transformers does not know.
 
-    entries: component -> library and class.
+    Args:
+        entries: component -> library and class.
     """
     from sdcompress.sources.empty_model import empty_model
 
@@ -119,7 +125,7 @@ def _unknown_names(folder: Path, entries: Mapping[str, tuple[str, str]], variant
 
 
 def _open_renamed(folder: Path, part: str, variant: str | None, dtype: torch.dtype) -> Any:
-    """The component whose files have names of a later transformers. ArtifactError where it is quantized."""
+    """Return the component whose files have names of a later transformers. ArtifactError if it is quantized."""
     import torch
     import transformers
 
@@ -128,7 +134,7 @@ def _open_renamed(folder: Path, part: str, variant: str | None, dtype: torch.dty
     source = open_folder(folder, variant=variant)
     if is_quantized(source.components[part].config):
         raise ArtifactError(
-            f"{folder / part}: has names of tensors that transformers {transformers.__version__} does not know yet; "
+            f"{folder / part}: has tensor names that transformers {transformers.__version__} does not know; "
             f"update transformers, or compress the original again"
         )
     return open_component(source, part, torch.device("cpu"), dtype)

@@ -1,7 +1,7 @@
-"""Modules that hold a weight as codes and dequantize it, one layer at a time, when they run.
+"""Modules that hold a weight as codes and dequantize it when they run, one layer at a time.
 
-They are subclasses of the layers they stand for, so that whoever asks for the layer's kind (PEFT when it puts a LoRA on
-top, diffusers' own loaders) finds it. `weight` is computed when it is read, and cannot be written.
+They are subclasses of the layers they replace, so that code that asks for a layer's class (PEFT when it adds a LoRA,
+diffusers' loaders) finds it. `weight` is computed each time it is read, and cannot be written.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from sdcompress.quant.grid_format import GridFormat
 from sdcompress.sources.spec import TensorSpec, parameter
 from sdcompress.sources.tensor_names import name_in_model
 
-PIECE = 2**22  # weights dequantized before they are used: few enough to stay in a CPU's last-level cache until then
+PIECE = 2**22  # weights dequantized at a time: few enough to stay in a CPU's last-level cache until they are used
 OUTPUT_SCALE = "scalar_embed_scale"  # of Gemma's embeddings in transformers 5, which multiply their rows with it
-PIECE_ROWS = 64  # that a piece has a multiple of, as the kernels' blocks do
+PIECE_ROWS = 64  # a piece has a multiple of this number of rows, like the kernels' blocks
 
 
 class QuantizedLayer(nn.Module):
-    """A layer whose weight is the parts that its format stores, each a buffer of that name."""
+    """A layer whose weight is stored in the parts of its format; each part is a buffer of that name."""
 
     codes: torch.Tensor
     rounds_input = False
 
     def __init__(self, original: nn.Module, fmt: QuantFormat):
-        nn.Module.__init__(self)  # not the layer's own, which would make a weight
+        nn.Module.__init__(self)  # not the original class's, which would create a weight
         weight = original.weight
         assert isinstance(weight, torch.Tensor)
         self.format = fmt
@@ -51,28 +51,28 @@ class QuantizedLayer(nn.Module):
 
     @property
     def stored(self) -> dict[str, torch.Tensor]:
-        """Part -> tensor as it lies in the file."""
+        """Part -> tensor as the file has it."""
         return {name: value for name, value in self._buffers.items() if value is not None}
 
     @property
     def compute_dtype(self) -> torch.dtype:
-        """The floating-point type of what is stored."""
+        """The floating-point type of the stored parts."""
         return next(value.dtype for value in self.stored.values() if value.is_floating_point())
 
     @property
     def weight(self) -> torch.Tensor:
-        """The weight the codes stand for, in the input channels the layer is given."""
+        """The dequantized weight, for inputs that are not rotated."""
         from sdcompress.quant.compose import restored
 
         weight = restored(logical(self.stored, self.format, self.shape), self.compute_dtype)
         return weight.as_subclass(ComputedWeight)
 
     def dequantized(self, dtype: torch.dtype) -> torch.Tensor:
-        """The weight that a rotated input is multiplied with, where the format rotates; else the weight."""
+        """Return the dequantized weight, for rotated inputs if the format rotates."""
         return dequantize_stored(self.stored, self.format, self.shape, dtype)
 
     def pieces(self, dtype: torch.dtype, groups: int = 1) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
-        """The dequantized weight and the bias, some output channels at a time on a CPU, elsewhere all at once."""
+        """Yield the dequantized weight and bias: some output channels at a time on a CPU, else all at once."""
         count, columns = self.shape[0], math.prod(self.shape[1:])
         whole = self.codes.device.type != "cpu" or torch.compiler.is_compiling() or groups > 1
         if whole or count * columns <= PIECE or not isinstance(self.format, GridFormat):
@@ -87,7 +87,7 @@ class QuantizedLayer(nn.Module):
             yield dequantize_stored(stored, fmt, shape, dtype), None if self.bias is None else self.bias[part]
 
     def rotated(self, x: torch.Tensor, dim: int) -> torch.Tensor:
-        """The input for the dequantized weight; axis `dim` are its channels."""
+        """Return the input for the dequantized weight: rotated, if the format rotates. Axis `dim` has the channels."""
         if not self.format.hadamard:
             return x
         from sdcompress.quant.corrections.hadamard import block_size, rotated_input
@@ -99,7 +99,7 @@ class QuantizedLayer(nn.Module):
 
 
 class QuantizedLinear(QuantizedLayer, nn.Linear):  # type: ignore[misc, override]
-    """y = x W^T + b; with `rounds_input` in 8-bit integers (integer_linear.py says how)."""
+    """y = x W^T + b; with `rounds_input` in 8-bit integers (see integer_linear.py)."""
 
     def __init__(self, original: nn.Linear, fmt: QuantFormat):
         super().__init__(original, fmt)
@@ -117,8 +117,8 @@ class QuantizedConv2d(QuantizedLayer, nn.Conv2d):  # type: ignore[misc, override
     """A two-dimensional convolution with the original's stride, padding, dilation and groups."""
 
     def __new__(cls, *arguments: Any, **options: Any) -> Any:
-        """A plain convolution for nn.Conv2d's own arguments: PEFT makes those of a LoRA by the class of the layer."""
-        if not arguments or isinstance(arguments[0], nn.Module):  # none: copying and unpickling
+        """Return a plain convolution for the arguments of nn.Conv2d: PEFT calls the layer's class to make a LoRA's."""
+        if not arguments or isinstance(arguments[0], nn.Module):  # no arguments: copying and unpickling
             return super().__new__(cls)
         return nn.Conv2d(*arguments, **options)
 
@@ -142,7 +142,7 @@ class QuantizedConv2d(QuantizedLayer, nn.Conv2d):  # type: ignore[misc, override
 
 
 class QuantizedEmbedding(QuantizedLayer, nn.Embedding):  # type: ignore[override]
-    """Rows of a table, times a constant in Gemma's; only the rows asked for are dequantized."""
+    """Rows of a table; only the requested rows are dequantized."""
 
     def __init__(self, original: nn.Embedding, fmt: QuantFormat):
         super().__init__(original, fmt)
@@ -159,19 +159,19 @@ class QuantizedEmbedding(QuantizedLayer, nn.Embedding):  # type: ignore[override
         return values if self.output_scale == 1 else values * values.new_tensor(self.output_scale)
 
 
-class SameEmbedding(nn.Module):
-    """Another place of a quantized embedding, whose codes stay that one's alone, under its name in files.
+class TiedEmbedding(nn.Module):
+    """The second place of a quantized embedding. Files have the codes once, under the name of the first place.
 
-    Loaders look for each place of a module they find, and would put empty codes where a file has them only once.
+    Loaders look for the tensors of each module, and would add empty codes here if this were the same module again.
     """
 
     def __init__(self, embedding: QuantizedEmbedding):
         super().__init__()
-        self._embedding = (embedding,)  # in a tuple, in which it is no submodule
+        self._embedding = (embedding,)  # a tuple, so that it is not a submodule
 
     @property
     def weight(self) -> torch.Tensor:
-        """The embedding's."""
+        """The weight of the embedding."""
         return self._embedding[0].weight
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
@@ -179,30 +179,35 @@ class SameEmbedding(nn.Module):
 
 
 def replace_layers(model: nn.Module, formats: Mapping[str, QuantFormat], dynamic: Collection[str] = ()) -> None:
-    """Puts a quantized module in the place of every layer named; ArtifactError when the model has no such layer.
+    """Replace layers of the model by quantized modules.
 
-    dynamic: those, all of them linear and in 8 bits, that round what goes into them too.
+    Args:
+        formats: layer -> format, with the names that files have.
+        dynamic: the layers that round their inputs too; all are linear and in 8 bits.
+
+    Raises:
+        ArtifactError: the model has no such layer, or a format does not fit a layer.
     """
     for name, fmt in formats.items():
-        living = name_in_model(model, name)
-        if living is None:
+        place = name_in_model(model, name)
+        if place is None:
             raise ArtifactError(f"{type(model).__name__} has no layer {name}, which its config lists")
-        original = model.get_submodule(living)
+        original = model.get_submodule(place)
         layer = _quantized(original, fmt, name)
         if name in dynamic:
             if not isinstance(layer, QuantizedLinear) or not rounds_inputs(fmt):
                 raise ArtifactError(f"{name} is in {fmt.label}, whose inputs cannot be rounded as its config says")
             layer.rounds_input = True
-        others = _tied_places(model, living, original)
-        set_layer(model, living, layer)
+        others = _tied_places(model, place, original)
+        set_layer(model, place, layer)
         for other in others:
-            _set_same(model, other, layer, name)
+            _set_tied(model, other, layer, name)
 
 
 def _tied_places(model: nn.Module, name: str, original: nn.Module) -> list[str]:
-    """Where the module called `name` stands as well: T5's `shared` is `encoder.embed_tokens` too.
+    """Return the other places of the module called `name`: T5's `shared` is `encoder.embed_tokens` too.
 
-    In transformers 5 they are two modules, which its class says to tie once weights are loaded.
+    In transformers 5 they are two modules, which the class ties once weights are loaded.
     """
     said = getattr(model, "_tied_weights_keys", None)
     tied = {target for target, source in said.items() if source == f"{name}.weight"} if isinstance(said, dict) else ()
@@ -213,11 +218,11 @@ def _tied_places(model: nn.Module, name: str, original: nn.Module) -> list[str]:
     ]
 
 
-def _set_same(model: nn.Module, place: str, layer: nn.Module, name: str) -> None:
-    """Puts the quantized embedding `layer`, called `name`, in another place too, for good: nothing is left to tie."""
+def _set_tied(model: nn.Module, place: str, layer: nn.Module, name: str) -> None:
+    """Put the quantized embedding `layer`, called `name`, in another place too; nothing is left to tie."""
     if not isinstance(layer, QuantizedEmbedding):
         raise ArtifactError(f"{place} is the same module as {name}, which only embeddings can be")
-    set_layer(model, place, SameEmbedding(layer))
+    set_layer(model, place, TiedEmbedding(layer))
     model._tie_weights = lambda: None  # type: ignore[assignment]  # transformers 4; it would write the weight
     model._tied_weights_keys = None  # type: ignore[assignment]
     if hasattr(model, "all_tied_weights_keys"):  # transformers 5: tensor -> the one whose values it shares
@@ -225,15 +230,15 @@ def _set_same(model: nn.Module, place: str, layer: nn.Module, name: str) -> None
 
 
 def set_layer(model: nn.Module, name: str, layer: nn.Module) -> None:
-    """Puts `layer` in the place of the model's module `name`."""
+    """Replace the model's module `name` by `layer`."""
     parent, _, leaf = name.rpartition(".")
     setattr(model.get_submodule(parent), leaf, layer)
 
 
 def cast_scales(model: nn.Module) -> None:
-    """Brings scales, palettes and low-rank parts to the model's floating-point type.
+    """Convert scales, palettes and low-rank parts to the model's floating-point type.
 
-    As loaders do with weights; not all do with buffers. Codes and scales that are codes themselves stay.
+    Loaders do this with weights; not all do with buffers. Codes, and scales that are codes, stay.
     """
     dtype = next(tensor.dtype for tensor in model.parameters() if tensor.is_floating_point())
     for module in model.modules():
@@ -260,9 +265,9 @@ def _joined(outputs: list[torch.Tensor], dim: int) -> torch.Tensor:
 
 
 def _laid_out_as(weight: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """The weight of a convolution as its kernel wants it for the input `x`."""
+    """Return a convolution's weight in the memory layout that its kernel needs for the input `x`."""
     if x.device.type == "cpu":
-        return weight  # channels_last, as packed codes are unpacked, is no slower there for inputs that are not
+        return weight  # unpacked codes are channels_last, which is as fast there for any input
     last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
     return weight.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
 

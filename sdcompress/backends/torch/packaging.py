@@ -1,9 +1,9 @@
-"""Names and configs under which quantized weights are stored for torch.
+"""Names and configs of quantized weights in files for torch.
 
-Two layouts. `bitsandbytes`: one of its formats on linear layers alone, in its own stock serialization, which stock
-diffusers and transformers open. `sdcompress`: everything else; a layer's `weight` becomes `codes`, `scale` and whatever
-else its format stores, and the component's config.json lists the format of each layer. safetensors files have no type
-of less than a byte, so such codes are packed, each output channel in whole bytes of its own.
+There are two layouts. `bitsandbytes` is for one of its formats on linear layers alone, in its own serialization, which
+stock diffusers and transformers open. `sdcompress` is for everything else: a layer's `weight` becomes `codes`, `scale`
+and the other parts of its format, and the component's config.json lists the format of each layer. safetensors has no
+type below one byte, so such codes are packed; each output channel has whole bytes of its own.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ _TORCH_NAME = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "f
 
 
 def package_specs(spec: ComponentSpec, formats: Mapping[str, QuantFormat], target: str = "torch") -> ComponentSpec:
-    """The component with each layer of `formats` quantized: its tensors as stored, and its config.
+    """Return the component with the layers of `formats` quantized: its tensors as stored, and its config.
 
-    For target onnx codes stay as they are, for its backend to pack.
+    For target onnx, codes are not packed; the ONNX backend packs them.
     """
     stock = is_stock(spec, formats)
     tensors: dict[str, TensorSpec] = {}
@@ -49,7 +49,7 @@ def package_specs(spec: ComponentSpec, formats: Mapping[str, QuantFormat], targe
 def package(
     tensor: QuantizedTensor, layer: str, weight: TensorSpec, stock: bool, target: str = "torch"
 ) -> dict[str, torch.Tensor]:
-    """Tensor name -> tensor as stored, in the order and with the specs of `package_specs`."""
+    """Return tensor name -> tensor as stored, in the order and with the specs of `package_specs`."""
     import torch
 
     fmt = tensor.format
@@ -60,7 +60,7 @@ def package(
         return {f"{layer}.{part}": value for part, value in parts.items()}
     assert tensor.scale is not None
     if fmt.bits == 8:
-        row_major = torch.zeros((), dtype=torch.uint8)  # bitsandbytes' code for its only remaining weight layout
+        row_major = torch.zeros((), dtype=torch.uint8)  # bitsandbytes' code for its only weight layout today
         return {f"{layer}.weight": tensor.codes, f"{layer}.SCB": tensor.scale, f"{layer}.weight_format": row_major}
     state = torch.frombuffer(bytearray(_state_json(fmt, weight)), dtype=torch.uint8)
     return {
@@ -72,8 +72,11 @@ def package(
 
 
 def is_stock(spec: ComponentSpec, formats: Mapping[str, QuantFormat]) -> bool:
-    """Whether bitsandbytes' own serialization can hold this: one of its formats, linear layers alone, no layer that its
-    skip list would leave out with others, and modules of the shapes that a stock config says."""
+    """Return whether bitsandbytes' serialization can hold the component.
+
+    It needs one of its formats, on linear layers alone; no quantized layer that the list of skipped ones matches too;
+    and modules of the shapes that a stock config states.
+    """
     if pruning_of(spec.config):
         return False
     kinds = {layer.name: layer.kind for layer in layers_of(spec)}
@@ -84,7 +87,7 @@ def is_stock(spec: ComponentSpec, formats: Mapping[str, QuantFormat]) -> bool:
 
 
 def layer_formats(config: Mapping[str, Any]) -> dict[str, str] | None:
-    """Layer -> format label of a component sdcompress packaged in its own layout; None for any other config."""
+    """Return layer -> format label of a component in sdcompress's own layout; None for any other config."""
     quantization = config.get("quantization_config")
     if not isinstance(quantization, Mapping) or quantization.get("quant_method") != QUANT_METHOD:
         return None
@@ -92,12 +95,12 @@ def layer_formats(config: Mapping[str, Any]) -> dict[str, str] | None:
 
 
 def rounds_inputs(fmt: QuantFormat) -> bool:
-    """Whether a linear layer in this format can be multiplied in integers: int8 codes, a scale an output channel."""
+    """Return whether linear layers in this format can multiply in integers: int8 codes, one scale a channel."""
     return fmt.library == "sdcompress" and fmt.name in INTEGER_FORMATS and fmt.group_size is None and not fmt.rank
 
 
 def dynamic_layers(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """The layers of a component in our own layout that round their inputs as they run."""
+    """Return the layers of a component in sdcompress's own layout that round their inputs when they run."""
     quantization = config.get("quantization_config")
     return tuple(quantization.get(DYNAMIC, ())) if isinstance(quantization, Mapping) else ()
 
@@ -105,7 +108,7 @@ def dynamic_layers(config: Mapping[str, Any]) -> tuple[str, ...]:
 def packed_specs(
     layer: str, fmt: QuantFormat, weight: TensorSpec, stock: bool, target: str = "torch"
 ) -> dict[str, TensorSpec]:
-    """Tensor name -> spec of all that stands in the place of the layer's `weight`, in file order."""
+    """Return tensor name -> spec of what replaces the layer's `weight`, in file order."""
     stored = fmt.stored(weight)
     if not stock:
         codes = stored["codes"]
@@ -128,10 +131,10 @@ def packed_specs(
 
 
 def pack_codes(codes: torch.Tensor, bits: int) -> torch.Tensor:
-    """Codes [out, in, ...] of less than 8 bits as bytes [out, row bytes]; signed ones are counted from their lowest.
+    """Return codes [out, in, ...] below 8 bits as bytes [out, row bytes]; signed codes are shifted to start at 0.
 
-    A convolution's are packed with the input channels last, [out, kh, kw, in], the order in which its kernels are
-    fastest, and in which a group of input channels is a run.
+    A convolution's codes are packed with the input channels last, [out, kh, kw, in]: its kernels are fastest in this
+    order, and a group of input channels is contiguous in it.
     """
     import torch
 
@@ -140,7 +143,7 @@ def pack_codes(codes: torch.Tensor, bits: int) -> torch.Tensor:
 
 
 def unpack_codes(packed: torch.Tensor, bits: int, shape: tuple[int, ...], signed: bool) -> torch.Tensor:
-    """The codes [out, in, ...] that `pack_codes` packed: int8 if `signed`, else uint8; `shape` is the weight's."""
+    """Return the codes [out, in, ...] that `pack_codes` packed, int8 if `signed`, else uint8."""
     import torch
 
     rows = _unpacked(packed, bits, math.prod(shape[1:]))
@@ -149,7 +152,7 @@ def unpack_codes(packed: torch.Tensor, bits: int, shape: tuple[int, ...], signed
 
 
 def _unpacked(packed: torch.Tensor, bits: int, count: int) -> torch.Tensor:
-    """What `quant.packing.unpack` gives, without writing into parts of tensors, which torch.compile cannot trace."""
+    """Return what `quant.packing.unpack` returns, without writing into slices, which torch.compile cannot trace."""
     import torch
 
     codes = None
@@ -170,7 +173,7 @@ def _is_packed(codes: TensorSpec) -> bool:
 
 
 def _state_json(fmt: QuantFormat, weight: TensorSpec) -> bytes:
-    """bitsandbytes' QuantState as it packs it: JSON in a uint8 tensor."""
+    """Return bitsandbytes' QuantState as it is packed: JSON in a uint8 tensor."""
     state = {
         "quant_type": fmt.name,
         "blocksize": fmt.block_size,  # type: ignore[attr-defined]
@@ -212,6 +215,6 @@ def _skipped_linears(spec: ComponentSpec, formats: Mapping[str, QuantFormat]) ->
 
 
 def _stock_skips(skipped: list[str], layer: str) -> bool:
-    """diffusers' and transformers' rule for llm_int8_skip_modules (`_replace_with_bnb_linear` of both)."""
+    """Return whether llm_int8_skip_modules skips a layer (`_replace_with_bnb_linear` of diffusers and transformers)."""
     leaf = layer.rpartition(".")[2]
     return leaf in skipped or any(f"{key}." in layer or key == layer for key in skipped)

@@ -1,4 +1,4 @@
-"""Stock models rebuilt as `pruning.marking` says, before weights are loaded: parts bypassed, modules made narrower."""
+"""Stock models changed as their pruning says, before weights are loaded: parts bypassed, modules made narrower."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sdcompress.sources.pruned_config import Pruning
 
 
 class BypassedResnet(nn.Module):
-    """A resnet's shortcut alone."""
+    """The shortcut of a resnet alone."""
 
     def __init__(self, resnet: Any):
         super().__init__()
@@ -26,21 +26,21 @@ class BypassedResnet(nn.Module):
 
 
 class BypassedTransformer(nn.Module):
-    """A Transformer2DModel that passes on what it gets."""
+    """A Transformer2DModel that returns its input."""
 
     def forward(self, hidden_states: torch.Tensor, *_: Any, **__: Any) -> tuple[torch.Tensor]:
         return (hidden_states,)
 
 
 class BypassedBlock(nn.Module):
-    """A transformer block that passes on what it gets."""
+    """A transformer block that returns its input."""
 
     def forward(self, hidden_states: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
         return hidden_states
 
 
 class BypassedJointBlock(nn.Module):
-    """A block over text and latents that passes on both."""
+    """A block for text and latents that returns both."""
 
     def forward(
         self, hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor, *_: Any, **__: Any
@@ -49,19 +49,25 @@ class BypassedJointBlock(nn.Module):
 
 
 def rebuild(model: nn.Module, pruning: Pruning) -> None:
-    """Bypasses and narrows modules of the model in place; narrowed ones hold no values. ArtifactError for others."""
+    """Bypass and narrow modules of the model in place; narrowed ones have no values yet.
+
+    Raises:
+        ArtifactError: a module cannot be bypassed or narrowed.
+    """
     for name in pruning.removed:
         bypass(model, name)
     for name, width in pruning.widths.items():
         module = _find(model, name)
         kind = type(module).__name__
         if kind not in _NARROW:
-            raise ArtifactError(f"{name}: a {kind} cannot be {width} wide; install the version of sdcompress it is of")
+            raise ArtifactError(
+                f"{name}: a {kind} cannot be {width} wide; install the version of sdcompress that wrote the artifact"
+            )
         _NARROW[kind](module, width)
 
 
 def bypass(model: nn.Module, name: str) -> nn.Module:
-    """Puts a module that passes on its input in the place of a resnet, a transformer or one of its blocks; the old."""
+    """Replace a resnet, a transformer or one of its blocks by a module that returns its input; return the old one."""
     module = _find(model, name)
     owner, _, leaf = name.rpartition(".")
     replacement: nn.Module
@@ -74,7 +80,9 @@ def bypass(model: nn.Module, name: str) -> nn.Module:
     elif type(module).__name__ in ("JointTransformerBlock", "FluxTransformerBlock", "FluxSingleTransformerBlock"):
         replacement = BypassedJointBlock()
     else:
-        raise ArtifactError(f"{name}: a {type(module).__name__} cannot be bypassed; it is no removable part")
+        raise ArtifactError(
+            f"{name}: a {type(module).__name__} cannot be bypassed; only resnets, transformers and their blocks can"
+        )
     model.get_submodule(owner).register_module(leaf, replacement)
     return module
 
@@ -83,7 +91,7 @@ def _find(model: nn.Module, name: str) -> Any:
     try:
         return model.get_submodule(name)
     except AttributeError:
-        raise ArtifactError(f"{name}: the config says that it was pruned, and the model has no such module") from None
+        raise ArtifactError(f"{name}: the config says that it was pruned, but the model has no such module") from None
 
 
 def _narrow_resnet(resnet: Any, width: int) -> None:

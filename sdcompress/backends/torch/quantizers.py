@@ -1,5 +1,7 @@
-"""The quantizers that let stock diffusers and transformers open components in sdcompress's own layout, and those that
-were pruned in ways no stock config can say."""
+"""The quantizers with which stock diffusers and transformers open components in sdcompress's own layout.
+
+They also open components that were pruned in ways that no stock config can state.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,7 @@ from sdcompress.sources.pruned_config import parse_pruning
 
 
 def register_diffusers() -> None:
-    """Makes `quant_method: sdcompress` known to diffusers."""
+    """Register `quant_method: sdcompress` with diffusers."""
     from diffusers.quantizers import auto
     from diffusers.quantizers.base import DiffusersQuantizer
     from diffusers.quantizers.quantization_config import QuantizationConfigMixin
@@ -26,7 +28,7 @@ def register_diffusers() -> None:
 
 
 def register_transformers() -> None:
-    """Makes `quant_method: sdcompress` known to transformers."""
+    """Register `quant_method: sdcompress` with transformers."""
     from transformers.quantizers import auto
     from transformers.quantizers.base import HfQuantizer
     from transformers.utils.quantization_config import QuantizationConfigMixin
@@ -37,7 +39,7 @@ def register_transformers() -> None:
 
 
 def formats_of(layers: Mapping[str, str]) -> dict[str, QuantFormat]:
-    """Layer -> format from layer -> label. ArtifactError for a format or an option this version does not have."""
+    """Return layer -> format from layer -> label. ArtifactError for an unknown format or option."""
     from sdcompress.quant.registry import from_label
 
     formats: dict[str, QuantFormat] = {}
@@ -52,14 +54,18 @@ def formats_of(layers: Mapping[str, str]) -> dict[str, QuantFormat]:
 
 
 def _classes(config_mixin: type[Any], quantizer_base: type[Any]) -> tuple[type[Any], type[Any]]:
-    """A config class and a quantizer class over one library's bases (the two libraries' contracts are alike)."""
+    """Return a config class and a quantizer class over one library's base classes; both libraries call them alike."""
 
-    class Method(str, Enum):  # both libraries ask for the value of an enum
+    class Method(str, Enum):  # both libraries read an enum's value
         SDCOMPRESS = QUANT_METHOD
 
     class SdcompressConfig(config_mixin):  # type: ignore[misc]
-        """`layers`: layer name -> format label; `dynamic_activations`: those that round their inputs as they run;
-        `pruning`: what `pruning.marking` says of the component.
+        """The `quantization_config` of a component.
+
+        Args:
+            layers: layer -> format label.
+            dynamic_activations: the layers that round their inputs when they run.
+            pruning: how the component was pruned (see `sources.pruned_config`).
         """
 
         def __init__(
@@ -87,7 +93,7 @@ def _classes(config_mixin: type[Any], quantizer_base: type[Any]) -> tuple[type[A
             return self.to_dict()
 
     class SdcompressQuantizer(quantizer_base):  # type: ignore[misc]
-        """Puts quantized modules into the empty model, which then takes codes and scales like any other tensor."""
+        """Puts quantized modules into the empty model. Codes and scales are then loaded like any other tensor."""
 
         requires_calibration = False
 
@@ -105,7 +111,7 @@ def _classes(config_mixin: type[Any], quantizer_base: type[Any]) -> tuple[type[A
             from sdcompress.backends.torch.modules import cast_scales
 
             cast_scales(model)
-            model.is_quantized = False  # so that both libraries let it be cast: scales follow, codes are integers
+            model.is_quantized = False  # so that both libraries allow casts: scales follow, codes are integers
             return model
 
         def is_serializable(self, *_: Any, **__: Any) -> bool:

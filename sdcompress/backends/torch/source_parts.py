@@ -1,4 +1,4 @@
-"""A source's pipeline in pieces: one component in memory at a time, the rest without its models."""
+"""Parts of a source's pipeline: one component, or everything but the components."""
 
 from __future__ import annotations
 
@@ -25,7 +25,11 @@ _OPTIONAL = ("safety_checker", "image_encoder", "feature_extractor")
 
 
 def open_without_models(source: Source) -> Any:
-    """Return the source's pipeline without its models. SourceError when its other parts cannot be opened."""
+    """Return the source's pipeline without its models.
+
+    Raises:
+        SourceError: its other parts cannot be opened.
+    """
     import diffusers
     from diffusers.utils import logging
 
@@ -48,7 +52,7 @@ def open_without_models(source: Source) -> Any:
 
 @contextmanager
 def _small_files(source: Source) -> Iterator[Path]:
-    """A folder with the source's tokenizers, scheduler and configs: its own, or one with what a step replaced."""
+    """Yield a folder with the source's tokenizers, scheduler and configs: its own, or one with replaced files."""
     if not source.changed_files:
         assert source.path is not None
         yield source.path
@@ -60,15 +64,16 @@ def _small_files(source: Source) -> Iterator[Path]:
 
 
 def pipeline_options(pipeline_class: type) -> dict[str, bool]:
-    """What keeps the pipeline class from missing the parts that are left out."""
+    """Return the options with which the pipeline class accepts that parts are missing."""
     takes = inspect.signature(pipeline_class).parameters
     return {name: False for name in ("add_watermarker", "requires_safety_checker") if name in takes}
 
 
 def open_component(source: Source, component: str, device: torch.device, dtype: torch.dtype = torch.float32) -> Any:
-    """The component as its own class in `dtype` on `device`, read tensor by tensor, so that it is in memory once.
+    """Return the component as its class in `dtype` on `device`. It is read tensor by tensor, so it is in memory once.
 
-    Raises SourceError when it is quantized, or its files lack one of its tensors.
+    Raises:
+        SourceError: it is quantized, or its files lack one of its tensors.
     """
     spec = source.components[component]
     if is_quantized(spec.config):
@@ -86,16 +91,22 @@ def fill_model(
     what: str,
     dtype: torch.dtype = torch.float32,
 ) -> Any:
-    """The empty model with the tensors that files call `names` as frozen parameters in `dtype` on `device`.
+    """Fill the empty model with frozen parameters and return it.
 
-    Raises SourceError, beginning with `what`, when the model has a parameter that is not among them.
+    Args:
+        names: the tensors, under their names in files.
+        read: returns a tensor by its name.
+        what: the component, for errors.
+
+    Raises:
+        SourceError: a parameter of the model is not among the tensors.
     """
-    fragile = set(getattr(model, "_keep_in_fp32_modules", None) or ())  # as from_pretrained treats them
+    in_float32 = set(getattr(model, "_keep_in_fp32_modules", None) or ())  # from_pretrained does the same
     for name in names:
-        living = None if is_buffer(name) else name_in_model(model, name)
-        if living is not None:
-            value = read(name).to(device, torch.float32 if fragile & {*name.split(".")} else dtype)
-            owner, _, leaf = living.rpartition(".")
+        place = None if is_buffer(name) else name_in_model(model, name)
+        if place is not None:
+            value = read(name).to(device, torch.float32 if in_float32 & {*name.split(".")} else dtype)
+            owner, _, leaf = place.rpartition(".")
             setattr(model.get_submodule(owner), leaf, nn.Parameter(value, requires_grad=False))
     missing = [name for name, value in tie_weights(model).named_parameters() if value.is_meta]
     if missing:

@@ -1,9 +1,9 @@
-"""Weights from the parts in which they are stored, for a layer that is about to run.
+"""Dequantizing the stored parts of a weight for a layer that is about to run.
 
-On a CPU a layer's time goes into memory traffic: 860 M weights pass through here at each step of Stable Diffusion 1.x.
-So some rows at a time are unpacked, brought to float32, shifted and scaled in a buffer that stays in the cache, and
-only the result is written out. Everywhere else, and for torch.compile, which fuses these steps itself, all rows are
-dequantized at once.
+On a CPU, memory traffic takes a layer's time: 860 M weights pass through here at each step of Stable Diffusion 1.x.
+So some rows at a time are unpacked, converted to float32, shifted and scaled in a buffer that stays in the cache, and
+only the result is written to memory. On other devices, and for torch.compile, which fuses these steps itself, all rows
+are dequantized at once.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from sdcompress.quant.format import QuantFormat, QuantizedTensor
 from sdcompress.quant.grid_format import GridFormat
 from sdcompress.quant.packing import unpack
 
-CHUNK = 2**18  # weights that a thread works on at once: 1 MiB in float32; with fewer, starting operations takes longer
-SHARED = frozenset({"palette", "low_rank_down"})  # parts that do not have a row for each output channel
+CHUNK = 2**18  # weights of one chunk for a thread: 1 MiB in float32; with fewer, the overhead of operations grows
+SHARED = frozenset({"palette", "low_rank_down"})  # parts without a row for each output channel
 
 
 def logical(parts: Mapping[str, torch.Tensor], fmt: QuantFormat, shape: tuple[int, ...]) -> QuantizedTensor:
-    """The quantized tensor whose parts are stored like this."""
+    """Return the quantized tensor that is stored as these parts."""
     codes = parts["codes"]
     if isinstance(fmt, GridFormat) and fmt.bits < 8:
         codes = unpack_codes(codes, fmt.bits, shape, fmt.signed)
@@ -35,22 +35,22 @@ def logical(parts: Mapping[str, torch.Tensor], fmt: QuantFormat, shape: tuple[in
 def pick_rows(
     parts: Mapping[str, torch.Tensor], fmt: QuantFormat, rows: slice | torch.Tensor
 ) -> tuple[dict[str, torch.Tensor], QuantFormat]:
-    """The parts of some output channels alone, and the format in which these are stored."""
+    """Return the parts of some output channels, and the format in which these are stored."""
     picked = {name: value if name in SHARED else value[rows] for name, value in parts.items()}
     palette, shared_by = picked.get("palette"), fmt.group_size
     if palette is None or shared_by is None:
         return picked, fmt
     if isinstance(rows, slice):
         rows = torch.arange(rows.start, rows.stop, device=palette.device)
-    return {**picked, "palette": palette[rows // shared_by]}, replace(fmt, group_size=1)  # each row brings its own
+    return {**picked, "palette": palette[rows // shared_by]}, replace(fmt, group_size=1)  # each row has its own palette
 
 
 def dequantize_stored(
     parts: Mapping[str, torch.Tensor], fmt: QuantFormat, shape: tuple[int, ...], dtype: torch.dtype
 ) -> torch.Tensor:
-    """The weight in `dtype`, its input channels still rotated where the format rotates them.
+    """Return the weight in `dtype`; its input channels stay rotated if the format rotates them.
 
-    A convolution's is channels_last in memory if its codes are packed, else as its codes are.
+    A convolution's is channels_last in memory if its codes are packed, else it has the layout of the codes.
     """
     on_cpu = parts["codes"].device.type == "cpu"
     if not isinstance(fmt, GridFormat) or not on_cpu or torch.compiler.is_compiling():
@@ -60,19 +60,19 @@ def dequantize_stored(
 
 @dataclass(frozen=True)
 class _MemoryOrder:
-    """How the weights of an output channel follow one another in memory."""
+    """The order of an output channel's weights in memory."""
 
     shape: tuple[int, ...]
     channels_last: bool
 
     def as_weight(self, rows: torch.Tensor) -> torch.Tensor:
-        """[rows, columns] in memory in the shape of rows of the weight, [rows, in, ...]."""
+        """Return [rows, columns] in memory as rows of the weight, [rows, in, ...]."""
         if self.channels_last:
             return rows.view(rows.shape[0], *self.shape[2:], self.shape[1]).movedim(-1, 1)
         return rows.view(rows.shape[0], *self.shape[1:])
 
     def as_rows(self, weight: torch.Tensor) -> torch.Tensor:
-        """Rows of the weight as [rows, columns] in memory."""
+        """Return rows of the weight as [rows, columns] in memory."""
         return (weight.movedim(1, -1) if self.channels_last else weight).flatten(1)
 
 
@@ -120,30 +120,30 @@ def _by_chunks(
 
 
 def _look_up(codes: torch.Tensor, levels: torch.Tensor, steps: torch.Tensor) -> None:
-    """Writes the levels of codes [rows, columns] into `steps`; levels: [levels], or [rows, levels]."""
+    """Write the levels of codes [rows, columns] into `steps`; `levels` is [levels] or [rows, levels]."""
     index = _index(codes, levels)
     torch.index_select(levels.reshape(-1).float(), 0, index, out=steps.view(-1))
 
 
 def _pairs(levels: torch.Tensor) -> torch.Tensor:
-    """[256] or [rows, 256] int32: for every byte of two 4-bit codes their two levels, bfloat16, the lower code's below.
+    """Return a table from a byte of two 4-bit codes to their bfloat16 levels in one int32, the lower code's below.
 
-    An operation looks up one value at a time however small, so two in one word take half the time.
+    The table is [256] or [rows, 256]. A look-up takes as long for any size, so two levels in one take half the time.
     """
     bits = levels.view(torch.int16).to(torch.int32)
     return ((bits.unsqueeze(-1) << 16) | (bits.unsqueeze(-2) & 0xFFFF)).flatten(-2)
 
 
 def _look_up_pairs(packed: torch.Tensor, pairs: torch.Tensor, steps: torch.Tensor) -> None:
-    """Writes the levels of packed codes [rows, bytes] into `steps` [rows, columns], float32."""
+    """Write the levels of packed codes [rows, bytes] into `steps` [rows, columns], float32."""
     words = torch.index_select(pairs.reshape(-1), 0, _index(packed, pairs)).view(packed.shape)
-    bits, half = steps.view(torch.int32), packed.shape[1]  # a byte's lower code is of the first half of the row
+    bits, half = steps.view(torch.int32), packed.shape[1]  # the lower codes of bytes are the first half of the row
     torch.bitwise_left_shift(words, 16, out=bits[:, :half])
     torch.bitwise_and(words[:, : steps.shape[1] - half], -(2**16), out=bits[:, half:])
 
 
 def _index(codes: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
-    """Where the entries of codes [rows, columns] are in a flattened table, [entries] or [rows, entries]; flat."""
+    """Return the flat indices of codes [rows, columns] into a flattened table, [entries] or [rows, entries]."""
     index = codes.to(torch.int32)
     if table.dim() == 2:
         index += torch.arange(0, table.numel(), table.shape[1], dtype=torch.int32).unsqueeze(1)

@@ -1,7 +1,7 @@
-"""Names of a denoiser's tensors in a GGUF file: diffusers' own, or those of the checkpoint its authors published.
+"""Names of a denoiser's tensors in a GGUF file: those of diffusers, or those of the published checkpoint.
 
-What else reads GGUF knows the published names alone: stable-diffusion.cpp and ComfyUI-GGUF. One file a family; a tensor
-of the published layout may be several of diffusers' tensors one above the other.
+Other readers of GGUF (stable-diffusion.cpp, ComfyUI-GGUF) know the published names alone. Each family has a file here.
+A tensor of the published layout may be several tensors of diffusers one below the other.
 """
 
 from __future__ import annotations
@@ -26,15 +26,22 @@ class Rows:
 
 @dataclass(frozen=True)
 class Layout:
-    """What a file's tensors are called and which rows each is made of, and what readers are told the model is."""
+    """The names of a file's tensors, the rows that each is made of, and the architecture that the file states."""
 
-    architecture: str  # general.architecture, in ComfyUI-GGUF's words where it has one
+    architecture: str  # general.architecture, the word of ComfyUI-GGUF if it has one
     keys: str
     tensors: Mapping[str, tuple[Rows, ...]]
 
 
 def layout_of(spec: ComponentSpec, keys: str | None) -> Layout:
-    """The layout asked for; None: the published one where it is known. UserError where the component has none."""
+    """Return the names of the component's tensors in the file.
+
+    Args:
+        keys: `original` or `diffusers`; None for the published names if they are known.
+
+    Raises:
+        UserError: the component has no published names.
+    """
     from sdcompress.backends.gguf.layouts import flux, sd3, unet
 
     families: dict[str, tuple[Callable[[ComponentSpec], str], Callable[[ComponentSpec], dict[str, tuple[Rows, ...]]]]]
@@ -49,8 +56,8 @@ def layout_of(spec: ComponentSpec, keys: str | None) -> Layout:
         return Layout(architecture, "diffusers", {name: (whole(spec, name),) for name in spec.tensors})
     if known is None:
         raise UserError(
-            f"--keys original: the published names of a {spec.class_name} are not known (of {', '.join(families)} they "
-            f"are); use --keys diffusers"
+            f"--keys original: the published names of a {spec.class_name} are not known, only those of "
+            f"{', '.join(families)}; use --keys diffusers"
         )
     tensors = known[1](spec)
     used = {rows.tensor for pieces in tensors.values() for rows in pieces}
@@ -63,13 +70,13 @@ def layout_of(spec: ComponentSpec, keys: str | None) -> Layout:
 
 
 def whole(spec: ComponentSpec, tensor: str) -> Rows:
-    """All of a tensor's rows."""
+    """Return all rows of a tensor."""
     shape = spec.tensors[tensor].shape
     return Rows(tensor, 0, shape[0] if shape else 1)
 
 
 def halves_swapped(spec: ComponentSpec, tensor: str) -> tuple[Rows, Rows]:
-    """A tensor's rows, the lower half first: diffusers has scale before shift, the published models after it."""
+    """Return a tensor's rows with its halves exchanged: diffusers has scale before shift, published models after it."""
     rows = spec.tensors[tensor].shape[0]
     return Rows(tensor, rows // 2, rows), Rows(tensor, 0, rows // 2)
 
@@ -77,9 +84,10 @@ def halves_swapped(spec: ComponentSpec, tensor: str) -> tuple[Rows, Rows]:
 def rename_layers(
     spec: ComponentSpec, layers: Mapping[str, tuple[str, ...]], swapped: frozenset[str] = frozenset()
 ) -> dict[str, tuple[Rows, ...]]:
-    """The tensors of the layers that the component has: published layer -> diffusers' layers that it is made of.
+    """Return published tensor name -> rows, for the layers that the component has.
 
-    A published name that ends in `.scale` is a weight's; `swapped` are published layers whose halves change places.
+    Args: layers: published layer -> the layers of diffusers that it is made of. A name that ends in `.scale` is a
+    weight's. swapped: published layers whose halves are exchanged.
     """
     tensors: dict[str, tuple[Rows, ...]] = {}
     for published, parts in layers.items():

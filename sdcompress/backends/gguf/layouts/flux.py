@@ -1,4 +1,4 @@
-"""The published names of FLUX.1 transformers: those of Black Forest Labs' repository."""
+"""The published names of FLUX.1 transformers, from Black Forest Labs' repository."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _SINGLE = {
 
 
 def tensors(spec: ComponentSpec) -> dict[str, tuple[Rows, ...]]:
-    """Published name -> rows."""
+    """Return published name -> rows."""
     layers: dict[str, tuple[str, ...]] = dict(_OUTSIDE)
     for index in range(spec.config["num_layers"]):
         for published, parts in _DOUBLE.items():

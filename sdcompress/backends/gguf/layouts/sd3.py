@@ -1,4 +1,4 @@
-"""The published names of Stable Diffusion 3 and 3.5 transformers: those of Stability AI's checkpoints."""
+"""The published names of Stable Diffusion 3 and 3.5 transformers, from Stability AI's checkpoints."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ _BLOCK = {
 
 
 def tensors(spec: ComponentSpec) -> dict[str, tuple[Rows, ...]]:
-    """Published name -> rows."""
+    """Return published name -> rows."""
     layers: dict[str, tuple[str, ...]] = dict(_OUTSIDE)
     count = spec.config["num_layers"]
     for index in range(count):
         for published, parts in _BLOCK.items():
             layers[f"joint_blocks.{index}.{published}"] = tuple(f"transformer_blocks.{index}.{part}" for part in parts)
-    # The last block normalizes its context as the end of the network does its output.
+    # The last block normalizes its context as the end of the network normalizes its output.
     swapped = {"final_layer.adaLN_modulation.1", f"joint_blocks.{count - 1}.context_block.adaLN_modulation.1"}
     named = rename_layers(spec, layers, frozenset(swapped))
     if _POSITIONS in spec.tensors:

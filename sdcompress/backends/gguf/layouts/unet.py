@@ -1,4 +1,4 @@
-"""The published names of Stable Diffusion 1.x, 2.x and SDXL UNets: those of the latent-diffusion repository."""
+"""The published names of Stable Diffusion 1.x, 2.x and SDXL UNets, from the latent-diffusion repository."""
 
 from __future__ import annotations
 
@@ -7,16 +7,20 @@ from sdcompress.errors import UserError
 from sdcompress.sources.single_file.unet_names import locate_in_unet
 from sdcompress.sources.spec import ComponentSpec
 
-PREFIX = "model.diffusion_model."  # by which diffusers knows a UNet's tensors in a checkpoint; the others allow it
+PREFIX = "model.diffusion_model."  # diffusers finds a UNet's tensors by it; other readers accept it
 
 
 def architecture(spec: ComponentSpec) -> str:
-    """`sdxl` for a UNet with SDXL's added embeddings, else `sd1`, which ComfyUI-GGUF also takes for 2.x."""
+    """Return `sdxl` for a UNet with SDXL's added embeddings, else `sd1`, which ComfyUI-GGUF uses for 2.x too."""
     return "sdxl" if spec.config.get("addition_embed_type") == "text_time" else "sd1"
 
 
 def tensors(spec: ComponentSpec) -> dict[str, tuple[Rows, ...]]:
-    """Published name -> rows. UserError for a UNet that is built otherwise than the published ones."""
+    """Return published name -> rows.
+
+    Raises:
+        UserError: the UNet has a tensor that published ones do not have.
+    """
     published: dict[str, tuple[Rows, ...]] = {}
     for name in spec.tensors:
         found = locate_in_unet(name, spec.config)

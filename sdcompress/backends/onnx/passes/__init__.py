@@ -1,4 +1,4 @@
-"""The graph passes, one a file, and the order they run in."""
+"""The graph passes, one in each file, and their order."""
 
 from __future__ import annotations
 
@@ -14,30 +14,37 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PassResult:
-    """What a pass did: the places it is for, and those of them it changed."""
+    """What a pass did: the number of candidates, and how many of them it changed."""
 
     name: str
     candidates: int
     matched: int
 
 
-# A pass changes the graph in place and answers (candidates, matched).
+# A pass changes the graph in place and returns (candidates, matched).
 Pass = Callable[["ir.Model"], tuple[int, int]]
 
 
 def run_passes(model: ir.Model, passes: dict[str, Pass], where: str) -> list[PassResult]:
-    """What each pass did. InternalError when one finds places it is for and can change none of them."""
+    """Run the passes in order and return what each did.
+
+    Args:
+        where: component and graph, for errors.
+
+    Raises:
+        InternalError: a pass found candidates and could change none of them.
+    """
     results = []
     for name, apply in passes.items():
         candidates, matched = apply(model)
         if candidates and not matched:
-            raise InternalError(f"{where}: graph pass {name} matched none of its {candidates} places")
+            raise InternalError(f"{where}: graph pass {name} matched none of its {candidates} candidates")
         results.append(PassResult(name, candidates, matched))
     return results
 
 
 def standard_passes(attention: str) -> dict[str, Pass]:
-    """Name -> pass, in order, for `attention: fused` or `standard`."""
+    """Return name -> pass, in order, for `attention: fused` or `standard`."""
     from sdcompress.backends.onnx.passes import (
         attention_mha,
         attention_standard,

@@ -1,26 +1,26 @@
-"""The mask of an Attention node as a summand of its scores, whichever way the exporter wrote it."""
+"""The mask of an Attention node as a summand of its scores."""
 
 from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
 
-from sdcompress.backends.onnx.passes.surgery import constant, insert
+from sdcompress.backends.onnx.passes.graph_edits import constant, insert
 
 
 def mask_of(node: ir.Node) -> ir.Value | None:
-    """The Attention node's mask, None where it has none."""
+    """Return the Attention node's mask, None if it has none."""
     return node.inputs[3] if len(node.inputs) > 3 else None
 
 
 def can_be_added(node: ir.Node) -> bool:
-    """Whether the node has no mask, or one of truth values or of its output's type."""
+    """Return whether the node has no mask, a boolean mask, or one of its output's type."""
     mask = mask_of(node)
     return mask is None or mask.dtype in (ir.DataType.BOOL, node.outputs[0].dtype)
 
 
 def additive_mask(graph: ir.Graph, node: ir.Node) -> ir.Value | None:
-    """The mask to add to the scores: of truth values, 0 where true and the type's least number where not."""
+    """Return the mask to add to the scores: for a boolean mask, 0 where true and the type's least number elsewhere."""
     mask, dtype = mask_of(node), node.outputs[0].dtype
     if mask is None or mask.dtype != ir.DataType.BOOL:
         return mask

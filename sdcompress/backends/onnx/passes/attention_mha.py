@@ -1,7 +1,7 @@
-"""attention: `Attention` of opset 23 as ONNX Runtime's `com.microsoft.MultiHeadAttention`.
+"""attention: write `Attention` of opset 23 as ONNX Runtime's `com.microsoft.MultiHeadAttention`.
 
-MultiHeadAttention takes queries, keys and values as [batch, sequence, hidden], so the four transposes that split the
-heads and put them together again go too. It computes softmax(q k^T scale + bias) v head by head in cache-sized tiles.
+MultiHeadAttention takes queries, keys and values as [batch, sequence, hidden], so the four transposes that split and
+merge the heads go too. It computes softmax(q k^T scale + bias) v head by head in tiles that fit a processor's cache.
 """
 
 from __future__ import annotations
@@ -10,22 +10,22 @@ import numpy as np
 import onnx_ir as ir
 
 from sdcompress.backends.onnx.passes.attention_mask import additive_mask, can_be_added, mask_of
-from sdcompress.backends.onnx.passes.surgery import (
+from sdcompress.backends.onnx.passes.graph_edits import (
     CONTRIB,
     constant,
     insert,
     nodes_of,
+    only_user,
     permutation,
     producer,
-    sole_user,
-    take_over,
+    replace_value,
 )
 
 SPLIT_HEADS = (0, 2, 1, 3)
 
 
 def apply(model: ir.Model) -> tuple[int, int]:
-    """Candidates: Attention nodes."""
+    """Rewrite the graph. Candidates are Attention nodes."""
     nodes = nodes_of(model.graph, "Attention")
     matched = sum(_fuse(model.graph, node) for node in nodes)
     if matched:
@@ -58,19 +58,19 @@ def _fuse(graph: ir.Graph, node: ir.Node) -> bool:
     last = node if merged is None else merged.producer()
     assert last is not None
     result = insert(graph, last, "MultiHeadAttention", inputs, attributes, domain=CONTRIB, like=merged)
-    take_over(graph, merged or node.outputs[0], result if merged is not None else _split_heads(graph, node, result))
+    replace_value(graph, merged or node.outputs[0], result if merged is not None else _split_heads(graph, node, result))
     return True
 
 
 def _for_each_query(graph: ir.Graph, node: ir.Node, query: ir.Value) -> ir.Value | None:
-    """The mask to add, with a row for every query: MultiHeadAttention takes no mask that is one row for all of them."""
+    """Return the mask to add, with a row for each query: MultiHeadAttention does not accept one row for all."""
     mask = additive_mask(graph, node)
     heads_apart = node.inputs[0]
     assert heads_apart is not None and heads_apart.shape is not None
     if mask is None or mask.shape is None:
         return mask
     rows = mask.shape[2]
-    # A mask made for heads and batch together has rows that the exporter could not tell to be one.
+    # If a mask is made for heads and batch together, its number of rows is unknown, though it is one.
     if (isinstance(rows, int) and rows > 1) or str(rows) == str(heads_apart.shape[2]):
         return mask
     one = constant(graph, "attention_one", np.array([1], dtype=np.int64))
@@ -82,8 +82,10 @@ def _for_each_query(graph: ir.Graph, node: ir.Node, query: ir.Value) -> ir.Value
 
 
 def _joined_heads(graph: ir.Graph, node: ir.Node, value: ir.Value | None, hidden: int) -> ir.Value:
-    """[batch, sequence, hidden] of `value`, [batch, heads, sequence, size], where something (rotary positions, a norm,
-    text tokens joined to it) happened to the heads apart."""
+    """Return `value`, [batch, heads, sequence, size], as [batch, sequence, hidden].
+
+    For heads that were changed apart: by rotary positions, a norm, or text tokens joined to them.
+    """
     assert value is not None
     transpose = producer(value, "Transpose")
     if transpose is not None and permutation(transpose) == SPLIT_HEADS:
@@ -98,7 +100,7 @@ def _joined_heads(graph: ir.Graph, node: ir.Node, value: ir.Value | None, hidden
 
 
 def _split_heads(graph: ir.Graph, node: ir.Node, value: ir.Value) -> ir.Value:
-    """[batch, heads, sequence, size], like the node's output, of [batch, sequence, hidden]."""
+    """Return `value`, [batch, sequence, hidden], as [batch, heads, sequence, size], the shape of the node's output."""
     output = node.outputs[0]
     assert output.shape is not None
     heads, size = output.shape[1], output.shape[3]
@@ -110,7 +112,7 @@ def _split_heads(graph: ir.Graph, node: ir.Node, value: ir.Value) -> ir.Value:
 
 
 def _before_heads(value: ir.Value | None) -> ir.Value | None:
-    """[batch, sequence, hidden] that was reshaped and transposed to `value`: [batch, heads, sequence, size]."""
+    """Return the [batch, sequence, hidden] that was reshaped and transposed to `value`; None if there is none."""
     transpose = producer(value, "Transpose")
     if transpose is None or permutation(transpose) != SPLIT_HEADS:
         return None
@@ -120,9 +122,9 @@ def _before_heads(value: ir.Value | None) -> ir.Value | None:
 
 
 def _after_heads(value: ir.Value) -> ir.Value | None:
-    """[batch, sequence, hidden] that `value`, [batch, heads, sequence, size], becomes and nothing else."""
-    transpose = sole_user(value, "Transpose")
+    """Return the [batch, sequence, hidden] to which `value` is transposed and reshaped; None if it has other users."""
+    transpose = only_user(value, "Transpose")
     if transpose is None or permutation(transpose) != SPLIT_HEADS:
         return None
-    reshape = sole_user(transpose.outputs[0], "Reshape")
+    reshape = only_user(transpose.outputs[0], "Reshape")
     return None if reshape is None or reshape.outputs[0].shape is None else reshape.outputs[0]

@@ -1,4 +1,4 @@
-"""attention: `Attention` of opset 23 as MatMul, Softmax, MatMul, for runtimes that know neither it nor ORT's own."""
+"""attention: write `Attention` of opset 23 as MatMul, Softmax and MatMul, for runtimes without such an operator."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import numpy as np
 import onnx_ir as ir
 
 from sdcompress.backends.onnx.passes.attention_mask import additive_mask, can_be_added
-from sdcompress.backends.onnx.passes.surgery import constant, insert, nodes_of, permutation, producer, take_over
+from sdcompress.backends.onnx.passes.graph_edits import constant, insert, nodes_of, permutation, producer, replace_value
 
 _KEYS_TRANSPOSED = (0, 2, 3, 1)  # [batch, sequence, heads, size] -> [batch, heads, size, sequence]
 
 
 def apply(model: ir.Model) -> tuple[int, int]:
-    """Candidates: Attention nodes."""
+    """Rewrite the graph. Candidates are Attention nodes."""
     nodes = nodes_of(model.graph, "Attention")
     return len(nodes), sum(_decompose(model.graph, node) for node in nodes)
 
 
 def _decompose(graph: ir.Graph, node: ir.Node) -> bool:
-    """softmax(q k^T scale + mask) v; the scale goes onto the queries, which are smaller than the scores."""
+    """Write softmax(q k^T scale + mask) v. The queries are scaled, since the scores are larger."""
     query, key, value = node.inputs[:3]
     assert query is not None and key is not None and value is not None and query.shape is not None
     unknown = len(node.outputs) != 1 or any(each is not None for each in node.inputs[4:]) or not can_be_added(node)
@@ -37,7 +37,7 @@ def _decompose(graph: ir.Graph, node: ir.Node) -> bool:
         scores = insert(graph, node, "Add", [scores, mask])
     shares = insert(graph, node, "Softmax", [scores], {"axis": -1})
     result = insert(graph, node, "MatMul", [shares, value], like=node.outputs[0])
-    take_over(graph, node.outputs[0], result)
+    replace_value(graph, node.outputs[0], result)
     return True
 
 

@@ -1,18 +1,18 @@
-"""geglu: a gated feed-forward's one MatMul and Split as two MatMuls, whose results nothing has to copy apart.
+"""geglu: write a gated feed-forward's MatMul and Split as two MatMuls, so that no result is copied.
 
-[x W + b] split in halves a, g and a * gelu(g) (Shazeer 2020, arXiv:2002.05202): each half has its own columns of W.
+The halves of [x W + b] are a and g of a * gelu(g) (Shazeer 2020, arXiv:2002.05202); each has its own columns of W.
 """
 
 from __future__ import annotations
 
 import onnx_ir as ir
 
-from sdcompress.backends.onnx.passes.surgery import insert, nodes_of, producer, sole_user, take_over
+from sdcompress.backends.onnx.passes.graph_edits import insert, nodes_of, only_user, producer, replace_value
 from sdcompress.backends.onnx.weights import add_rows, view_of
 
 
 def apply(model: ir.Model) -> tuple[int, int]:
-    """Candidates: Splits in two of a linear layer's result along its last axis."""
+    """Rewrite the graph. Candidates are Splits in two of a linear layer's result along its last axis."""
     candidates = matched = 0
     for split in nodes_of(model.graph, "Split"):
         add = producer(split.inputs[0], "Add")
@@ -36,12 +36,12 @@ def _divide(graph: ir.Graph, split: ir.Node, x: ir.Value | None, weight: ir.Valu
         return False
     if any(output.shape is None or output.shape[-1] != width // 2 for output in split.outputs):
         return False
-    if sole_user(whole, "Split") is None or len(weight.uses()) != 1 or len(bias.uses()) != 1:
+    if only_user(whole, "Split") is None or len(weight.uses()) != 1 or len(bias.uses()) != 1:
         return False
     for output, rows in zip(list(split.outputs), ((0, width // 2), (width // 2, width)), strict=True):
         product = insert(graph, split, "MatMul", [x, add_rows(graph, weight, rows)], like=output)
         result = insert(graph, split, "Add", [product, add_rows(graph, bias, rows)], like=output)
-        take_over(graph, output, result)
+        replace_value(graph, output, result)
     for value in (weight, bias):
         if not value.uses():
             del graph.initializers[value.name]  # type: ignore[arg-type]

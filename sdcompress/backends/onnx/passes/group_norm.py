@@ -1,8 +1,8 @@
-"""group normalization: GroupNormalization as InstanceNormalization of the groups, then scale and shift per channel.
+"""group normalization: write GroupNormalization as InstanceNormalization of groups, with scale and shift per channel.
 
-ONNX Runtime has no CPU kernel for GroupNormalization and takes it apart into ten passes over the data; its
-InstanceNormalization kernel does the statistics in one. Same numbers: normalizing a group is normalizing an instance
-of one channel that holds the whole group (Wu & He 2018, arXiv:1803.08494, section 3).
+ONNX Runtime has no CPU kernel for GroupNormalization and needs ten passes over the data; its InstanceNormalization
+computes the statistics in one. The numbers are the same: normalizing a group is normalizing an instance of one channel
+that holds the whole group (Wu & He 2018, arXiv:1803.08494, section 3).
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from sdcompress.backends.onnx.passes.surgery import constant, insert, nodes_of, take_over
+from sdcompress.backends.onnx.passes.graph_edits import constant, insert, nodes_of, replace_value
 from sdcompress.backends.onnx.weights import view_of
 
 
 def apply(model: ir.Model) -> tuple[int, int]:
-    """Candidates: GroupNormalization nodes."""
+    """Rewrite the graph. Candidates are GroupNormalization nodes."""
     nodes = nodes_of(model.graph, "GroupNormalization")
     return len(nodes), sum(_replace(model.graph, node) for node in nodes)
 
@@ -35,11 +35,11 @@ def _replace(graph: ir.Graph, node: ir.Node) -> bool:
     normal = insert(graph, node, "InstanceNormalization", [grouped, ones, zeros], {"epsilon": epsilon}, like=grouped)
     shape = insert(graph, node, "Shape", [x])
     normal = insert(graph, node, "Reshape", [normal, shape], like=x)
-    # Parameters keep their shape in the file, [channels]; a constant reshape is folded when a session opens.
+    # Parameters keep their shape in the file, [channels]. ONNX Runtime folds the reshape when a session opens.
     per_channel = constant(graph, f"per_channel_{rank}", np.array([-1] + [1] * (rank - 2), dtype=np.int64))
     scaled = insert(graph, node, "Mul", [normal, _per_channel(graph, node, scale, per_channel)], like=x)
     result = insert(graph, node, "Add", [scaled, _per_channel(graph, node, shift, per_channel)], like=x)
-    take_over(graph, node.outputs[0], result)
+    replace_value(graph, node.outputs[0], result)
     return True
 
 

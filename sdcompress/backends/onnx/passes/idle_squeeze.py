@@ -1,19 +1,19 @@
-"""idle squeeze: a Squeeze of an axis that is not of size one taken out, where torch's does nothing and ONNX's fails."""
+"""idle squeeze: remove a Squeeze of an axis that is larger than 1; torch's does nothing, but ONNX's fails."""
 
 from __future__ import annotations
 
 import onnx_ir as ir
 
-from sdcompress.backends.onnx.passes.surgery import nodes_of, take_over
+from sdcompress.backends.onnx.passes.graph_edits import nodes_of, replace_value
 
 
 def apply(model: ir.Model) -> tuple[int, int]:
-    """Candidates: Squeeze nodes whose result was traced with as many axes as their input has."""
+    """Rewrite the graph. Candidates are Squeeze nodes whose result was traced with as many axes as the input."""
     nodes = [node for node in nodes_of(model.graph, "Squeeze") if _is_idle(node)]
     for node in nodes:
         before = node.inputs[0]
         assert before is not None
-        take_over(model.graph, node.outputs[0], before)
+        replace_value(model.graph, node.outputs[0], before)
     return len(nodes), len(nodes)
 
 

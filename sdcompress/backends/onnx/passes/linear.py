@@ -1,7 +1,7 @@
-"""linear: every linear layer a MatMul with its weight stored as [in, out], and an Add where it has a bias.
+"""linear: write linear layers as MatMul with the weight stored as [in, out], and Add if there is a bias.
 
 The exporter leaves a Transpose between a weight and its MatMul, and writes Gemm for two-dimensional inputs. ONNX
-Runtime makes Gemm of the two-dimensional ones again, and integer kernels of those that are quantized.
+Runtime turns two-dimensional ones into Gemm again, and quantized ones into integer kernels.
 """
 
 from __future__ import annotations
@@ -10,12 +10,19 @@ from dataclasses import replace
 
 import onnx_ir as ir
 
-from sdcompress.backends.onnx.passes.surgery import insert, nodes_of, permutation, producer, remove_unused, take_over
+from sdcompress.backends.onnx.passes.graph_edits import (
+    insert,
+    nodes_of,
+    permutation,
+    producer,
+    remove_unused,
+    replace_value,
+)
 from sdcompress.backends.onnx.weights import set_view, view_of
 
 
 def apply(model: ir.Model) -> tuple[int, int]:
-    """Candidates: MatMul and Gemm whose second factor is a parameter's transpose."""
+    """Rewrite the graph. Candidates are MatMul and Gemm nodes whose second factor is a parameter's transpose."""
     graph = model.graph
     candidates = matched = 0
     for node in nodes_of(graph, "MatMul"):
@@ -49,7 +56,7 @@ def _split_gemm(graph: ir.Graph, node: ir.Node, weight: ir.Value) -> bool:
     result = insert(graph, node, "MatMul", [node.inputs[0], weight], like=output)
     if len(node.inputs) > 2 and node.inputs[2] is not None:
         result = insert(graph, node, "Add", [result, node.inputs[2]], like=output)
-    take_over(graph, output, result)
+    replace_value(graph, output, result)
     return True
 
 

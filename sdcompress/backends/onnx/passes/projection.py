@@ -1,8 +1,8 @@
-"""projection to tokens: the 1x1 convolutions around a block of attention as linear layers on its tokens.
+"""projection to tokens: write the 1x1 convolutions around attention blocks as linear layers on the tokens.
 
-Stable Diffusion 1.x projects [batch, channels, height, width] with a 1x1 convolution and then lays the pixels out as
-tokens [batch, height*width, channels]. Transposing first makes the convolution a MatMul over the same numbers: as many
-transposes, and in 8 bits a MatMul needs no range for its output, a convolution does.
+Stable Diffusion 1.x projects [batch, channels, height, width] with a 1x1 convolution and then makes the pixels tokens
+[batch, height*width, channels]. If the transpose comes first, the convolution is a MatMul over the same numbers. The
+number of transposes stays, and in 8 bits a MatMul needs no range for its output, but a convolution does.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from dataclasses import replace
 
 import onnx_ir as ir
 
-from sdcompress.backends.onnx.passes.surgery import (
-    describe_as,
+from sdcompress.backends.onnx.passes.graph_edits import (
+    copy_type,
     insert,
     nodes_of,
+    only_user,
     permutation,
     producer,
-    sole_user,
-    take_over,
+    replace_value,
 )
 from sdcompress.backends.onnx.weights import set_view, view_of
 
@@ -27,12 +27,12 @@ FROM_TOKENS = (0, 3, 1, 2)
 
 
 def apply(model: ir.Model) -> tuple[int, int]:
-    """Candidates: 1x1 convolutions whose input comes from tokens or whose output goes to tokens."""
+    """Rewrite the graph. Candidates are 1x1 convolutions whose input is from tokens or whose output goes to them."""
     candidates = matched = 0
     for conv in nodes_of(model.graph, "Conv"):
         if not _is_pointwise(conv):
             continue
-        after, before = sole_user(conv.outputs[0], "Transpose"), producer(conv.inputs[0], "Transpose")
+        after, before = only_user(conv.outputs[0], "Transpose"), producer(conv.inputs[0], "Transpose")
         if after is not None and permutation(after) == TO_TOKENS:
             candidates += 1
             matched += _transpose_before(model.graph, conv, after)
@@ -43,21 +43,21 @@ def apply(model: ir.Model) -> tuple[int, int]:
 
 
 def _transpose_before(graph: ir.Graph, conv: ir.Node, transpose: ir.Node) -> bool:
-    """Conv, Transpose -> Transpose, MatMul, Add."""
+    """Replace Conv, Transpose by Transpose, MatMul, Add."""
     x, weight = conv.inputs[0], _as_matrix(conv.inputs[1])
     if weight is None:
         return False
     tokens = insert(graph, conv, "Transpose", [x], {"perm": TO_TOKENS})
     assert x is not None and x.shape is not None
-    describe_as(tokens, x)
+    copy_type(tokens, x)
     tokens.shape = ir.Shape([x.shape[axis] for axis in TO_TOKENS])
     result = transpose.outputs[0]
-    take_over(graph, result, _linear(graph, conv, tokens, weight, result.shape))
+    replace_value(graph, result, _linear(graph, conv, tokens, weight, result.shape))
     return True
 
 
 def _transpose_after(graph: ir.Graph, conv: ir.Node, transpose: ir.Node) -> bool:
-    """Transpose, Conv -> MatMul, Add, Transpose."""
+    """Replace Transpose, Conv by MatMul, Add, Transpose."""
     weight = _as_matrix(conv.inputs[1])
     if weight is None:
         return False
@@ -68,7 +68,7 @@ def _transpose_after(graph: ir.Graph, conv: ir.Node, transpose: ir.Node) -> bool
         graph, conv, tokens, weight, None if shape is None else ir.Shape([shape[axis] for axis in TO_TOKENS])
     )
     result = insert(graph, conv, "Transpose", [projected], {"perm": FROM_TOKENS}, like=conv.outputs[0])
-    take_over(graph, conv.outputs[0], result)
+    replace_value(graph, conv.outputs[0], result)
     return True
 
 
@@ -80,7 +80,7 @@ def _linear(graph: ir.Graph, conv: ir.Node, tokens: ir.Value, weight: ir.Value, 
 
 
 def _as_matrix(weight: ir.Value | None) -> ir.Value | None:
-    """The 1x1 convolution's weight as [in, out]; None when it is no parameter or something else uses it."""
+    """Return the 1x1 convolution's weight as [in, out]; None if it is no parameter or has other users."""
     view = None if weight is None else view_of(weight)
     if weight is None or view is None or len(weight.uses()) != 1:
         return None

@@ -1,4 +1,4 @@
-"""Low-rank updates of weights (LoRA, arXiv:2106.09685): trained instead of the weights, then added to them."""
+"""Low-rank updates of weights (LoRA, arXiv:2106.09685), which are trained instead of the weights and then added."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch.nn.utils import parametrize
 
 
 class LowRankUpdate(nn.Module):
-    """weight + up @ down, with the weight's kernel as further input columns; begins as the weight itself."""
+    """weight + up @ down, where a kernel's positions count as input columns. At first, up is zero."""
 
     def __init__(self, weight: torch.Tensor, rank: int, generator: torch.Generator):
         super().__init__()
@@ -23,7 +23,7 @@ class LowRankUpdate(nn.Module):
 
 
 def add_adapters(model: nn.Module, rank: int, seed: int) -> None:
-    """Freezes the model and gives each linear layer and convolution a low-rank update to train."""
+    """Freeze the model, and give each linear layer and convolution a low-rank update to train."""
     generator = torch.Generator().manual_seed(seed)
     model.requires_grad_(False)
     for module in list(model.modules()):
@@ -33,7 +33,7 @@ def add_adapters(model: nn.Module, rank: int, seed: int) -> None:
 
 
 def merge_adapters(model: nn.Module) -> None:
-    """Adds each update to its weight, and leaves plain layers."""
+    """Add each update to its weight and remove the update."""
     for module in list(model.modules()):
         if parametrize.is_parametrized(module, "weight"):
             parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)

@@ -1,4 +1,4 @@
-"""An exponential moving average of parameters, which is what training gives in the end."""
+"""The exponential moving average of the parameters, which is the result of training."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import torch
 
 
 def decay_at(step: int, decay: float) -> float:
-    """How much of the average stays at that step, from 0: early ones, of which little is worth keeping, weigh less."""
+    """Return the average's decay at a step. It grows from a low value, since early parameters are of little use."""
     return min(decay, (1 + step) / (10 + step))
 
 
 @torch.no_grad()
 def update(average: Iterable[torch.Tensor], parameters: Iterable[torch.Tensor], step: int, decay: float) -> None:
-    """Moves the average towards the parameters: a <- d a + (1 - d) p."""
+    """Move the average towards the parameters: a <- d a + (1 - d) p."""
     share = 1 - decay_at(step, decay)
     for mean, value in zip(average, parameters, strict=True):
         mean.lerp_(value.to(mean.dtype), share)

@@ -1,4 +1,4 @@
-"""Batches of a training run: a function of the seed and the batch's number alone, so that a run can be continued."""
+"""Batches of a training run. They depend on the seed and the batch's number alone, so that a run can continue."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Batch:
-    """What a denoiser is given: noisy latents, their timesteps and what they are to show."""
+    """The inputs of a denoiser: noisy latents, their timesteps, and the prompts' embeddings."""
 
     sample: torch.Tensor  # [batch, channels, height, width]
     timestep: torch.Tensor  # [batch]
     conditions: dict[str, torch.Tensor]
 
     def run(self, model: Any) -> torch.Tensor:
-        """The model's prediction in float32."""
+        """Return the model's prediction in float32."""
         added = {name: value for name, value in self.conditions.items() if name in ("text_embeds", "time_ids")}
         output = model(
             self.sample,
@@ -35,11 +35,11 @@ class Batch:
 
 
 def draw_batch(pool: Pool, size: int, trajectory_share: float, seed: int, number: int, device: torch.device) -> Batch:
-    """The batch of that number: points of trajectories, and ends of trajectories with new noise added.
+    """Return the batch of that number: points of trajectories, and ends of trajectories with new noise.
 
-    Points come at the timesteps that the sampler visits, with the error of its steps in them; noisy ends come at any
+    Points are at the timesteps that the sampler visits, and include the error of its steps. Ends get noise of any
     timestep of the training schedule and never repeat: x_t = sqrt(a_t) x_0 + sqrt(1 - a_t) e (DDPM, arXiv:2006.11239,
-    equation 4). Each is seen with its prompt or, as often, with the negative one that guidance uses.
+    equation 4). Each comes with its prompt or, as often, with the negative prompt of guidance.
     """
     generator = torch.Generator().manual_seed(_seed_of(seed, number))
 
@@ -59,5 +59,5 @@ def draw_batch(pool: Pool, size: int, trajectory_share: float, seed: int, number
 
 
 def _seed_of(seed: int, number: int) -> int:
-    """A seed of 32 bits, all that torch's generator for CPUs heeds, that differs for every seed and number."""
+    """Return a seed of 32 bits, all that torch's CPU generator uses, which differs for each seed and number."""
     return int.from_bytes(hashlib.sha256(f"{seed} {number}".encode()).digest()[:4], "little")

@@ -1,4 +1,4 @@
-"""Checkpoints of a training run: one sealed file, which the next one replaces when it is whole."""
+"""Checkpoints of a training run: one sealed file, which the next checkpoint replaces once it is complete."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _STATE = "state"
 
 @dataclass
 class Progress:
-    """How far a run is: what was lost at each step, and when which learning rate began."""
+    """How far a run is: the loss of each step, and the step at which each learning rate started."""
 
     step: int = 0
     seconds: float = 0.0
@@ -28,7 +28,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Trained:
-    """What changes while a run trains: parameters by name, their averages, and the optimizer's moments of them."""
+    """What training changes: the parameters by name, their averages, and the optimizer with its moments."""
 
     parameters: Mapping[str, torch.nn.Parameter]
     average: Mapping[str, torch.Tensor]
@@ -36,7 +36,7 @@ class Trained:
 
 
 def save(file: Path, progress: Progress, trained: Trained) -> None:
-    """Writes all that the run needs to go on from here."""
+    """Write all that the run needs to continue."""
     tensors: dict[str, torch.Tensor] = {}
     for name, parameter in trained.parameters.items():
         moments = trained.optimizer.state[parameter]
@@ -51,7 +51,7 @@ def save(file: Path, progress: Progress, trained: Trained) -> None:
 
 @torch.no_grad()
 def restore(file: Path, trained: Trained) -> Progress | None:
-    """The progress that was saved, with what it trained put in place; None where there is no file, or a damaged one."""
+    """Return the saved progress and restore the trained tensors; None if the file is missing or damaged."""
     ranges = read_sealed(file)
     if ranges is None:
         return None

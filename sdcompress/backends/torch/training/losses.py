@@ -1,4 +1,4 @@
-"""Distillation losses of a denoiser (BK-SDM, arXiv:2305.15798, equations 3 and 4), which need no pictures."""
+"""Distillation losses of a denoiser (BK-SDM, arXiv:2305.15798, equations 3 and 4); they need no pictures."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch import nn
 
 
 def stages_of(model: nn.Module) -> tuple[str, ...]:
-    """Names of a UNet's down, mid and up blocks, at whose ends features are compared."""
+    """Return the names of a UNet's down, mid and up blocks. Features are compared at their ends."""
     names = [f"{side}.{index}" for side in ("down_blocks", "up_blocks") for index in range(len(getattr(model, side)))]
     return (*names, "mid_block") if getattr(model, "mid_block", None) is not None else tuple(names)
 
 
 @contextmanager
 def watching(model: nn.Module, stages: Sequence[str]) -> Iterator[dict[str, torch.Tensor]]:
-    """Stage -> what its last run gave, while in the context."""
+    """Yield stage -> its last output, which is updated while in the context."""
     features: dict[str, torch.Tensor] = {}
 
     def noting(stage: str) -> Any:
@@ -36,12 +36,12 @@ def watching(model: nn.Module, stages: Sequence[str]) -> Iterator[dict[str, torc
 
 
 def output_loss(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
-    """The mean squared difference of the predictions (equation 3)."""
+    """Return the mean squared difference of the predictions (equation 3)."""
     return (student - teacher).square().mean()
 
 
 def feature_loss(student: Mapping[str, torch.Tensor], teacher: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """The mean over stages of squared differences (equation 4), each as a share of the teacher's variance there."""
+    """Return the mean over stages of squared differences (equation 4), as shares of the teacher's variance there."""
     shares = []
     for stage, wanted in teacher.items():
         wanted = wanted.float()

@@ -6,7 +6,7 @@ import numpy as np
 from small_graphs import build, operators, random, run
 
 from sdcompress.backends.onnx.passes import idle_squeeze
-from sdcompress.backends.onnx.passes.surgery import constant, insert
+from sdcompress.backends.onnx.passes.graph_edits import constant, insert
 
 
 def test_one_that_does_nothing_goes() -> None:
