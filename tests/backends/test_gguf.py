@@ -247,7 +247,7 @@ def test_numbers_float16_cannot_hold_are_an_error(nano_copy: Path, tmp_path: Pat
     tensors["conv_in.weight"][0, 0, 0, 0] = 1e5
     save_file(tensors, weights, {"format": "pt"})
     out = tmp_path / "out" / "large.gguf"
-    with pytest.raises(UserError, match=r"unet\.conv_in\.weight: holds 1e\+05.*--rest f32"):
+    with pytest.raises(UserError, match=r"unet\.conv_in\.weight: has a 1e\+05.*--rest f32"):
         write(nano_copy, out)
     assert not out.parent.exists()
     write(nano_copy, out, rest="f32")

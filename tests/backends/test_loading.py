@@ -238,5 +238,5 @@ def test_device_and_dtype():
 
 
 def test_folder_that_is_no_pipeline(tmp_path):
-    with pytest.raises(ArtifactError, match="is no pipeline"):
+    with pytest.raises(ArtifactError, match="is not a pipeline"):
         open_pipeline(tmp_path)

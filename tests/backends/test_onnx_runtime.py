@@ -104,11 +104,11 @@ def test_the_same_pictures_as_stock_optimum(onnx_tiny_sd: Path, pipeline: Any) -
 
 def test_low_memory_gives_identical_pictures_with_one_session_open(onnx_tiny_sd: Path, pipeline: Any) -> None:
     frugal = open_pipeline(onnx_tiny_sd, device="cpu", threads=1, low_memory=True)
-    parts = [frugal.text_encoder.part, frugal.unet.part, frugal.vae.part, frugal.vae.encoder_part]
-    parts.append(frugal.safety_checker.part)
-    assert all(part._session is None for part in parts)
+    graphs = [frugal.text_encoder.graph, frugal.unet.graph, frugal.vae.graph, frugal.vae.encoder_graph]
+    graphs.append(frugal.safety_checker.graph)
+    assert all(graph._session is None for graph in graphs)
     assert np.array_equal(draw(frugal, "a cat"), draw(pipeline, "a cat"))
-    assert [part._session is not None for part in parts].count(True) == 1
+    assert [graph._session is not None for graph in graphs].count(True) == 1
     assert np.array_equal(draw(frugal, "a cat"), draw(pipeline, "a cat"))
 
 
@@ -119,8 +119,8 @@ def test_flagged_pictures_are_black_as_torch_makes_them(pipeline: Any, torch_pip
         clean = stand_in(clip_input=clip_input, images=torch.ones(2, 3, 8, 8))
         assert clean[1] == checker(clip_input=clip_input, images=torch.ones(2, 3, 8, 8))[1]
     flags = {"has_nsfw_concepts": torch.tensor([False, True])}
-    part = SimpleNamespace(run=lambda *_: flags, inputs={"clip_input": None, "images": None})
-    flagging = components.OnnxSafetyChecker(part, None)  # type: ignore[arg-type]
+    graph = SimpleNamespace(run=lambda *_: flags, inputs={"clip_input": None, "images": None})
+    flagging = components.OnnxSafetyChecker(graph, None)  # type: ignore[arg-type]
     for images in (np.full((2, 4, 4, 3), np.nan), torch.ones(2, 3, 4, 4), [np.ones((4, 4, 3)), np.ones((4, 4, 3))]):
         first = np.array(images[0])
         black, flagged = flagging(clip_input=clip_input, images=images)
@@ -271,7 +271,7 @@ def test_messages_of_onnx_runtime_are_understood() -> None:
         ),
     ):
         with pytest.raises(UserError, match=told):
-            raise runtime._explained(Path("unet/model.onnx"), chosen, said)
+            raise runtime._opening_error(Path("unet/model.onnx"), chosen, said)
 
 
 def test_folders_that_are_not_whole(onnx_tiny_sd: Path, tmp_path: Path) -> None:

@@ -78,8 +78,8 @@ def draw(pipeline: Any, prompt: str, **options: Any) -> np.ndarray:
 
 @pytest.mark.parametrize("name", PARTS)
 def test_each_part_computes_what_onnx_runtime_does(name: str, folder: Path, onnx_tiny_sd: Path) -> None:
-    ours = choose_openvino_runtime(threads=1).part(folder / name / MODEL_FILE)
-    theirs = choose_runtime("cpu", 1).part(onnx_tiny_sd / name / "model.onnx")
+    ours = choose_openvino_runtime(threads=1).graph(folder / name / MODEL_FILE)
+    theirs = choose_runtime("cpu", 1).graph(onnx_tiny_sd / name / "model.onnx")
     assert ours.inputs == theirs.inputs
     assert set(theirs.outputs) <= set(ours.outputs)
     given = sample_inputs(theirs)
@@ -138,8 +138,8 @@ def test_eight_bits_stay_eight_bits(nano_folder: Path, tmp_path: Path) -> None:
     }  # fmt: skip
     with torch.no_grad():
         exact = UNet2DConditionModel.from_pretrained(nano_folder / "unet")(*given.values()).sample
-    ours = choose_openvino_runtime(threads=1).part(tmp_path / "ir" / "unet" / MODEL_FILE).run(given)["out_sample"]
-    theirs = choose_runtime("cpu", 1).part(tmp_path / "onnx" / "unet" / "model.onnx").run(given)["out_sample"]
+    ours = choose_openvino_runtime(threads=1).graph(tmp_path / "ir" / "unet" / MODEL_FILE).run(given)["out_sample"]
+    theirs = choose_runtime("cpu", 1).graph(tmp_path / "onnx" / "unet" / "model.onnx").run(given)["out_sample"]
     # Both multiply the codes exactly (onnx/test_packaging.py) and round to the same steps. Float32 sums in another
     # order put some values on the other side of an edge, so that their errors are two drawings from one
     # distribution: of 40 inputs the distances' quotients lay between 0.92 and 1.07, on AVX2 and on AVX512-VNNI alike.

@@ -11,16 +11,16 @@ from typing import Any, NoReturn
 import torch
 from torch import nn
 
-from sdcompress.backends.onnx.runtime import Part
+from sdcompress.backends.onnx.runtime import RunnableGraph
 from sdcompress.errors import ArtifactError, UserError
 
 
 class OnnxComponent(nn.Module):
     """A component that a graph computes. It is a Module, so that pipelines find its device and dtype."""
 
-    def __init__(self, part: Part, config: Any):
+    def __init__(self, graph: RunnableGraph, config: Any):
         super().__init__()
-        self.part = part
+        self.graph = graph
         self._internal_dict = config
 
     @property
@@ -29,12 +29,12 @@ class OnnxComponent(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.part.runtime.torch_device
+        return self.graph.runtime.torch_device
 
     @property
     def dtype(self) -> torch.dtype:
         """The floating-point type of the graph's outputs."""
-        return next(dtype for dtype, _ in self.part.outputs.values() if dtype.is_floating_point)
+        return next(dtype for dtype, _ in self.graph.outputs.values() if dtype.is_floating_point)
 
     def to(self, *args: Any, **kwargs: Any) -> Any:
         """Return the component itself. Its device and dtype cannot change.
@@ -45,12 +45,12 @@ class OnnxComponent(nn.Module):
         for asked in (*args, *kwargs.values()):
             if isinstance(asked, torch.dtype) and not self._accepts(asked):
                 raise UserError(
-                    f"{self.part.file}: computes in {self.dtype}, not {asked}: the precision of an ONNX pipeline is in "
-                    f"its files; compress with another recipe"
+                    f"{self.graph.file}: computes in {self.dtype}, not {asked}: the precision of an ONNX pipeline is "
+                    f"in its files; compress with another recipe"
                 )
             if isinstance(asked, str | torch.device) and torch.device(asked).type != self.device.type:
                 raise UserError(
-                    f"{self.part.file}: stays on the device it was opened on; sdcompress.open_pipeline(..., "
+                    f"{self.graph.file}: stays on the device it was opened on; sdcompress.open_pipeline(..., "
                     f"device={str(asked)!r}) opens it there"
                 )
         return self
@@ -71,16 +71,16 @@ class OnnxComponent(nn.Module):
         """Run the graph. UserError names an input that it does not take, or one that is missing."""
         given = {name: value for name, value in inputs.items() if value is not None}
         for name in given:
-            if name not in self.part.inputs:
+            if name not in self.graph.inputs:
                 self.refuse(f"takes no {name}")
-        for name in self.part.inputs:
+        for name in self.graph.inputs:
             if name not in given:
                 self.refuse(f"needs {name}, which this pipeline does not give")
-        return self.part.run(given, names)
+        return self.graph.run(given, names)
 
     def refuse(self, what: str) -> NoReturn:
         """Raise UserError that names the graph's file and what it cannot do."""
-        raise UserError(f"{self.part.file}: {what}")
+        raise UserError(f"{self.graph.file}: {what}")
 
 
 class OnnxTextEncoder(OnnxComponent):
@@ -103,7 +103,7 @@ class OnnxTextEncoder(OnnxComponent):
         from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPooling
         from transformers.models.clip.modeling_clip import CLIPTextModelOutput
 
-        names = list(self.part.outputs)
+        names = list(self.graph.outputs)
         layers = [f"hidden_states.{index}" for index in range(len(names)) if f"hidden_states.{index}" in names]
         wanted = [name for name in ("text_embeds", "last_hidden_state", "pooler_output") if name in names]
         if output_hidden_states and not layers:
@@ -124,25 +124,25 @@ class OnnxTextEncoder(OnnxComponent):
         """Return a hidden state after the text model's last normalization, which last_hidden_state includes."""
         if hidden is self._last:
             return hidden
-        weight, bias = (_initializer(self.part, f"final_layer_norm.{name}").to(hidden) for name in ("weight", "bias"))
+        weight, bias = (_initializer(self.graph, f"final_layer_norm.{name}").to(hidden) for name in ("weight", "bias"))
         return torch.nn.functional.layer_norm(hidden, weight.shape, weight, bias, self.config.layer_norm_eps)
 
 
 class OnnxAutoencoder(OnnxComponent):
-    """Replaces AutoencoderKL, AutoencoderTiny and AutoencoderDC: two graphs; `part` is the decoder."""
+    """Replaces AutoencoderKL, AutoencoderTiny and AutoencoderDC: two graphs; `graph` is the decoder."""
 
-    def __init__(self, decoder: Part, encoder: Part | None, config: Any):
+    def __init__(self, decoder: RunnableGraph, encoder: RunnableGraph | None, config: Any):
         super().__init__(decoder, config)
-        self.encoder_part = encoder
+        self.encoder_graph = encoder
 
     def encode(self, x: torch.Tensor, return_dict: bool = True) -> Any:
         from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTinyOutput
         from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution, EncoderOutput
         from diffusers.models.modeling_outputs import AutoencoderKLOutput
 
-        if self.encoder_part is None:
-            raise UserError(f"{self.part.file.parent.parent}: has no vae_encoder, which image-to-image needs")
-        outputs = self.encoder_part.run({"sample": x})
+        if self.encoder_graph is None:
+            raise UserError(f"{self.graph.file.parent.parent}: has no vae_encoder, which image-to-image needs")
+        outputs = self.encoder_graph.run({"sample": x})
         if "latent_parameters" in outputs:
             distribution = DiagonalGaussianDistribution(outputs["latent_parameters"])
             return AutoencoderKLOutput(latent_dist=distribution) if return_dict else (distribution,)
@@ -201,9 +201,9 @@ def read_config(file: Path, library: str, class_name: str) -> Any:
     return FrozenDict({**defaults, **given})
 
 
-def _initializer(part: Part, ending: str) -> torch.Tensor:
+def _initializer(graph: RunnableGraph, ending: str) -> torch.Tensor:
     """Return the only tensor of the graph whose name ends with `ending`."""
-    found = part.tensors_ending(ending)
+    found = graph.tensors_ending(ending)
     if len(found) != 1:
-        raise UserError(f"{part.file}: has no tensor {ending}, which clip_skip needs")
+        raise UserError(f"{graph.file}: has no tensor {ending}, which clip_skip needs")
     return found[0]

@@ -15,7 +15,7 @@ from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 
 from sdcompress.backends.onnx.components import OnnxComponent
-from sdcompress.backends.onnx.runtime import Part
+from sdcompress.backends.onnx.runtime import RunnableGraph
 from sdcompress.families.architecture import DOWN_RESIDUAL, MID_RESIDUAL
 
 Timestep = torch.Tensor | float | int
@@ -61,8 +61,8 @@ class OnnxUNet(OnnxComponent):
 class OnnxTransformer(OnnxComponent):
     """Replaces a transformer that denoises, whatever the arguments of its class's forward pass are called."""
 
-    def __init__(self, part: Part, config: Any, class_name: str):
-        super().__init__(part, config)
+    def __init__(self, graph: RunnableGraph, config: Any, class_name: str):
+        super().__init__(graph, config)
         self._signature = inspect.signature(getattr(diffusers, class_name).forward)
 
     @contextlib.contextmanager
@@ -75,7 +75,7 @@ class OnnxTransformer(OnnxComponent):
         given.pop("self")
         return_dict = given.pop("return_dict", True)
         given.update(given.pop("added_cond_kwargs", None) or {})
-        inputs = {name: value for name, value in given.items() if name in self.part.inputs}
+        inputs = {name: value for name, value in given.items() if name in self.graph.inputs}
         _refuse_others(self, {name: value or None for name, value in given.items() if name not in inputs})
         out = self._run(inputs)["out_hidden_states"]
         return Transformer2DModelOutput(sample=out) if return_dict else (out,)
@@ -84,8 +84,8 @@ class OnnxTransformer(OnnxComponent):
 class OnnxControlNet(OnnxComponent, diffusers.ControlNetModel):
     """Replaces ControlNetModel. Pipelines check that it is an instance of it."""
 
-    def __init__(self, part: Part, config: Any):
-        OnnxComponent.__init__(self, part, config)
+    def __init__(self, graph: RunnableGraph, config: Any):
+        OnnxComponent.__init__(self, graph, config)
 
     def forward(
         self,
@@ -126,7 +126,7 @@ def _refuse_others(component: OnnxComponent, others: dict[str, Any]) -> None:
 def _timestep_of(component: OnnxComponent, timestep: Timestep) -> torch.Tensor:
     """Return the timestep of the whole batch, with as many axes as the graph's input."""
     time = torch.as_tensor(timestep).reshape(-1)
-    if component.part.inputs["timestep"][1] == 0:
+    if component.graph.inputs["timestep"][1] == 0:
         if len(time) != 1:
             component.refuse(f"takes one timestep for the whole batch, not {len(time)}")
         time = time.reshape(())

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sdcompress.backends.onnx.runtime import Part, Runtime, choose_runtime
+from sdcompress.backends.onnx.runtime import RunnableGraph, Runtime, choose_runtime
 from sdcompress.backends.small_parts import open_small_part
 from sdcompress.errors import ArtifactError, UserError
 from sdcompress.families.registry import architecture_of, known_architectures
@@ -67,13 +67,13 @@ def open_component(folder: Path, name: str, library: str, class_name: str, runti
         # With it, the pipeline would move a float16 VAE to float32; a graph keeps the precision of its file.
         config = type(config)({**config, "force_upcast": False})
         return components.OnnxAutoencoder(
-            _open_part(decoder / runtime.model_file, runtime),
-            runtime.part(encoder) if encoder.is_file() else None,
+            _open_graph(decoder / runtime.model_file, runtime),
+            runtime.graph(encoder) if encoder.is_file() else None,
             config,
         )
     if role != "unknown":
         config = components.read_config(part / "config.json", library, class_name)
-        opened = _open_part(part / runtime.model_file, runtime)
+        opened = _open_graph(part / runtime.model_file, runtime)
         if role == "denoiser" and not class_name.startswith("UNet"):
             return denoisers.OnnxTransformer(opened, config, class_name)
         classes = {
@@ -96,14 +96,14 @@ def runtime_of(pipeline: Any) -> Runtime:
     """Return the runtime of a pipeline that `open_onnx_pipeline` or `open_openvino_pipeline` returned."""
     from sdcompress.backends.onnx.components import OnnxComponent
 
-    found = (each.part.runtime for each in pipeline.components.values() if isinstance(each, OnnxComponent))
+    found = (each.graph.runtime for each in pipeline.components.values() if isinstance(each, OnnxComponent))
     return next(found)
 
 
-def _open_part(file: Path, runtime: Runtime) -> Part:
+def _open_graph(file: Path, runtime: Runtime) -> RunnableGraph:
     if not file.is_file():
         raise ArtifactError(f"{file}: missing; export or download the folder again")
-    return runtime.part(file)
+    return runtime.graph(file)
 
 
 def _refuse_to_save(*_: Any, **__: Any) -> None:

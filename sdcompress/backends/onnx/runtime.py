@@ -49,12 +49,12 @@ class Runtime:
     device_id: int
     threads: int
     low_memory: bool
-    open_part: Part | None = field(default=None, repr=False)
+    open_graph: RunnableGraph | None = field(default=None, repr=False)
     model_file: ClassVar[str] = "model.onnx"
 
-    def part(self, file: Path) -> Part:
+    def graph(self, file: Path) -> RunnableGraph:
         """Return the graph in `file`, which runs in this runtime."""
-        return Part(file, self)
+        return RunnableGraph(file, self)
 
     @property
     def torch_device(self) -> torch.device:
@@ -105,7 +105,7 @@ def import_onnxruntime() -> Any:
     return onnxruntime
 
 
-class Part:
+class RunnableGraph:
     """One model.onnx and its session, which opens at once, or with `low_memory` at the first run."""
 
     def __init__(self, file: Path, runtime: Any):  # a Runtime or an OpenVinoRuntime
@@ -173,9 +173,9 @@ class Part:
         runtime = self.runtime
         if self._session is None:
             if runtime.low_memory:
-                if runtime.open_part is not None:
-                    runtime.open_part.release()
-                runtime.open_part = self
+                if runtime.open_graph is not None:
+                    runtime.open_graph.release()
+                runtime.open_graph = self
             self._session = self._start()
         return self._session
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from sdcompress.backends.onnx.runtime import Part
+from sdcompress.backends.onnx.runtime import RunnableGraph
 from sdcompress.errors import ArtifactError, UserError
 from sdcompress.sources.openvino_file import MODEL_FILE
 
@@ -30,7 +30,7 @@ class OpenVinoRuntime:
     precision: str  # a value of PRECISIONS
     threads: int
     low_memory: bool
-    open_part: OpenVinoPart | None = field(default=None, repr=False)
+    open_graph: OpenVinoGraph | None = field(default=None, repr=False)
     model_file: ClassVar[str] = MODEL_FILE
 
     @property
@@ -40,9 +40,9 @@ class OpenVinoRuntime:
 
         return torch.device("cpu")
 
-    def part(self, file: Path) -> OpenVinoPart:
+    def graph(self, file: Path) -> OpenVinoGraph:
         """Return the graph in `file`, which runs in this runtime."""
-        return OpenVinoPart(file, self)
+        return OpenVinoGraph(file, self)
 
 
 def choose_openvino_runtime(
@@ -75,7 +75,7 @@ def import_openvino() -> Any:
     return openvino
 
 
-class OpenVinoPart(Part):
+class OpenVinoGraph(RunnableGraph):
     """One openvino_model.xml, which is compiled at once, or with `low_memory` at the first run."""
 
     def run(self, inputs: Mapping[str, torch.Tensor], names: Iterable[str] | None = None) -> dict[str, torch.Tensor]:

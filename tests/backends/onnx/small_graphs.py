@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -105,3 +105,22 @@ def run_openvino(model: ir.Model, x: torch.Tensor, folder: Path, instructions: s
 def operators(model: ir.Model) -> Counter[str]:
     """Operator -> how often the graph has it."""
     return Counter(node.op_type for node in model.graph)
+
+
+def check_pass(
+    apply: Callable[[ir.Model], tuple[int, int]],
+    model: ir.Model,
+    inputs: Mapping[str, np.ndarray | torch.Tensor],
+    parameters: Mapping[str, torch.Tensor] | None = None,
+    *,
+    left: Mapping[str, int] | None = None,
+    counts: tuple[int, int] = (1, 1),
+    tolerance: float = TOLERANCE,
+) -> None:
+    """Apply a pass; check its counts, the operators that are left, and that the outputs keep names and values."""
+    before, names = run(model, inputs, parameters), [value.name for value in model.graph.outputs]
+    assert apply(model) == counts
+    assert left is None or operators(model) == left
+    assert [value.name for value in model.graph.outputs] == names
+    for now, then in zip(run(model, inputs, parameters), before, strict=True):
+        np.testing.assert_allclose(now, then, rtol=TOLERANCE, atol=tolerance if counts[1] else 0)

@@ -238,7 +238,7 @@ def test_weight_used_by_something_else_is_an_error() -> None:
 def test_parameter_that_the_component_lacks_is_an_error() -> None:
     model = build("g (float[n, 8] x, float[8] w) => (float[n, 8] y) { y = Add(x, w) }", {"w": random(8)})
     spec = ComponentSpec("part", "diffusers", "Part", {}, {})
-    with pytest.raises(InternalError, match=r"part\.w: is in the graph and not among the component's tensors"):
+    with pytest.raises(InternalError, match=r"part\.w: is a parameter of the graph, but no tensor of the component"):
         Packager(model, spec, {}, {}, {}.__getitem__, ir.DataType.FLOAT, False, {}).package()
 
 

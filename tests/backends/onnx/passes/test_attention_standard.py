@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
-from small_graphs import TOLERANCE, build, operators, random, run
+from small_graphs import build, check_pass, operators, random
 
 from sdcompress.backends.onnx.passes import attention_standard
 
 KIND = "float[n, 2, s, 4]"
 OTHER = "float[n, 2, t, 4]"
+FEEDS = {"q": random(2, 2, 5, 4), "k": random(2, 2, 7, 4, seed=1), "v": random(2, 2, 7, 4, seed=2)}
+STEPS = {"Mul": 1, "Transpose": 1, "MatMul": 2, "Softmax": 1}
 
 
 @pytest.mark.parametrize("attributes", ["", "scale = 0.3"])
@@ -22,13 +23,9 @@ def test_the_same_numbers(attributes: str, mask: tuple[int, ...] | None) -> None
         f"{{ y = Attention{attributes and f'<{attributes}>'}(q, k, v{', m' if mask else ''}) }}",
         {},
     )
-    feeds = {"q": random(2, 2, 5, 4), "k": random(2, 2, 7, 4, seed=1), "v": random(2, 2, 7, 4, seed=2)}
-    feeds |= {"m": random(*mask, seed=3)} if mask else {}
-    (before,) = run(model, feeds)
-    assert attention_standard.apply(model) == (1, 1)
-    assert operators(model) == {"Mul": 1, "Transpose": 1, "MatMul": 2, "Softmax": 1, **({"Add": 1} if mask else {})}
-    assert {node.domain for node in model.graph} == {""} and model.graph.outputs[0].name == "y"
-    np.testing.assert_allclose(run(model, feeds)[0], before, atol=TOLERANCE)
+    feeds = FEEDS | ({"m": random(*mask, seed=3)} if mask else {})
+    check_pass(attention_standard.apply, model, feeds, left=STEPS | ({"Add": 1} if mask else {}))
+    assert {node.domain for node in model.graph} == {""}
 
 
 def test_keys_are_transposed_once() -> None:
@@ -40,21 +37,13 @@ def test_keys_are_transposed_once() -> None:
         }}""",
         {},
     )
-    feeds = {"q": random(2, 2, 5, 4), "k": random(2, 7, 2, 4, seed=1), "v": random(2, 2, 7, 4, seed=2)}
-    (before,) = run(model, feeds)
-    assert attention_standard.apply(model) == (1, 1)
-    assert operators(model)["Transpose"] == 1
-    np.testing.assert_allclose(run(model, feeds)[0], before, atol=TOLERANCE)
+    check_pass(attention_standard.apply, model, FEEDS | {"k": random(2, 7, 2, 4, seed=1)}, left=STEPS)
 
 
-def test_a_mask_of_truth_values_becomes_a_summand() -> None:
+def test_a_boolean_mask_becomes_a_summand() -> None:
     model = build(f"g ({KIND} q, {OTHER} k, {OTHER} v, bool[5, 7] m) => ({KIND} y) {{ y = Attention(q, k, v, m) }}", {})
-    feeds = {"q": random(2, 2, 5, 4), "k": random(2, 2, 7, 4, seed=1), "v": random(2, 2, 7, 4, seed=2)}
-    feeds["m"] = torch.ones(5, 7, dtype=torch.bool).tril(diagonal=2)
-    (before,) = run(model, feeds)
-    assert attention_standard.apply(model) == (1, 1)
-    assert operators(model)["Where"] == 1
-    np.testing.assert_allclose(run(model, feeds)[0], before, atol=TOLERANCE)
+    feeds = FEEDS | {"m": torch.ones(5, 7, dtype=torch.bool).tril(diagonal=2)}
+    check_pass(attention_standard.apply, model, feeds, left=STEPS | {"Where": 1, "Add": 1})
 
 
 @pytest.mark.parametrize("attributes", ["softcap = 2.0", "is_causal = 1"])

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from small_graphs import TOLERANCE, build, operators, random, run
+import torch
+from small_graphs import TOLERANCE, build, check_pass, operators, random
 
 from sdcompress.backends.onnx.passes import linear
 from sdcompress.backends.onnx.weights import view_of
 
 X = random(2, 3, 8)
 W, B = random(5, 8, seed=1), random(5, seed=2)
+
+
+SQUARE = random(8, 8)
 
 
 def test_transposed_weight() -> None:
@@ -23,12 +27,9 @@ def test_transposed_weight() -> None:
         }""",
         parameters,
     )
-    (before,) = run(model, {"x": X}, parameters)
-    assert linear.apply(model) == (1, 1)
-    assert operators(model) == {"MatMul": 1, "Add": 1}
+    check_pass(linear.apply, model, {"x": X}, parameters, left={"MatMul": 1, "Add": 1})
     weight = model.graph.initializers["w"]
     assert view_of(weight).transposed and tuple(weight.shape.numpy()) == (8, 5)
-    np.testing.assert_allclose(run(model, {"x": X}, parameters)[0], before, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -40,15 +41,10 @@ def test_gemm(bias: bool) -> None:
         }}""",
         parameters,
     )
-    x = {"x": X[0]}
-    (before,) = run(model, x, parameters)
-    assert linear.apply(model) == (1, 1)
-    assert operators(model) == {"MatMul": 1, **({"Add": 1} if bias else {})}
-    assert model.graph.outputs[0].name == "y"
-    np.testing.assert_allclose(run(model, x, parameters)[0], before, atol=TOLERANCE)
+    check_pass(linear.apply, model, {"x": X[0]}, parameters, left={"MatMul": 1, **({"Add": 1} if bias else {})})
 
 
-def test_weight_of_two_layers_is_turned_once() -> None:
+def test_weight_of_two_layers_is_transposed_once() -> None:
     model = build(
         """g (float[n, s, 8] x, float[8, 8] w) => (float[n, s, 8] y) {
             t = Transpose<perm = [1, 0]>(w)
@@ -56,62 +52,48 @@ def test_weight_of_two_layers_is_turned_once() -> None:
             u = Transpose<perm = [1, 0]>(w)
             y = MatMul(p, u)
         }""",
-        {"w": random(8, 8)},
+        {"w": SQUARE},
     )
-    parameters = {"w": random(8, 8)}
-    (before,) = run(model, {"x": X}, parameters)
-    assert linear.apply(model) == (2, 2)
-    assert operators(model) == {"MatMul": 2}
     # Two products after one another: values up to about 100.
-    np.testing.assert_allclose(run(model, {"x": X}, parameters)[0], before, rtol=TOLERANCE, atol=10 * TOLERANCE)
+    check_pass(
+        linear.apply, model, {"x": X}, {"w": SQUARE}, left={"MatMul": 2}, counts=(2, 2), tolerance=10 * TOLERANCE
+    )
 
 
 def test_weight_that_something_else_uses_stays() -> None:
-    parameters = {"w": W}
     model = build(
         """g (float[n, s, 8] x, int64[k] i, float[5, 8] w) => (float[n, s, 5] y, float[k, 8] z) {
             t = Transpose<perm = [1, 0]>(w)
             y = MatMul(x, t)
             z = Gather<axis = 0>(w, i)
         }""",
-        parameters,
+        {"w": W},
     )
-    before = run(model, {"x": X, "i": np.array([4, 0])}, parameters)
-    assert linear.apply(model) == (1, 0)
-    assert operators(model) == {"Transpose": 1, "MatMul": 1, "Gather": 1}
-    for now, then in zip(run(model, {"x": X, "i": np.array([4, 0])}, parameters), before, strict=True):
-        np.testing.assert_array_equal(now, then)
+    left = {"Transpose": 1, "MatMul": 1, "Gather": 1}
+    check_pass(linear.apply, model, {"x": X, "i": np.array([4, 0])}, {"w": W}, left=left, counts=(1, 0))
 
 
 @pytest.mark.parametrize("attributes", ["transB = 1, alpha = 0.5", "transB = 1, beta = 2.0", "transB = 1, transA = 1"])
 def test_other_gemm_stays(attributes: str) -> None:
-    model = build(
-        f"""g (float[8, 8] x, float[8, 8] w, float[8] b) => (float[8, 8] y) {{
-            y = Gemm<{attributes}>(x, w, b)
-        }}""",
-        {"w": random(8, 8), "b": random(8)},
-    )
+    text = f"g (float[8, 8] x, float[8, 8] w, float[8] b) => (float[8, 8] y) {{ y = Gemm<{attributes}>(x, w, b) }}"
+    model = build(text, {"w": SQUARE, "b": random(8)})
     assert linear.apply(model) == (1, 0)
     assert operators(model) == {"Gemm": 1}
 
 
-def test_gemm_whose_weight_is_used_twice_stays() -> None:
-    model = build(
-        """g (float[n, 8] x, float[8, 8] w) => (float[n, 8] y) {
+@pytest.mark.parametrize(
+    ("text", "parameters", "counts"),
+    [
+        ("""g (float[n, 8] x, float[8, 8] w) => (float[n, 8] y) {
             p = Gemm<transB = 1>(x, w)
             y = Gemm<transB = 1>(p, w)
-        }""",
-        {"w": random(8, 8)},
-    )
-    assert linear.apply(model) == (2, 0)
-
-
-def test_products_of_two_computed_values_are_no_candidates() -> None:
-    model = build(
-        """g (float[n, 8] x, float[k, 8] z) => (float[n, k] y) {
+        }""", {"w": SQUARE}, (2, 0)),
+        ("""g (float[n, 8] x, float[k, 8] z) => (float[n, k] y) {
             t = Transpose<perm = [1, 0]>(z)
             y = MatMul(x, t)
-        }""",
-        {},
-    )
-    assert linear.apply(model) == (0, 0)
+        }""", {}, (0, 0)),
+    ],
+    ids=["Gemm whose weight is used twice", "product of computed values"],
+)  # fmt: skip
+def test_what_stays(text: str, parameters: dict[str, torch.Tensor], counts: tuple[int, int]) -> None:
+    assert linear.apply(build(text, parameters)) == counts

@@ -13,8 +13,8 @@ CAUSAL = """g (float[n, 2, s, 4] q) => (float[n, 2, s, 4] y) {
     }"""
 
 
-def test_a_pass_that_matches_none_of_its_places_is_an_error() -> None:
-    with pytest.raises(InternalError, match=r"unet\.unet: graph pass attention matched none of its 1 places"):
+def test_a_pass_that_matches_no_candidate_is_an_error() -> None:
+    with pytest.raises(InternalError, match=r"unet\.unet: graph pass attention matched none of its 1 candidates"):
         run_passes(build(CAUSAL, {}), standard_passes("standard"), "unet.unet")
 
 
