@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tiny_parts import clip_text, tiny_unet
 
 from sdcompress import load_recipe, make_plan, open_source
 from sdcompress.execution.execute import execute
@@ -84,44 +85,26 @@ def exported_to(process: subprocess.Popen[bytes], name: str) -> Path:
 def nano_sdxl(nano_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random float32 SDXL with guidance embedding (as LCM has it), about 1 M parameters; do not write into it."""
     import torch
-    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionXLPipeline
+    from transformers import CLIPTokenizer
 
     torch.manual_seed(0)
-    unet = UNet2DConditionModel(
-        sample_size=8,
-        block_out_channels=(32, 64),
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        layers_per_block=1,
-        norm_num_groups=8,
-        attention_head_dim=8,
-        cross_attention_dim=64,
-        addition_embed_type="text_time",
-        addition_time_embed_dim=8,
-        projection_class_embeddings_input_dim=6 * 8 + 32,
-        time_cond_proj_dim=16,
-    )
-    text = CLIPTextConfig(
-        vocab_size=78,
-        hidden_size=32,
-        intermediate_size=64,
-        projection_dim=32,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        max_position_embeddings=16,
-        bos_token_id=0,
-        eos_token_id=1,
-        pad_token_id=1,
-    )
     tokenizer = CLIPTokenizer.from_pretrained(nano_folder / "tokenizer")
     pipeline = StableDiffusionXLPipeline(
         vae=AutoencoderKL.from_pretrained(nano_folder / "vae"),
-        text_encoder=CLIPTextModel(text),
-        text_encoder_2=CLIPTextModelWithProjection(text),
+        text_encoder=clip_text(),
+        text_encoder_2=clip_text(projected=True),
         tokenizer=tokenizer,
         tokenizer_2=tokenizer,
-        unet=unet,
+        unet=tiny_unet(
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            cross_attention_dim=64,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=8,
+            projection_class_embeddings_input_dim=6 * 8 + 32,
+            time_cond_proj_dim=16,
+        ),
         scheduler=DDIMScheduler(),
         add_watermarker=False,
     )

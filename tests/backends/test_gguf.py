@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 import torch
 from listeners import interrupt_writing
+from tiny_parts import tiny_unet
 from typer.testing import CliRunner
 
 from sdcompress.backends.gguf import convert
 from sdcompress.backends.gguf.layouts import layout_of
-from sdcompress.backends.gguf.types import BLOCK, CONVOLUTION, ONE_DIMENSION, SENSITIVE, TYPES, choose_types
+from sdcompress.backends.gguf.types import BLOCK, CONVOLUTION, ONE_DIMENSION, ROWS, SENSITIVE, TYPES, choose_types
 from sdcompress.cli.main import app
 from sdcompress.errors import ArtifactError, UserError
 from sdcompress.sources.opening import open_source
@@ -226,17 +227,13 @@ def test_what_cannot_be_in_blocks_is_named(nano_folder: Path) -> None:
 
 
 def test_a_narrow_row_stays_in_16_bits(tmp_path: Path) -> None:
-    from diffusers import UNet2DConditionModel
-
-    unet = UNet2DConditionModel(
+    unet = tiny_unet(
         block_out_channels=(16,), down_block_types=("CrossAttnDownBlock2D",), up_block_types=("CrossAttnUpBlock2D",),
-        layers_per_block=1, norm_num_groups=8, attention_head_dim=8, cross_attention_dim=24,
+        cross_attention_dim=24,
     )  # fmt: skip
-    folder = save_alone(unet, tmp_path / "narrow", "unet", "StableDiffusionPipeline")
-    facts = write(folder, tmp_path / "narrow.gguf")
-    name = "model.diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_k.weight"
-    assert facts["tensors"][name]["type"] == "f16"
-    assert "no multiple of 32" in facts["tensors"][name]["reason"]
+    facts = write(save_alone(unet, tmp_path / "narrow", "unet", "StableDiffusionPipeline"), tmp_path / "narrow.gguf")
+    narrow = facts["tensors"]["model.diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_k.weight"]
+    assert narrow["type"] == "f16" and narrow["reason"] == ROWS
 
 
 def test_numbers_float16_cannot_hold_are_an_error(nano_copy: Path, tmp_path: Path) -> None:
@@ -272,17 +269,16 @@ def test_an_interrupted_run_leaves_nothing(nano_folder: Path, tmp_path: Path) ->
     assert not any(tmp_path.iterdir())
 
 
-def test_without_the_package(nano_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"pip install 'sdcompress\[gguf\]'"):
-        write(nano_folder, tmp_path / "nano.gguf")
-
-
-def test_quantized_sources_are_refused(nano_copy: Path, tmp_path: Path) -> None:
+def test_sources_and_machines_that_cannot_are_refused(
+    nano_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = nano_copy / "unet" / "config.json"
     config = json.loads(file.read_text())
     file.write_text(json.dumps({**config, "quantization_config": {"quant_method": "bitsandbytes"}}))
     with pytest.raises(UserError, match=r"quantized already.*convert the original"):
+        write(nano_copy, tmp_path / "nano.gguf")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pip install 'sdcompress\[gguf\]'"):
         write(nano_copy, tmp_path / "nano.gguf")
 
 

@@ -130,10 +130,9 @@ def test_files_are_as_the_format_wants_them(name: str, exported: Exported) -> No
         assert domains[""] == 21 and set(domains) <= {"", "com.microsoft"}
 
 
-@pytest.mark.parametrize("name", ["onnx-fp32", "onnx-int4", "onnx-mixed"])
-def test_same_bytes_twice(name: str, exported: Exported, tmp_path: Path) -> None:
-    """onnx-int8 too: see the interrupted run below."""
-    plan, folder = exported(name)
+def test_same_bytes_twice(exported: Exported, tmp_path: Path) -> None:
+    """The recipe has layers in float, in 8 bits and in 4 bits; for activations see the interrupted run below."""
+    plan, folder = exported("onnx-mixed")
     execute(plan, tmp_path / "again")
     assert hashes(tmp_path / "again") == hashes(folder)
 
