@@ -62,7 +62,7 @@ def open_pipeline(
 
         torch.set_num_threads(threads)
     if openvino:
-        from sdcompress.backends.openvino.loading import open_openvino_pipeline
+        from sdcompress.backends.openvino.runtime import open_openvino_pipeline
 
         return open_openvino_pipeline(folder, device, dtype, threads, low_memory)
     if onnx:

@@ -147,26 +147,6 @@ def test_offloading_hooks(buffers, artifact):
         hook.offload()
 
 
-def test_lora_on_top(artifact, nano_folder, tmp_path):
-    peft = pytest.importorskip("peft", reason="peft is not installed (pip install peft)")
-    from diffusers import StableDiffusionPipeline, UNet2DConditionModel
-
-    config = peft.LoraConfig(r=2, target_modules=["to_q", "to_out.0", "conv1"], init_lora_weights=False)
-    trained = UNet2DConditionModel.from_pretrained(nano_folder / "unet")
-    trained.add_adapter(config)
-    lora = peft.utils.get_peft_model_state_dict(trained)
-    StableDiffusionPipeline.save_lora_weights(tmp_path, unet_lora_layers=lora)
-    pipeline = open_pipeline(artifact("varied"), device="cpu")
-    with torch.no_grad():
-        before = output_of("unet", pipeline.unet)
-        pipeline.load_lora_weights(tmp_path)
-        assert not torch.equal(output_of("unet", pipeline.unet), before)
-        with pytest.raises(ArtifactError, match="keep the LoRA as an adapter"):
-            pipeline.fuse_lora()
-        pipeline.unload_lora_weights()
-        assert torch.equal(output_of("unet", pipeline.unet), before)
-
-
 def test_compiled_unet_is_one_graph(artifact):
     unet = open_pipeline(artifact("unrotated"), device="cpu").unet
     with torch.no_grad():

@@ -141,8 +141,8 @@ def test_eight_bits_stay_eight_bits(nano_folder: Path, tmp_path: Path) -> None:
     ours = choose_openvino_runtime(threads=1).graph(tmp_path / "ir" / "unet" / MODEL_FILE).run(given)["out_sample"]
     theirs = choose_runtime("cpu", 1).graph(tmp_path / "onnx" / "unet" / "model.onnx").run(given)["out_sample"]
     # Both multiply the codes exactly (onnx/test_packaging.py) and round to the same steps. Float32 sums in another
-    # order put some values on the other side of an edge, so that their errors are two drawings from one
-    # distribution: of 40 inputs the distances' quotients lay between 0.92 and 1.07, on AVX2 and on AVX512-VNNI alike.
+    # order put some values on the other side of an edge, so that their errors are two drawings from one distribution:
+    # for 40 inputs the distances' quotients were between 0.92 and 1.07, on AVX2 and on AVX512-VNNI alike.
     assert 0 < distance(ours, exact) <= 1.5 * distance(theirs, exact)
 
 

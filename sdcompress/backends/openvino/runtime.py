@@ -1,4 +1,4 @@
-"""OpenVINO's compiled models: choosing the device, compiling, and running them on torch tensors."""
+"""OpenVINO folders as diffusers pipelines: choosing the device, compiling models, and running them on tensors."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import importlib.util
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
+from sdcompress.backends.onnx.loading import open_graphs
 from sdcompress.backends.onnx.runtime import RunnableGraph
 from sdcompress.errors import ArtifactError, UserError
 from sdcompress.sources.openvino_file import MODEL_FILE
@@ -43,6 +44,22 @@ class OpenVinoRuntime:
     def graph(self, file: Path) -> OpenVinoGraph:
         """Return the graph in `file`, which runs in this runtime."""
         return OpenVinoGraph(file, self)
+
+
+def open_openvino_pipeline(
+    folder: Path, device: str = "auto", dtype: str = "auto", threads: int | None = None, low_memory: bool = False
+) -> Any:
+    """Return the stock diffusers pipeline of an OpenVINO folder, ready to be called.
+
+    Args:
+        device, dtype, threads, low_memory: see `choose_openvino_runtime`.
+
+    Raises:
+        ArtifactError: the folder cannot be opened.
+        UserError: the device is missing.
+    """
+    runtime = choose_openvino_runtime(device, dtype, threads, low_memory)
+    return open_graphs(folder, cast("Any", runtime))  # it has all that components use of a Runtime
 
 
 def choose_openvino_runtime(

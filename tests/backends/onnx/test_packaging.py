@@ -33,6 +33,18 @@ LINEAR = """g (float[n, s, 64] x, float[24, 64] linear.weight) => (float[n, s, 2
         y = MatMul(x, t)
     }"""
 LINEAR_SHAPES = {"linear.weight": (24, 64)}
+
+
+def layers_on_one_input(names: str) -> str:
+    """The graph of linear layers [64 -> 24], named by one letter each, on the same input."""
+    weights = "".join(f", float[24, 64] {name}.weight" for name in names)
+    outputs = ", ".join(f"float[n, s, 24] y{name}" for name in names)
+    nodes = "\n".join(
+        f"t{name} = Transpose<perm = [1, 0]>({name}.weight)\n y{name} = MatMul(x, t{name})" for name in names
+    )
+    return f"g (float[n, s, 64] x{weights}) => ({outputs}) {{ {nodes} }}"
+
+
 CONV_SHAPES = {"conv.weight": (12, 64, 3, 3), "conv.bias": (12,)}
 
 
@@ -305,19 +317,10 @@ def test_linear_layer_with_activations(optimize: bool) -> None:
 
 
 def test_layers_with_the_same_range_share_its_nodes() -> None:
-    text = """g (float[n, s, 64] x, float[24, 64] a.weight, float[24, 64] b.weight, float[24, 64] c.weight)
-        => (float[n, s, 24] ya, float[n, s, 24] yb, float[n, s, 24] yc) {
-            ta = Transpose<perm = [1, 0]>(a.weight)
-            tb = Transpose<perm = [1, 0]>(b.weight)
-            tc = Transpose<perm = [1, 0]>(c.weight)
-            ya = MatMul(x, ta)
-            yb = MatMul(x, tb)
-            yc = MatMul(x, tc)
-        }"""
     other = ActivationRange(-1.0, 3.0)
     ranges = {"a": LayerRanges(RANGE), "b": LayerRanges(RANGE), "c": LayerRanges(other)}
     shapes = {f"{layer}.weight": (24, 64) for layer in ranges}
-    packaged = quantized_model(text, shapes, dict.fromkeys(ranges, INT8), ranges=ranges)
+    packaged = quantized_model(layers_on_one_input("abc"), shapes, dict.fromkeys(ranges, INT8), ranges=ranges)
     assert len(quantizers(packaged)) == 2 and len(packaged.of("DequantizeLinear")) == 2 + 3
     x = small(1, 5, 64)
     for layer, y in zip(ranges, run(packaged.model, {"x": x}), strict=True):
@@ -346,17 +349,9 @@ def test_first_token_has_a_step_of_its_own(optimize: bool) -> None:
 
 
 def test_layers_on_the_same_text_share_its_rows() -> None:
-    text = """g (float[n, s, 64] x, float[24, 64] k.weight, float[24, 64] v.weight)
-        => (float[n, s, 24] yk, float[n, s, 24] yv) {
-            tk = Transpose<perm = [1, 0]>(k.weight)
-            tv = Transpose<perm = [1, 0]>(v.weight)
-            yk = MatMul(x, tk)
-            yv = MatMul(x, tv)
-        }"""
-    both = LayerRanges(RANGE, first_token=ActivationRange(-25.0, 75.0))
+    ranges = dict.fromkeys("kv", LayerRanges(RANGE, first_token=ActivationRange(-25.0, 75.0)))
     shapes = {"k.weight": (24, 64), "v.weight": (24, 64)}
-    formats = {"k": INT8, "v": INT8}
-    packaged = quantized_model(text, shapes, formats, ranges={"k": both, "v": both})
+    packaged = quantized_model(layers_on_one_input("kv"), shapes, dict.fromkeys("kv", INT8), ranges=ranges)
     assert operators(packaged.model)["Slice"] == operators(packaged.model)["QuantizeLinear"] == 2
     run(packaged.model, {"x": small(2, 5, 64)})
 
