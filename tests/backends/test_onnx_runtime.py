@@ -89,20 +89,6 @@ def test_sdxl_with_guidance_embedding(nano_sdxl: Path, onnx_nano_sdxl: Path) -> 
     assert difference(*pictures) <= TOLERANCE
 
 
-def test_the_same_pictures_as_stock_optimum(onnx_tiny_sd: Path, pipeline: Any) -> None:
-    try:
-        from optimum.onnxruntime import ORTDiffusionPipeline
-    except ImportError as error:
-        pytest.skip(f"optimum.onnxruntime cannot be imported: {error}")
-    stock = ORTDiffusionPipeline.from_pretrained(onnx_tiny_sd)
-    checker, pipeline.safety_checker = pipeline.safety_checker, None  # optimum has none
-    try:
-        for seed, prompt in enumerate(PROMPTS):
-            assert difference(draw(stock, prompt, seed), draw(pipeline, prompt, seed)) <= TOLERANCE
-    finally:
-        pipeline.safety_checker = checker
-
-
 def test_low_memory_gives_identical_pictures_with_one_session_open(onnx_tiny_sd: Path, pipeline: Any) -> None:
     frugal = open_pipeline(onnx_tiny_sd, device="cpu", threads=1, low_memory=True)
     graphs = [frugal.text_encoder.graph, frugal.unet.graph, frugal.vae.graph, frugal.vae.encoder_graph]

@@ -21,45 +21,10 @@ from sdcompress.families.architecture import DOWN_RESIDUAL, MID_RESIDUAL
 Timestep = torch.Tensor | float | int
 
 
-class OnnxUNet(OnnxComponent):
-    """Replaces UNet2DConditionModel."""
+class OnnxDenoiser(OnnxComponent):
+    """Replaces a UNet or a transformer that denoises, whatever the arguments of its class's forward pass are called."""
 
-    @property
-    def add_embedding(self) -> Any:
-        """The width that SDXL's pipelines read before they make `time_ids`."""
-        width = self.config.projection_class_embeddings_input_dim
-        return SimpleNamespace(linear_1=SimpleNamespace(in_features=width))
-
-    def forward(
-        self,
-        sample: torch.Tensor,
-        timestep: Timestep,
-        encoder_hidden_states: torch.Tensor,
-        timestep_cond: torch.Tensor | None = None,
-        cross_attention_kwargs: dict[str, Any] | None = None,
-        added_cond_kwargs: dict[str, torch.Tensor] | None = None,
-        down_block_additional_residuals: tuple[torch.Tensor, ...] | None = None,
-        mid_block_additional_residual: torch.Tensor | None = None,
-        return_dict: bool = True,
-        **others: Any,
-    ) -> Any:
-        _refuse_others(self, {"cross_attention_kwargs": cross_attention_kwargs or None, **others})
-        down = enumerate(down_block_additional_residuals or ())
-        inputs = {
-            "sample": sample,
-            "timestep": _timestep_of(self, timestep),
-            "encoder_hidden_states": encoder_hidden_states,
-            "timestep_cond": timestep_cond,
-            **(added_cond_kwargs or {}),
-            **{f"{DOWN_RESIDUAL}{index}": residual for index, residual in down},
-            MID_RESIDUAL: mid_block_additional_residual,
-        }
-        out = self._run(inputs)["out_sample"]
-        return UNet2DConditionOutput(sample=out) if return_dict else (out,)
-
-
-class OnnxTransformer(OnnxComponent):
-    """Replaces a transformer that denoises, whatever the arguments of its class's forward pass are called."""
+    _output: Any = Transformer2DModelOutput
 
     def __init__(self, graph: RunnableGraph, config: Any, class_name: str):
         super().__init__(graph, config)
@@ -74,11 +39,28 @@ class OnnxTransformer(OnnxComponent):
         given = dict(self._signature.bind(self, *args, **kwargs).arguments)
         given.pop("self")
         return_dict = given.pop("return_dict", True)
-        given.update(given.pop("added_cond_kwargs", None) or {})
+        given |= given.pop("added_cond_kwargs", None) or {}
+        down = given.pop("down_block_additional_residuals", None) or ()
+        given |= {f"{DOWN_RESIDUAL}{index}": residual for index, residual in enumerate(down)}
+        given[MID_RESIDUAL] = given.pop("mid_block_additional_residual", None)
         inputs = {name: value for name, value in given.items() if name in self.graph.inputs}
-        _refuse_others(self, {name: value or None for name, value in given.items() if name not in inputs})
-        out = self._run(inputs)["out_hidden_states"]
-        return Transformer2DModelOutput(sample=out) if return_dict else (out,)
+        _refuse_others(self, {name: value for name, value in given.items() if name not in inputs})
+        if "timestep" in inputs:
+            inputs["timestep"] = _timestep_of(self, inputs["timestep"])
+        (out,) = self._run(inputs).values()
+        return self._output(sample=out) if return_dict else (out,)
+
+
+class OnnxUNet(OnnxDenoiser):
+    """Replaces UNet2DConditionModel."""
+
+    _output = UNet2DConditionOutput
+
+    @property
+    def add_embedding(self) -> Any:
+        """The width that SDXL's pipelines read before they make `time_ids`."""
+        width = self.config.projection_class_embeddings_input_dim
+        return SimpleNamespace(linear_1=SimpleNamespace(in_features=width))
 
 
 class OnnxControlNet(OnnxComponent, diffusers.ControlNetModel):
@@ -100,7 +82,7 @@ class OnnxControlNet(OnnxComponent, diffusers.ControlNetModel):
         return_dict: bool = True,
         **others: Any,
     ) -> Any:
-        _refuse_others(self, {"guess_mode": guess_mode or None, **others})
+        _refuse_others(self, {"guess_mode": guess_mode, **others})
         inputs = {
             "sample": sample,
             "timestep": _timestep_of(self, timestep),
@@ -118,8 +100,9 @@ class OnnxControlNet(OnnxComponent, diffusers.ControlNetModel):
 
 
 def _refuse_others(component: OnnxComponent, others: dict[str, Any]) -> None:
+    """Raise UserError if an argument that the graph does not take has a value; False and {} count as none."""
     for name, value in others.items():
-        if value is not None:
+        if value is not None and value is not False and value != {}:
             component.refuse(f"takes no {name} (adapters, LoRA and the like need the torch pipeline)")
 
 

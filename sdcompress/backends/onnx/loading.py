@@ -74,11 +74,11 @@ def open_component(folder: Path, name: str, library: str, class_name: str, runti
     if role != "unknown":
         config = components.read_config(part / "config.json", library, class_name)
         opened = _open_graph(part / runtime.model_file, runtime)
-        if role == "denoiser" and not class_name.startswith("UNet"):
-            return denoisers.OnnxTransformer(opened, config, class_name)
+        if role == "denoiser":
+            denoiser = denoisers.OnnxUNet if class_name.startswith("UNet") else denoisers.OnnxDenoiser
+            return denoiser(opened, config, class_name)
         classes = {
             "text encoder": components.OnnxTextEncoder,
-            "denoiser": denoisers.OnnxUNet,
             "control network": denoisers.OnnxControlNet,
             "safety checker": components.OnnxSafetyChecker,
         }
