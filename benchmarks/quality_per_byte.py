@@ -60,7 +60,8 @@ def main() -> None:
     source = open_source(MODEL)
     assert source.path is not None  # it is built in
     prompts = default_prompts(tiny_sd=True)
-    drawings = list_drawings(EvaluationSettings(prompt_count=arguments.count), prompts)
+    settings = EvaluationSettings(prompt_count=arguments.count)
+    drawings = [drawing.to_json() for drawing in list_drawings(settings, prompts)]
     options = {"num_inference_steps": prompts.num_inference_steps, "guidance_scale": prompts.guidance_scale}
     what = "torch, bitsandbytes, torchao, optimum-quanto and SDNQ, about 1.5 GB"
     peers_python = make_environment(arguments.venv, REQUIREMENTS, what)

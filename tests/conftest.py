@@ -56,11 +56,12 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     import torch
     from in_process import InProcess
 
-    from sdcompress.evaluation import drawing
+    from sdcompress.evaluation import session
 
-    monkeypatch.setattr(drawing, "WorkerProcess", InProcess)
+    monkeypatch.setattr(session, "WorkerProcess", InProcess)
     monkeypatch.setattr(InProcess, "left", 10_000)
-    monkeypatch.setattr(InProcess, "asked", Counter(), raising=False)
+    for name in ("asked", "started"):
+        monkeypatch.setattr(InProcess, name, Counter())
     threads = torch.get_num_threads()
     yield InProcess
     torch.set_num_threads(threads)

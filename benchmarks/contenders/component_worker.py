@@ -14,7 +14,7 @@ import numpy as np
 
 from benchmarks.contenders.job import Job
 from benchmarks.contenders.serving import serve
-from sdcompress.evaluation.worker.loop import peak_bytes
+from sdcompress.evaluation.worker.process_meters import peak_bytes
 
 WARM_UPS = 2
 

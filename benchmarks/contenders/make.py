@@ -22,7 +22,7 @@ from benchmarks.contenders.catalog import CONTENDERS, Contender
 from benchmarks.contenders.inputs import read_settings
 from benchmarks.contenders.job import MADE, Job
 from benchmarks.contenders.serving import die_first
-from sdcompress.evaluation.worker.loop import peak_bytes
+from sdcompress.evaluation.worker.process_meters import peak_bytes
 
 LOG_TAIL_LINES = 15
 WATCH_S = 0.2

@@ -14,7 +14,8 @@ from benchmarks.contenders.inputs import without_checker
 from benchmarks.contenders.job import Job
 from benchmarks.contenders.onnx_runtime import onnx_bytes
 from benchmarks.contenders.serving import serve
-from sdcompress.evaluation.worker.loop import WARM_UP_STEPS, ComponentClock, peak_bytes
+from sdcompress.evaluation.worker.pipeline import WARM_UP_STEPS
+from sdcompress.evaluation.worker.process_meters import ComponentClock, peak_bytes
 
 
 class Worker:

@@ -41,15 +41,21 @@ class Entrant:
         )
 
 
+def ask(worker: WorkerProcess, **request: Any) -> dict[str, Any]:
+    """Return the worker's answer."""
+    worker.send(request)
+    return worker.receive()
+
+
 def run_alone(entrant: Entrant, output: Path) -> dict[str, Any]:
     """What loading, warming up and one turn say with nothing else in memory, its output written; or `failed`."""
     print(f"alone: {entrant.name}", file=sys.stderr, flush=True)
     try:
         with entrant.start() as worker:
-            loaded = worker.ask(do="load", **entrant.load)
-            warm = worker.ask(do="warm_up")
-            worker.ask(do="output", to=str(output))
-            turn = worker.ask(do="step")
+            loaded = ask(worker, do="load", **entrant.load)
+            warm = ask(worker, do="warm_up")
+            ask(worker, do="output", to=str(output))
+            turn = ask(worker, do="step")
     except SdcompressError as error:
         return {"failed": str(error)}
     return {
@@ -102,8 +108,8 @@ def run_race(entrants: Mapping[str, Entrant], groups: Sequence[Sequence[str]], r
             for name in group:
                 try:
                     worker = stack.enter_context(entrants[name].start())
-                    pid = worker.ask(do="load", **entrants[name].load)["pid"]
-                    worker.ask(do="warm_up")
+                    pid = ask(worker, do="load", **entrants[name].load)["pid"]
+                    ask(worker, do="warm_up")
                     workers[name] = worker, psutil.Process(pid)
                     suspend(workers[name][1])
                 except (SdcompressError, psutil.NoSuchProcess) as error:
@@ -114,7 +120,7 @@ def run_race(entrants: Mapping[str, Entrant], groups: Sequence[Sequence[str]], r
                 worker, process = workers[name]
                 try:
                     resume(process)
-                    answer = worker.ask(do="step")
+                    answer = ask(worker, do="step")
                     suspend(process)
                 except (SdcompressError, psutil.NoSuchProcess) as error:
                     failed[name] = str(error)

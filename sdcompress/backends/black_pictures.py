@@ -1,4 +1,4 @@
-"""Pictures that are black, flat or NaN: found, explained, and decoded in float32 where a float16 VAE is to blame.
+"""Pictures that are black, flat or NaN: found, explained, and decoded again in float32 if a float16 VAE is to blame.
 
 float16 holds nothing above 65504. Some VAEs (SDXL's) have larger activations, which become infinite and then NaN, so
 that the picture is black though the latents were right.
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def to_pixels(image: Any) -> tuple[NDArray[Any], dict[str, bool]]:
-    """A float picture in 0..1 as 8-bit pixels (NaN is black), and whether it is flat or holds NaN or infinity."""
+    """Return a float picture in 0..1 as 8-bit pixels, where NaN is black, and whether it is flat or not finite."""
     import numpy as np
 
     finite = bool(np.isfinite(image).all())
@@ -23,11 +23,14 @@ def to_pixels(image: Any) -> tuple[NDArray[Any], dict[str, bool]]:
 
 
 class DecoderGuard:
-    """Looks at what a pipeline's VAE decodes. Where float16 gave NaN or one flat colour for latents that are finite,
-    the VAE decodes them again in float32, or bfloat16 if there is no memory for that, and so from then on.
+    """Replaces a pipeline's decoder by one that checks what it decodes.
 
-    upcast: the precision that the last picture was decoded in instead of float16, None if it was not.
-    latents_finite: whether the latents of the last picture were, None before the first.
+    If float16 gives NaN or one flat colour for finite latents, the VAE decodes them again in float32, or in bfloat16 if
+    there is no memory for that. It decodes so from then on.
+
+    Attributes:
+        upcast: the precision that decoded the last picture in the place of float16; None if none did.
+        latents_finite: whether the latents of the last picture were finite; None before the first.
     """
 
     def __init__(self, pipeline: Any):
@@ -47,7 +50,7 @@ class DecoderGuard:
 
     @property
     def in_a_graph(self) -> bool:
-        """Whether the VAE computes in float16 in an ONNX file, which cannot be opened in another precision."""
+        """Whether the VAE computes in float16 in an ONNX file, which has no other precision."""
         import torch
 
         return not self._is_torch() and getattr(self._vae, "dtype", None) == torch.float16
@@ -90,7 +93,7 @@ class DecoderGuard:
 
 
 def why_black(seen: dict[str, bool], blocked: bool, guard: DecoderGuard) -> str | None:
-    """What is wrong with a picture and what to do, in one sentence; None if it shows something."""
+    """Return what is wrong with a picture and what to do; None if it shows something."""
     if not (seen["flat"] or seen["not_finite"]):
         return None
     what = "the picture has NaN or infinite pixels" if seen["not_finite"] else "the picture is one flat colour"

@@ -1,4 +1,4 @@
-"""Drawing one picture with a pipeline, and saying what is wrong if it is black."""
+"""Drawing one picture with a pipeline, and explaining a black one."""
 
 from __future__ import annotations
 
@@ -42,13 +42,26 @@ def generate(
     mask: Path | None = None,
     tell: Callable[[str], None] = lambda line: print(line, file=sys.stderr),
 ) -> Picture:
-    """The picture `model` draws for the prompt; the same seed gives the same initial latents on every device.
+    """Return the picture that `model` draws for the prompt.
 
-    steps, guidance: None for the pipeline's own defaults (tiny-sd: those it was made for). device, dtype, threads,
-    low_memory: as `open_pipeline` takes them; source_options: as `open_source` does. strength, image, mask: for
-    pipelines that draw from pictures; where none is given, built-in ones are made from the seed. `tell` hears which,
-    and what is wrong with a black picture. Raises SourceError when the model has no weights here, UserError for a
-    picture that the pipeline does not take.
+    The same seed gives the same initial latents on every device.
+
+    Args:
+        model: tiny-sd, a diffusers folder, a checkpoint or an artifact.
+        prompt: what to draw.
+        seed: of the initial latents, and of built-in pictures.
+        steps: denoising steps; None for the pipeline's default (tiny-sd: what it was made for).
+        guidance: guidance scale; None as for `steps`.
+        device: as `open_pipeline` takes it, like `dtype`, `threads` and `low_memory`.
+        source_options: what `open_source` takes besides.
+        strength: how much of a picture is drawn over, for pipelines that draw over one.
+        image: a picture to draw from, for pipelines that need one; None for a built-in one.
+        mask: white where the picture is drawn anew.
+        tell: called with what is built in, and with what is wrong with a black picture.
+
+    Raises:
+        SourceError: the model has no weights here.
+        UserError: the pipeline does not take that picture or strength.
     """
     import inspect
 
@@ -62,17 +75,13 @@ def generate(
         raise SourceError(f"{model}: has no weights here; compress it first, or give a folder")
     prompt_set = default_prompts(is_tiny_sd(source))
     files = find_files(image, mask, source.pipeline_class)
-    settings: dict[str, Any] = always_given(source.pipeline_class)
-    if prompt_set.num_inference_steps is not None:
-        settings["num_inference_steps"] = prompt_set.num_inference_steps
-    if prompt_set.guidance_scale is not None:
-        settings["guidance_scale"] = prompt_set.guidance_scale
-    if steps is not None:
-        settings["num_inference_steps"] = steps
-    if guidance is not None:
-        settings["guidance_scale"] = guidance
-    if strength is not None:
-        settings["strength"] = strength
+    chosen = {
+        "num_inference_steps": prompt_set.num_inference_steps if steps is None else steps,
+        "guidance_scale": prompt_set.guidance_scale if guidance is None else guidance,
+        "strength": strength,
+    }
+    settings = always_given(source.pipeline_class)
+    settings |= {name: value for name, value in chosen.items() if value is not None}
     pipeline = open_pipeline(
         source.path, device=device, dtype=dtype, threads=threads, low_memory=low_memory,
         variant=source.options.get("variant"),

@@ -7,7 +7,7 @@ everywhere, so that two pipelines are compared on the same.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +40,14 @@ class PictureFiles:
     def of_kind(self, kind: PictureInput) -> tuple[Path, ...]:
         """Return the masks or the other pictures."""
         return self.masks if kind == "mask_image" else self.images
+
+
+@dataclass(frozen=True)
+class PictureRequest:
+    """What the pictures of one drawing are made of: a seed, and argument -> path of the user's file."""
+
+    seed: int
+    files: dict[str, str] = field(default_factory=dict)
 
 
 def wanted_pictures(pipeline_class: str) -> Mapping[str, PictureInput]:
@@ -82,14 +90,14 @@ def find_files(image: Path | None, mask: Path | None, pipeline_class: str) -> Pi
     return PictureFiles(images, masks)
 
 
-def request_pictures(files: PictureFiles, pipeline_class: str, index: int, seed: int) -> dict[str, Any]:
-    """Return what a drawing's pictures are made of, as JSON: a seed, and argument -> path of the user's file."""
+def request_pictures(files: PictureFiles, pipeline_class: str, index: int, seed: int) -> PictureRequest:
+    """Return what the drawing of that index is drawn from; the user's files take turns."""
     wanted = wanted_pictures(pipeline_class)
     chosen = {name: files.of_kind(kind) for name, kind in wanted.items()}
-    return {"seed": seed, "files": {name: str(each[index % len(each)]) for name, each in chosen.items() if each}}
+    return PictureRequest(seed, {name: str(each[index % len(each)]) for name, each in chosen.items() if each})
 
 
-def make_pictures(pipeline: Any, request: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Image]:
+def make_pictures(pipeline: Any, request: PictureRequest, options: Mapping[str, Any]) -> dict[str, Image]:
     """Return argument -> picture, in the size that the pipeline draws with these options.
 
     The user's pictures are cropped to its proportions around their middle, and scaled.
@@ -98,9 +106,9 @@ def make_pictures(pipeline: Any, request: Mapping[str, Any], options: Mapping[st
     if not wanted:
         return {}
     size = drawn_size(pipeline, options)
-    files = request.get("files", {})
+    files = request.files
     return {
-        name: _read(Path(files[name]), kind, size) if name in files else built_in(kind, int(request["seed"]), size)
+        name: _read(Path(files[name]), kind, size) if name in files else built_in(kind, request.seed, size)
         for name, kind in wanted.items()
     }
 

@@ -311,17 +311,19 @@ def _evaluate(
     source_options: dict[str, Any] | None = None,
 ) -> list[str]:
     """The lines of the gates that failed."""
-    from sdcompress.evaluation.evaluate import evaluate as evaluate_pair
+    from sdcompress.api import evaluate as evaluate_pair
+    from sdcompress.cli.progress import progress_bars
     from sdcompress.planning.gates import failures
     from sdcompress.report import render
 
-    with _interruptible("the same command continues"):
+    with _interruptible("the same command continues"), progress_bars(_err()) as listener:
         report = evaluate_pair(
             original,
             compressed,
             out,
             settings=settings,
             force=force,
+            listener=listener,
             command=_command_line(),
             gates=gates,
             recipe_gates=recipe_gates,

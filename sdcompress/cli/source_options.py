@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sdcompress.cli.evaluation_options import with_options
+from sdcompress.cli.options_from_model import parameters_of, with_options
 
 Variant = Annotated[str | None, typer.Option(help="Weight files of this variant, such as fp16.")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id (or write org/name@REVISION).")]
@@ -38,4 +38,4 @@ def make_source_options(
 
 def with_source_options(command: Callable[..., None]) -> Callable[..., None]:
     """The command with the options of `make_source_options` added; it gets them as its argument `source_options`."""
-    return with_options(command, make_source_options, "source_options")
+    return with_options(command, parameters_of(make_source_options), make_source_options, "source_options")

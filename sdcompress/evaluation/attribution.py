@@ -1,6 +1,6 @@
 """Attribution: the original with one component of the compressed pipeline at a time, then one step of it at a time.
 
-What each of them cost and saved is in the report; `step_ladder` says how a component after half its steps is made.
+The report has what each of them cost and saved; `steps_attribution` makes a component after some of its steps.
 """
 
 from __future__ import annotations
@@ -9,64 +9,54 @@ import json
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from sdcompress.errors import EvaluationError
-from sdcompress.evaluation.drawing import Session, check_device
+from sdcompress.evaluation.result import ComponentSwap
+from sdcompress.evaluation.samples import Drawing, OpenedPipeline, Side, VariantRecord
+from sdcompress.evaluation.session import Session
 from sdcompress.evaluation.settings import choose_some
-from sdcompress.evaluation.step_ladder import Rung, list_ladder, make_rung, model_index_entry
+from sdcompress.evaluation.steps_attribution import PartialRecipe, make_component, model_index_entry, plan_steps
+from sdcompress.evaluation.worker.process import WorkerProcess
+from sdcompress.evaluation.worker.requests import Open
 from sdcompress.files.artifact import link_folder
 from sdcompress.files.manifest import is_artifact, read_manifest
 from sdcompress.sources.source import Source
 
-RUNGS_FOLDER = "rungs"  # in the evaluation's folder: components made for the ladder, until their pictures are drawn
+STEPS_FOLDER = "swapped-steps"  # in the evaluation's folder: components made for this, until their pictures are drawn
+SUBJECT = "attribution"
 
 
 @dataclass(frozen=True)
-class Swap:
-    """A component that both pipelines have, what swapping it saves, and the rungs of its ladder."""
+class Attribution:
+    """What is swapped, and how components that are not in the compressed pipeline are made.
 
-    name: str
-    steps: Sequence[Mapping[str, Any]]
-    weights_bytes: int
-    saved_bytes: int
-    ladder: tuple[Rung, ...] = ()
-    ladder_not_measured: str | None = None
+    Args:
+        swaps: each component with weights that both pipelines have.
+        recipes: label of a step's pictures -> the recipe that makes its component.
+    """
 
-    @property
-    def variant(self) -> str:
-        """The label of the swapped pipeline's pictures in the log and in `images/`."""
-        return f"swap-{self.name}"
+    swaps: tuple[ComponentSwap, ...] = ()
+    recipes: Mapping[str, PartialRecipe] = field(default_factory=dict)
 
     @property
-    def made(self) -> tuple[Rung, ...]:
-        """The rungs to make and draw; the ladder's last is the component itself."""
-        return tuple(rung for rung in self.ladder if rung.plan is not None)
-
-    @property
-    def variants(self) -> tuple[str, ...]:
-        """The labels of all pictures that its rungs and it are judged by."""
-        return (self.variant, *(rung.variant for rung in self.made))
-
-    def described(self) -> dict[str, Any]:
-        """What a report keeps of it."""
-        return {
-            "kind": "component",
-            "name": self.name,
-            "variant": self.variant,
-            "steps": list(self.steps),
-            "weights_bytes": self.weights_bytes,
-            "saved_bytes": self.saved_bytes,
-            "ladder": [rung.described() for rung in self.ladder],
-            "ladder_not_measured": self.ladder_not_measured,
-        }
+    def variants(self) -> list[tuple[str, ComponentSwap]]:
+        """The label of each swapped pipeline's pictures, and its swap."""
+        return [
+            (label, swap)
+            for swap in self.swaps
+            for label in (swap.variant, *(step.variant for step in swap.after_steps if step.variant in self.recipes))
+        ]
 
 
-def list_swaps(sources: Mapping[str, Source]) -> list[Swap]:
-    """What can be swapped: each component with weights that both pipelines have, and the steps it was made by."""
-    original, compressed = sources["original"], sources["compressed"]
+def plan_attribution(original: Source, compressed: Source) -> Attribution:
+    """Return what can be swapped.
+
+    Raises:
+        EvaluationError: the components of the two pipelines do not fit one another.
+    """
     if original.format != "safetensors" and compressed.format != original.format:
         raise EvaluationError(
             f"--attribute: the original ({original.name}) holds exported graphs and the compressed pipeline does not; "
@@ -83,84 +73,88 @@ def list_swaps(sources: Mapping[str, Source]) -> list[Swap]:
         theirs = original.components.get(name)
         if theirs is None or not spec.parameters or not theirs.parameters:
             continue
-        swaps.append(Swap(name, steps.get(name, []), spec.weights_bytes, theirs.weights_bytes - spec.weights_bytes))
+        saved = theirs.weights_bytes - spec.weights_bytes
+        swaps.append(ComponentSwap(name, steps.get(name, []), spec.weights_bytes, saved))
     if not swaps:
         raise EvaluationError("--attribute: the two pipelines have no component with weights in common")
-    return _with_ladders(swaps, original, compressed)
+    try:
+        after_steps, recipes = plan_steps(original, compressed, {swap.name: swap.variant for swap in swaps})
+    except EvaluationError as error:
+        return Attribution(tuple(replace(swap, steps_not_measured=str(error)) for swap in swaps))
+    return Attribution(tuple(replace(swap, after_steps=after_steps.get(swap.name, ())) for swap in swaps), recipes)
 
 
-def draw_swaps(session: Session, swaps: Sequence[Swap]) -> None:
-    """Draws what is missing of each swapped pipeline, in turn with the original, whose time it is compared with."""
-    chosen = choose_some(list(session.drawings), session.settings.attribute_count)
-    wanted = [(swap, rung) for swap in swaps for rung in (None, *swap.made)]
-    todo = [(swap, rung, session.undrawn((rung or swap).variant, chosen)) for swap, rung in wanted]
-    if not any(drawings for _, _, drawings in todo):
+def draw_swaps(session: Session, attribution: Attribution, drawings: Sequence[Drawing]) -> None:
+    """Draw what is missing of each swapped pipeline, in turn with the original, whose time it is compared with."""
+    chosen = choose_some(drawings, session.settings.attribute_count)
+    todo = [(label, swap, session.undrawn(label, chosen)) for label, swap in attribution.variants]
+    count = sum(len(undrawn) for _, _, undrawn in todo)
+    if not count:
         return
-    task = session.progress.add_task("attribution", total=sum(len(drawings) for _, _, drawings in todo))
-    with session.worker(f"original ({session.paths['original']})", "original") as original:
-        opened = session.open_side(original, "original")
-        session.warm_up(original)
-        for swap, rung, drawings in todo:
-            if drawings:
-                _draw_swap(session, swap, rung, drawings, original, opened, task)
+    session.expect("drawing", SUBJECT, count)
+    (original,) = session.pipelines("original")
+    with session.start("original with a compressed component", "attribution") as swapped:
+        for label, swap, undrawn in todo:
+            if undrawn:
+                _draw_swap(session, label, swap, attribution.recipes.get(label), undrawn, (original, swapped))
 
 
 def _draw_swap(
     session: Session,
-    swap: Swap,
-    rung: Rung | None,
-    drawings: list[dict[str, Any]],
-    original: Any,
-    opened: dict[str, Any],
-    task: Any,
+    label: str,
+    swap: ComponentSwap,
+    recipe: PartialRecipe | None,
+    drawings: Sequence[Drawing],
+    workers: tuple[WorkerProcess, WorkerProcess],
 ) -> None:
-    label, part = (swap.variant, swap.name) if rung is None else (rung.variant, f"{swap.name} after {rung.step}")
-    session.progress.update(task, description=f"attribution: {part}")
-    made = session.out / RUNGS_FOLDER / label
-    if rung is not None:
-        make_rung(rung, made, lambda *_: None)
-    with (
-        tempfile.TemporaryDirectory(prefix="sdcompress-swap-") as scratch,
-        session.worker(f"original with the compressed {part}", label) as worker,
-    ):
-        request = _opening(session, swap, rung, made, Path(scratch) / "mixed")
-        answer = worker.ask(do="open", **request, **session.opening["original"])
-        check_device({"original": opened, "compressed": answer})
-        session.warm_up(worker)
+    original, swapped = workers
+    made = session.out / STEPS_FOLDER / label
+    if recipe is not None:
+        make_component(recipe, made, session.listener)
+    swapped.subject = f"original with the compressed {swap.name}" + ("" if recipe is None else f" ({label})")
+    with tempfile.TemporaryDirectory(prefix="sdcompress-swap-") as scratch:
+        where = _where(session.paths, session.of_graphs["compressed"], swap, recipe, made, Path(scratch) / "mixed")
+        session.check_device(swapped.ask(Open(**where, **session.opening["original"]), OpenedPipeline))
+        session.warm_up(swapped)
         for place, drawing in enumerate(drawings):
-            file = session.picture_file(label, drawing["index"])
-            answers = {}
-            for which in ("original", "swap") if place % 2 == 0 else ("swap", "original"):
-                side, picture = (original, None) if which == "original" else (worker, file)
-                answers[which] = session.draw(side, drawing, picture)
-            session.log.append(
-                {
-                    "kind": "variant",
-                    "variant": label,
-                    "index": drawing["index"],
-                    **answers["swap"],
-                    "original_latency_s": answers["original"]["latency_s"],
-                }
-            )
-            session.progress.advance(task)
+            file = session.picture_file(label, drawing.index)
+            turns = ((original, None), (swapped, file))
+            drawn = {
+                worker: session.draw(worker, [drawing], to) for worker, to in turns[:: 1 if place % 2 == 0 else -1]
+            }
+            values = {"variant": label, "index": drawing.index, **drawn[swapped].to_json()}
+            session.log.append(VariantRecord(**values, original_latency_s=drawn[original].latency_s))
+            session.advance("drawing", SUBJECT)
     shutil.rmtree(made, ignore_errors=True)  # it can be made again, and may be as large as the model
 
 
-def _opening(session: Session, swap: Swap, rung: Rung | None, made: Path, mixed: Path) -> dict[str, str]:
-    """What a worker is asked to open: the original, one component of it replaced."""
-    original, compressed = session.paths["original"], session.paths["compressed"]
-    if rung is None and session.onnx["compressed"]:
+def _where(
+    paths: Mapping[Side, Path],
+    of_graphs: bool,
+    swap: ComponentSwap,
+    recipe: PartialRecipe | None,
+    made: Path,
+    mixed: Path,
+) -> dict[str, str]:
+    """Return the fields of `Open` that say which component replaces the original's."""
+    original, compressed = paths["original"], paths["compressed"]
+    if recipe is not None:
+        return {"path": str(mixed_folder(original, swap.name, made, model_index_entry(recipe), mixed))}
+    if of_graphs:
         return {"path": str(original), "swap": swap.name, "swap_from": str(compressed)}
-    if rung is None:
-        index = json.loads((compressed / "model_index.json").read_text(encoding="utf-8"))
-        return {"path": str(mixed_folder(original, swap.name, compressed / swap.name, index[swap.name], mixed))}
-    return {"path": str(mixed_folder(original, swap.name, made, model_index_entry(rung), mixed))}
+    index = json.loads((compressed / "model_index.json").read_text(encoding="utf-8"))
+    return {"path": str(mixed_folder(original, swap.name, compressed / swap.name, index[swap.name], mixed))}
 
 
 def mixed_folder(original: Path, component: str, part: Path, entry: Sequence[str], folder: Path) -> Path:
-    """A torch pipeline folder of links: everything is the original's, `component` is what lies in `part`.
+    """Return a torch pipeline's folder of links: everything is the original's but one component.
 
-    entry: the component's library and class, as model_index.json has them.
+    Args:
+        original: the original's folder.
+        component: what is replaced.
+        part: the folder of what replaces it.
+        entry: the component's library and class, as model_index.json has them.
+        folder: the folder to make.
     """
     folder.mkdir(parents=True)
     index = json.loads((original / "model_index.json").read_text(encoding="utf-8"))
@@ -173,16 +167,8 @@ def mixed_folder(original: Path, component: str, part: Path, entry: Sequence[str
     return folder
 
 
-def _with_ladders(swaps: Sequence[Swap], original: Source, compressed: Source) -> list[Swap]:
-    try:
-        ladders = list_ladder(original, compressed, {swap.name: swap.variant for swap in swaps})
-    except EvaluationError as error:
-        return [replace(swap, ladder_not_measured=str(error)) for swap in swaps]
-    return [replace(swap, ladder=ladders.get(swap.name, ())) for swap in swaps]
-
-
 def _recipe_steps(source: Source) -> dict[str, list[Any]]:
-    """Component -> its recipe's steps, as the artifact's manifest has them; {} for a pipeline that is no artifact."""
+    """Return component -> its recipe's steps, from the artifact's manifest; {} for a pipeline that is no artifact."""
     if source.path is None or not is_artifact(source.path):
         return {}
     return {name: entry.steps for name, entry in read_manifest(source.path).components.items()}

@@ -1,96 +1,82 @@
-"""The noise floor: the original beside itself, drawn again in ways that a user would not call another pipeline.
+"""The noise floor: how far the original's pictures are from themselves when it draws them again.
+
+Each source of noise draws again in a way that a user would not call another pipeline:
 
 - `seed`: another seed for each prompt. How far scores and pictures move when nothing but chance differs.
-- `bfloat16`: computed in bfloat16. What merely rounding the arithmetic does.
-- `batch`: two pictures at a time. Other kernels, other order of sums: what any change of machine does.
+- `bfloat16`: computed in bfloat16. What rounding the arithmetic does.
+- `batch`: two pictures at a time, which means other kernels and another order of sums, as another machine does.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
-from sdcompress.evaluation.drawing import Session
-from sdcompress.evaluation.settings import choose_some
+from sdcompress.evaluation.samples import Drawing, VariantRecord
+from sdcompress.evaluation.session import Session
+from sdcompress.evaluation.settings import NoiseSource, choose_some
+from sdcompress.evaluation.worker.process import WorkerProcess
 
 BATCH_SIZE = 2
+SEED_VARIANT = "floor-seed"
 
 
 def floor_variant(source: str) -> str:
-    """The label of a source's pictures in the log and in `images/`."""
+    """Return the label of a source's pictures in the log and in `images/`."""
     return f"floor-{source}"
 
 
-def why_not(source: str, session: Session) -> str | None:
-    """Why a source of noise cannot be measured here; None when it can."""
-    onnx = session.onnx["original"]
-    if source == "bfloat16" and onnx:
-        return "the original is an ONNX folder, whose precision is in its files"
-    if source == "bfloat16" and session.settings.dtype == "bfloat16":
-        return "the pipelines run in bfloat16 already"
-    if source == "batch" and onnx:
-        return "the original is an ONNX folder, whose graphs may take one picture at a time only"
-    return None
+def reasons_not_measured(session: Session) -> dict[str, str]:
+    """Return source of noise -> why it cannot be measured here, for those that were asked for."""
+    reasons: dict[str, str] = {}
+    for source in session.settings.noise_floor:
+        if session.of_graphs["original"] and source == "bfloat16":
+            reasons[source] = "the original is an ONNX folder, whose precision is in its files"
+        elif session.of_graphs["original"] and source == "batch":
+            reasons[source] = "the original is an ONNX folder, whose graphs may take one picture at a time only"
+        elif source == "bfloat16" and session.settings.dtype == "bfloat16":
+            reasons[source] = "the pipelines run in bfloat16 already"
+    return reasons
 
 
-def draw_noise_floor(session: Session) -> dict[str, str]:
-    """Draws what is missing of the floor's pictures; answers with source -> why, for what cannot be measured."""
-    reasons: dict[str, str | None] = {source: why_not(source, session) for source in session.settings.noise_floor}
-    chosen = choose_some(list(session.drawings), session.settings.noise_floor_count)
-    todo = {
-        source: session.undrawn(floor_variant(source), chosen) for source, reason in reasons.items() if reason is None
-    }
-    # The original as it is draws for two sources: one process serves both.
-    for dtype, sources in ((None, ("seed", "batch")), ("bfloat16", ("bfloat16",))):
-        wanted = {source: todo[source] for source in sources if todo.get(source)}
-        if wanted:
-            _draw(session, wanted, chosen, dtype)
-    return {source: reason for source, reason in reasons.items() if reason is not None}
+def draw_floor(session: Session, drawings: Sequence[Drawing], *sources: NoiseSource) -> None:
+    """Draw what is missing of the floor's pictures, and log it.
+
+    Args:
+        session: the evaluation.
+        drawings: the pairs that were drawn; some of them are drawn again.
+        sources: what to draw, as far as it was asked for and can be measured. After `bfloat16` the original's process
+            holds the pipeline in bfloat16.
+    """
+    chosen = choose_some(drawings, session.settings.noise_floor_count)
+    for source in sources:
+        todo = session.undrawn(floor_variant(source), chosen)
+        if source not in session.settings.noise_floor or source in reasons_not_measured(session) or not todo:
+            continue
+        subject = f"noise floor: {source}"
+        session.expect("drawing", subject, len(todo))
+        if source == "bfloat16":
+            worker = session.reopen_original("bfloat16")
+        else:
+            (worker,) = session.pipelines("original")
+        for drawing in todo:
+            _draw(session, worker, source, drawing, chosen)
+            session.advance("drawing", subject)
 
 
 def _draw(
-    session: Session, wanted: dict[str, list[dict[str, Any]]], chosen: list[dict[str, Any]], dtype: str | None
+    session: Session, worker: WorkerProcess, source: NoiseSource, drawing: Drawing, chosen: list[Drawing]
 ) -> None:
-    opening = {**session.opening["original"], **({} if dtype is None else {"dtype": dtype})}
-    task = session.progress.add_task(f"noise floor: {', '.join(wanted)}", total=sum(map(len, wanted.values())))
-    path = session.paths["original"]
-    with session.worker(f"noise floor of the original ({path})", "noise-floor") as worker:
-        worker.ask(do="open", path=str(path), **opening)
-        session.warm_up(worker)
-        for source, drawings in wanted.items():
-            if source == "batch":
-                _draw_batches(session, worker, drawings, chosen, task)
-                continue
-            for drawing in drawings:
-                # The next block of seeds: none of them belongs to a picture of the comparison.
-                moved = len(session.drawings) if source == "seed" else 0
-                redrawn = {**drawing, "seed": drawing["seed"] + moved}
-                _keep(session, source, redrawn, session.draw(worker, redrawn, _file(session, source, drawing)))
-                session.progress.advance(task)
-
-
-def _draw_batches(
-    session: Session, worker: Any, drawings: list[dict[str, Any]], chosen: list[dict[str, Any]], task: Any
-) -> None:
-    for drawing in drawings:
-        # Each picture is drawn in company of its neighbour's, so that one of them can be drawn again alone.
+    batch = [drawing]
+    if source == "seed":
+        # The next block of seeds: none of them belongs to a picture of the comparison.
+        batch = [drawing.model_copy(update={"seed": drawing.seed + len(session.drawings)})]
+    elif source == "batch":
+        # Each picture is drawn together with its neighbour's, so that one of them can be drawn again alone.
         place = chosen.index(drawing)
-        company = [chosen[(place + step) % len(chosen)] for step in range(BATCH_SIZE)]
-        answer = worker.ask(
-            do="draw_batch",
-            prompts=[each["prompt"] for each in company],
-            seeds=[each["seed"] for each in company],
-            options=dict(session.options),
-            picture=str(_file(session, "batch", drawing)),
-            inputs=[each.get("inputs") for each in company],
-        )
-        _keep(session, "batch", drawing, answer)
-        session.progress.advance(task)
-
-
-def _file(session: Session, source: str, drawing: dict[str, Any]) -> Any:
-    return session.picture_file(floor_variant(source), drawing["index"])
-
-
-def _keep(session: Session, source: str, drawing: dict[str, Any], answer: dict[str, Any]) -> None:
-    record = {"kind": "variant", "variant": floor_variant(source), "index": drawing["index"], "seed": drawing["seed"]}
-    session.log.append({**record, **answer})
+        batch = [chosen[(place + step) % len(chosen)] for step in range(BATCH_SIZE)]
+    variant = floor_variant(source)
+    # Nobody reads these pictures' times, so they serve the component metrics too.
+    record = source == "seed" and session.recorded < session.to_record
+    drawn = session.draw(worker, batch, session.picture_file(variant, drawing.index), record=record)
+    values = {"variant": variant, "index": drawing.index, "seed": batch[0].seed}
+    session.log.append(VariantRecord(**values, **drawn.to_json()))

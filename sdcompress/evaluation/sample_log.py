@@ -1,4 +1,4 @@
-"""The raw samples of an evaluation on disk: one JSON line each, written as it is taken, so that a rerun goes on."""
+"""The sample log of an evaluation: one JSON line per record, written at once, so that a rerun continues."""
 
 from __future__ import annotations
 
@@ -8,21 +8,36 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from sdcompress.errors import EvaluationError
+from sdcompress.evaluation.samples import Entry, Record, parse_record
 
 NAME = "samples.jsonl"
-# All that an evaluation writes; --force removes these and nothing else.
-WRITTEN = (NAME, "images", "logs", "report.json", "report.md", "images.png", "junit.xml", "recording.pt", "rungs")
+# All that an evaluation writes, or wrote in earlier versions; --force removes these and nothing else.
+WRITTEN = (
+    NAME, "images", "logs", "report.json", "report.md", "report.html", "images.png", "junit.xml", "recording.pt",
+    "swapped-steps", "rungs",
+)  # fmt: skip
+
+AnyRecord = TypeVar("AnyRecord", bound=Entry)
 
 
 class SampleLog:
-    """`samples.jsonl` in `out`: a header that says what is sampled, then records. Use as a context manager."""
+    """`samples.jsonl` in `out`: a header that says what is sampled, then records. Use it as a context manager.
+
+    Args:
+        out: the folder of the evaluation.
+        header: what the samples depend on; a log with another header is not continued.
+        force: whether to remove an earlier evaluation.
+        inside: the pipelines' folders, which may be in `out` before an evaluation is.
+
+    Raises:
+        EvaluationError: the folder cannot be written, or holds something else.
+    """
 
     def __init__(self, out: Path, header: Mapping[str, Any], force: bool = False, inside: Sequence[Path] = ()):
-        """`inside`: the pipelines' folders, which may lie in `out` before an evaluation does."""
-        self.records: list[dict[str, Any]] = []
+        self.records: list[Record] = []
         self._file = out / NAME
         digest = fingerprint(header)
         if out.exists() and not out.is_dir():
@@ -30,7 +45,7 @@ class SampleLog:
         if force:
             for name in WRITTEN:
                 _remove(out / name)
-        elif not self._file.exists() and _strangers(out, inside):
+        elif not self._file.exists() and _other_entries(out, inside):
             raise EvaluationError(f"--out: {out} exists and holds no evaluation; give another folder, or use --force")
         try:
             out.mkdir(parents=True, exist_ok=True)
@@ -42,14 +57,14 @@ class SampleLog:
         if not self._file.stat().st_size:
             self._write({"kind": "header", "schema_version": 1, "sha256": digest, "header": header})
 
-    def append(self, record: dict[str, Any]) -> None:
-        """Keeps a record, on disk before this returns."""
-        self._write(record)
+    def append(self, record: Record) -> None:
+        """Keep a record. It is on disk when this returns."""
+        self._write(record.to_json())
         self.records.append(record)
 
-    def of_kind(self, kind: str) -> list[dict[str, Any]]:
-        """The records of one kind, oldest first."""
-        return [record for record in self.records if record["kind"] == kind]
+    def of(self, kind: type[AnyRecord]) -> list[AnyRecord]:
+        """Return the records of one class, oldest first."""
+        return [record for record in self.records if isinstance(record, kind)]
 
     def __enter__(self) -> SampleLog:
         return self
@@ -77,23 +92,24 @@ class SampleLog:
         try:
             first, *rest = (json.loads(line) for line in whole.splitlines())
             found, stored = first["sha256"], first["header"]
+            records = [parse_record(values) for values in rest]
         except (ValueError, KeyError, TypeError):
-            raise EvaluationError(f"{self._file}: is no sample log; use another --out, or --force") from None
+            raise EvaluationError(f"{self._file}: is not a sample log; use another --out, or --force") from None
         if found != digest:
             raise EvaluationError(
                 f"--out: {self._file.parent} holds an evaluation with other {_difference(stored, header)}; "
                 f"use another --out, or --force to start it again"
             )
-        self.records = rest
+        self.records = records
 
 
 def fingerprint(value: Any) -> str:
-    """The SHA-256 of a JSON value, whatever the order of its keys."""
+    """Return the SHA-256 of a JSON value, whatever the order of its keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
-def _strangers(out: Path, inside: Sequence[Path]) -> list[Path]:
-    """What lies in `out` and neither is nor holds one of the folders `inside`."""
+def _other_entries(out: Path, inside: Sequence[Path]) -> list[Path]:
+    """Return what is in `out` and neither is nor holds one of the folders `inside`."""
     known = {place.resolve() for folder in inside for place in (folder, *folder.parents)}
     return [entry for entry in out.iterdir() if entry.resolve() not in known] if out.is_dir() else []
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from in_process import InProcess
+from in_process import InProcess, evaluate
 
 from sdcompress.calibration.prompts import PromptSet
 from sdcompress.errors import EvaluationError
-from sdcompress.evaluation.evaluate import evaluate
 from sdcompress.evaluation.settings import EvaluationSettings
-from sdcompress.evaluation.step_ladder import ACTIVATIONS
+from sdcompress.evaluation.steps_attribution import ACTIVATIONS
 from sdcompress.execution.execute import execute
 from sdcompress.planning.plan import make_plan
 from sdcompress.planning.recipe import parse_recipe
@@ -73,7 +72,7 @@ def test_steps_before_the_export_are_torch_components(
     # Weights in 8 bits; then the graph, which rounds what goes into each layer to 8 bits too.
     assert quantize["psnr_db"]["mean"] > export["psnr_db"]["mean"] == entries["unet"]["psnr_db"]["mean"]
     assert quantize["saved_bytes"] > 10 * abs(export["saved_bytes"])
-    assert [rung["step"] for rung in entries["vae"]["ladder"]] == ["export"]
+    assert [step["step"] for step in entries["vae"]["ladder"]] == ["export"]
 
 
 def test_torch_components_do_not_go_into_onnx(nano_folder: Path, exported: dict[str, Path], tmp_path: Path) -> None:

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from in_process import evaluate
 from PIL import Image
 from typer.testing import CliRunner
 
 from sdcompress.cli.main import app
 from sdcompress.errors import EvaluationError, UserError
-from sdcompress.evaluation.evaluate import evaluate
 from sdcompress.evaluation.settings import EvaluationSettings
 from sdcompress.files.manifest import MANIFEST_NAME
 from sdcompress.sources.opening import open_source
@@ -110,23 +110,21 @@ def test_low_memory_needs_an_onnx_folder(tmp_path: Path) -> None:
         evaluate("tiny-sd", "tiny-sd", tmp_path / "out", settings=EvaluationSettings(**FEW, low_memory=True))
 
 
-def test_unlike_devices_are_not_compared() -> None:
-    from sdcompress.evaluation.drawing import check_device
-
-    check_device({"original": {"device": "cpu"}, "compressed": {"device": "cpu"}})
-    with pytest.raises(EvaluationError, match="the original runs on cuda, the compressed pipeline on cpu"):
-        check_device({"original": {"device": "cuda"}, "compressed": {"device": "cpu"}})
-
-
 def test_an_onnx_component_can_be_swapped_into_the_torch_pipeline(onnx_tiny_sd: Path, tmp_path: Path) -> None:
-    from sdcompress.evaluation.worker.loop import Worker
+    from sdcompress.evaluation.samples import Drawing
+    from sdcompress.evaluation.worker.pipeline import PipelineWorker
+    from sdcompress.evaluation.worker.requests import Draw, Open
 
     pictures = []
+    worker = PipelineWorker()  # which opens one pipeline after the other
     for swap in ({}, {"swap": "unet", "swap_from": str(onnx_tiny_sd)}, {"swap": "vae", "swap_from": str(onnx_tiny_sd)}):
-        worker, file = Worker(), tmp_path / f"{len(pictures)}.png"
-        worker.open(str(ASSETS / "tiny-sd"), "cpu", "float32", 1, **swap)
-        answer = worker.draw("a red heart", 3, {"num_inference_steps": 3}, str(file))
-        assert answer["component_latency_s"].keys() >= {"unet", "vae"}
+        file = tmp_path / f"{len(pictures)}.png"
+        opened = worker.open(Open(path=str(ASSETS / "tiny-sd"), device="cpu", dtype="float32", threads=1, **swap))
+        drawing = Drawing(index=0, prompt="a red heart", seed=3)
+        drawn = worker.draw(Draw(drawings=[drawing], options={"num_inference_steps": 3}, picture=str(file)))
+        assert drawn.component_latency_s.keys() >= {"unet", "vae"}
+        # A later pipeline's peak memory holds what the earlier took.
+        assert (opened.peak_memory_bytes is None) is (drawn.peak_memory_bytes is None) is bool(swap)
         pictures.append(np.asarray(Image.open(file)).astype(int))
         stand_in = type(worker._pipeline.components[swap.get("swap", "unet")]).__name__
         assert stand_in.startswith("Onnx") is bool(swap)

@@ -220,7 +220,8 @@ def test_devices_and_precisions_that_are_not_there(folder: Path) -> None:
 
 @pytest.mark.full
 def test_evaluate_takes_both_sides(folder: Path, tmp_path: Path) -> None:
-    from sdcompress.evaluation.evaluate import evaluate
+    from in_process import evaluate
+
     from sdcompress.evaluation.settings import EvaluationSettings
 
     few = EvaluationSettings(prompt_count=2, num_inference_steps=3, threads=1, device="cpu", noise_floor=())

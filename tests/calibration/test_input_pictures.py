@@ -11,6 +11,7 @@ from PIL import Image
 
 from sdcompress.backends.black_pictures import DecoderGuard, to_pixels, why_black
 from sdcompress.calibration.input_pictures import (
+    PictureRequest,
     built_in,
     check_steps,
     describe_pictures,
@@ -51,7 +52,7 @@ def test_what_cannot_be_drawn_from(tmp_path: Path) -> None:
     said = describe_pictures(files, INPAINT)
     assert len(said["image"][0]["sha256"]) == 64 and "ellipse" in said["mask_image"]
     pipeline = type(INPAINT, (), {"components": {}, "default_sample_size": 8, "vae_scale_factor": 8})()
-    made = make_pictures(pipeline, {"seed": 0, "files": {"image": str(picture)}}, {"height": 32})
+    made = make_pictures(pipeline, PictureRequest(0, {"image": str(picture)}), {"height": 32})
     assert made["image"].size == made["mask_image"].size == (64, 32)
 
 

@@ -6,20 +6,23 @@ import json
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+from in_process import evaluate
 from PIL import Image
 
 from sdcompress.calibration.prompt_files import read_prompts
 from sdcompress.calibration.prompts import GENERAL, PromptSet, default_prompts, is_tiny_sd
 from sdcompress.errors import EvaluationError
-from sdcompress.evaluation import drawing
-from sdcompress.evaluation.evaluate import evaluate
+from sdcompress.evaluation import session
 from sdcompress.evaluation.metrics.scorer import TINY_SD_SCORER
+from sdcompress.evaluation.samples import Drawing, DrawnPicture
 from sdcompress.evaluation.settings import EvaluationSettings, list_drawings
+from sdcompress.evaluation.worker.pipeline import PipelineWorker
 from sdcompress.evaluation.worker.process import WorkerProcess
+from sdcompress.evaluation.worker.requests import Draw, Nothing, Open, Prepare, Score
 from sdcompress.sources.opening import open_source
 from sdcompress.sources.source import ASSETS
 
@@ -111,24 +114,36 @@ def test_a_pipeline_against_itself(pipeline: str, tmp_path: Path) -> None:
     assert (out / "report.md").is_file()
 
 
-def test_the_same_noise_in_another_precision(pipeline: str, tmp_path: Path) -> None:
-    from sdcompress.evaluation.worker.loop import Worker
-
+def test_the_same_noise_in_another_precision(pipeline: str) -> None:
     hashes = []
+    worker = PipelineWorker()
+    drawing = Drawing(index=0, prompt="a cat", seed=5)
+    options = {"num_inference_steps": 1, "height": 32, "width": 32}
     for dtype in ("float32", "bfloat16"):
-        worker = Worker()
-        worker.open(pipeline, "cpu", dtype, threads=1)
-        drawn = worker.draw("a cat", 5, {"num_inference_steps": 1, "height": 32, "width": 32}, None)
-        assert drawn["component_latency_s"].keys() == {"text_encoder", "unet", "vae"}
-        hashes.append(drawn["latents_sha256"])
+        worker.open(Open(path=pipeline, device="cpu", dtype=dtype, threads=1))
+        drawn = worker.draw(Draw(drawings=[drawing], options=options, picture=None))
+        assert drawn.component_latency_s.keys() == {"text_encoder", "unet", "vae"}
+        hashes.append(drawn.latents_sha256)
     assert hashes[0] == hashes[1] is not None
+
+
+OPENED = {
+    "load_s": 1.0, "resident_after_imports_bytes": 1, "peak_memory_bytes": 2, "resident_weights_bytes": {},
+    "device_name": None, "dtype": "float32", "threads": 1, "defaults": {},
+}  # fmt: skip
+DRAWN = {
+    "latency_s": 1.0, "component_latency_s": {"unet": 0.5}, "latents_sha256": "0", "blocked": False, "height": 8,
+    "width": 8, "not_finite": False, "flat": False, "peak_memory_bytes": 3, "peak_device_memory_bytes": None,
+}  # fmt: skip
 
 
 class FakeWorker:
     """Answers as a worker does, without a pipeline; dies after `left` requests to draw."""
 
     left = 1_000
-    drawn: list[tuple[str, int]]  # (side, seed) in the order asked for
+    drawn: ClassVar[list[tuple[str, int]]] = []  # (side or variant, seed) in the order asked for
+    devices: ClassVar[dict[str, str]] = {}
+    drift = staticmethod(lambda index: 0.0)  # of the CLIP score
 
     def __init__(self, subject: str, log: Path, **_: Any):
         self.subject = subject.split()[0]
@@ -139,49 +154,37 @@ class FakeWorker:
     def __exit__(self, *_: object) -> None:
         pass
 
-    def ask(self, do: str, **request: Any) -> dict[str, Any]:
-        if do == "open":
-            return {
-                "load_s": 1.0,
-                "resident_after_imports_bytes": 1,
-                "peak_memory_bytes": 2,
-                "resident_weights_bytes": {},
-                "device": "cpu",
-                "device_name": None,
-                "dtype": "float32",
-                "threads": 1,
-                "defaults": {},
-            }
-        if do == "score":
-            clip = {"original": 1.0, "compressed": 1.0}
+    def send(self, values: dict[str, Any]) -> None:
+        assert values["do"] == "prepare"
+
+    def receive(self) -> dict[str, Any]:
+        return {}
+
+    def ask(self, request: Any, answer: Any) -> Any:
+        return answer.model_validate(self._answer(request))
+
+    def _answer(self, request: Any) -> dict[str, Any]:
+        if isinstance(request, Open):
+            return {**OPENED, "device": self.devices.get(self.subject, "cpu")}
+        if isinstance(request, Score):
+            index, variant = int(Path(request.compressed).stem), Path(request.compressed).parent.name
+            drift = self.drift(index) if variant == "compressed" else 0.5 * (-1) ** index
+            clip = {"original": 1.0, "compressed": 1.0 + drift}
             return {"clip_score": clip, "identical": True, "psnr_db": None, "ssim": 1.0}
-        if do in ("open_judge", "score_sets"):
-            return {}
-        if not request.get("warm_up"):
+        if isinstance(request, Draw) and not request.warm_up:
             if not FakeWorker.left:
                 raise EvaluationError(f"{self.subject}: its process was killed")
             FakeWorker.left -= 1
-            FakeWorker.drawn.append((self.subject, request["seed"]))
-            Image.new("RGB", (8, 8)).save(request["picture"])
-        return {
-            "latency_s": 1.0,
-            "component_latency_s": {"unet": 0.5},
-            "latents_sha256": "0",
-            "blocked": False,
-            "height": 8,
-            "width": 8,
-            "not_finite": False,
-            "flat": False,
-            "peak_memory_bytes": 3,
-            "peak_device_memory_bytes": None,
-        }
+            FakeWorker.drawn.append((Path(request.picture).parent.name, request.drawings[0].seed))
+            Image.new("RGB", (8, 8)).save(request.picture)
+        return DRAWN if isinstance(request, Draw) else {}
 
 
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> type[FakeWorker]:
-    monkeypatch.setattr(drawing, "WorkerProcess", FakeWorker)
-    monkeypatch.setattr(FakeWorker, "left", 1_000)
-    monkeypatch.setattr(FakeWorker, "drawn", [], raising=False)
+    monkeypatch.setattr(session, "WorkerProcess", FakeWorker)
+    for name, value in (("left", 1_000), ("drawn", []), ("devices", {})):
+        monkeypatch.setattr(FakeWorker, name, value)
     return FakeWorker
 
 
@@ -195,6 +198,53 @@ def test_the_two_take_turns(fake: type[FakeWorker], tmp_path: Path) -> None:
     expected = ["original", "compressed", "compressed", "original"] * 2
     assert [side for side, _ in fake.drawn] == expected
     assert [seed for _, seed in fake.drawn] == [0, 0, 1, 1, 2, 2, 3, 3]
+
+
+def test_unlike_devices_are_not_compared(fake: type[FakeWorker], tmp_path: Path) -> None:
+    fake.devices["original"] = "cuda"
+    with pytest.raises(EvaluationError, match="the original runs on cuda, the compressed pipeline on cpu"):
+        evaluate("tiny-sd", "tiny-sd", tmp_path, settings=FOUR)
+
+
+MANY = EvaluationSettings(
+    prompts=PromptSet("many", tuple(f"prompt {index}" for index in range(40)), 40),
+    clip=str(TINY_SD_SCORER),
+    noise_floor=("seed",),
+    component_metrics=False,
+)
+
+
+@pytest.mark.parametrize(
+    ("drift", "prompts", "reason"),
+    [
+        (lambda index: 0.01 * (-1) ** (index // 5), 8, "narrow enough"),
+        (lambda index: -2 + 0.1 * (-1) ** (index // 5), 8, "further from 0"),
+        (lambda index: 0.45 * (-1) ** (index // 5), 16, "narrow enough"),
+        (lambda index: 9 * (-1) ** (index // 5), 40, "all prompts"),
+    ],
+)
+def test_drawing_stops_when_the_interval_is_narrow_enough(
+    drift: Any, prompts: int, reason: str, fake: type[FakeWorker], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fake, "drift", staticmethod(drift))
+    report = evaluate("tiny-sd", "tiny-sd", tmp_path, settings=MANY)
+    stopping = report["settings"]["stopping"]
+    assert stopping["looks"] == [8, 16, 32, 40] and stopping["prompts"] == prompts and reason in stopping["reason"]
+    assert len(report["samples"]) == report["settings"]["prompt_count"] == prompts
+    indices = [sample["index"] for sample in report["samples"]]
+    assert indices == [place * 40 // prompts for place in range(prompts)]  # spread over the prompt set
+    # Both are drawn first as often, and nothing is drawn twice.
+    turns = [side for side, _ in fake.drawn if side in ("original", "compressed")]
+    assert turns == (["original", "compressed", "compressed", "original"] * prompts)[: 2 * prompts]
+    assert len(set(fake.drawn)) == len(fake.drawn) == 2 * prompts + 8
+
+    drawn = len(fake.drawn)
+    assert evaluate("tiny-sd", "tiny-sd", tmp_path, settings=MANY) == report and len(fake.drawn) == drawn
+    everything = MANY.model_copy(update={"prompt_count": 40})
+    whole = evaluate("tiny-sd", "tiny-sd", tmp_path, settings=everything)
+    assert len(whole["samples"]) == 40 and whole["settings"]["stopping"]["interval_level"] == 0.95
+    assert len(set(fake.drawn)) == len(fake.drawn) == 2 * 40 + 8
+    assert len(evaluate("tiny-sd", "tiny-sd", tmp_path, settings=MANY)["samples"]) == prompts
 
 
 def test_resumes_where_it_stopped(fake: type[FakeWorker], tmp_path: Path) -> None:
@@ -257,7 +307,7 @@ def _stand_in(log: Path, code: str) -> WorkerProcess:
 )
 def test_a_dead_worker_is_reported_with_its_log(tmp_path: Path, code: str, words: str) -> None:
     with pytest.raises(EvaluationError) as caught, _stand_in(tmp_path / "logs" / "a.log", code) as worker:
-        worker.ask(do="open")
+        worker.ask(Prepare(path="."), Nothing)
     assert caught.value.exit_code == 2
     assert words in str(caught.value) and "compressed (/x)" in str(caught.value)
     if "abort" not in code:
@@ -265,11 +315,12 @@ def test_a_dead_worker_is_reported_with_its_log(tmp_path: Path, code: str, words
 
 
 def test_a_failed_request_is_reported_with_its_traceback(tmp_path: Path) -> None:
+    request = Draw(drawings=[Drawing(index=0, prompt="x", seed=0)], options={}, picture=None)
     with (
         pytest.raises(EvaluationError, match=r"original: .*Error"),
         WorkerProcess("original", tmp_path / "a.log") as worker,
     ):
-        worker.ask(do="draw", prompt="x", seed=0, options={}, picture=None)
+        worker.ask(request, DrawnPicture)
     assert "Traceback" in (tmp_path / "a.log").read_text()
 
 
@@ -282,8 +333,8 @@ def test_leaving_ends_the_process(tmp_path: Path) -> None:
 def test_drawings_never_share_a_seed_and_cover_the_set() -> None:
     settings = EvaluationSettings(prompt_count=3, seeds_per_prompt=2, seed=7)
     drawings = list_drawings(settings, PromptSet("six", tuple("abcdef"), 6))
-    assert [drawing["prompt"] for drawing in drawings] == list("aaccee")
-    assert [drawing["seed"] for drawing in drawings] == list(range(7, 13))
+    assert [drawing.prompt for drawing in drawings] == list("aaccee")
+    assert [drawing.seed for drawing in drawings] == list(range(7, 13))
     with pytest.raises(EvaluationError, match="3 prompts asked for"):
         list_drawings(settings, PromptSet("two", ("a", "b"), 2))
 

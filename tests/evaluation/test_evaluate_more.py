@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from in_process import InProcess
+from in_process import InProcess, evaluate
 from rich.console import Console
 
 from sdcompress.calibration.prompts import PromptSet
 from sdcompress.errors import EvaluationError
 from sdcompress.evaluation.attribution import mixed_folder
-from sdcompress.evaluation.evaluate import evaluate
 from sdcompress.evaluation.metrics.scorer import TINY_SD_SCORER
 from sdcompress.evaluation.settings import EvaluationSettings
 from sdcompress.execution.execute import execute
@@ -61,6 +60,10 @@ def test_everything_that_is_measured(
 ) -> None:
     report = evaluate(str(nano_folder), str(coarse), tmp_path, settings=SETTINGS)
     assert json.loads((tmp_path / "report.json").read_text()) == report
+    assert set(in_process.started) == {"original", "compressed", "attribution", "scoring"}
+    assert set(in_process.started.values()) == {1}
+    # 8 of the pairs, 9 of the floor, whose first two are recorded, and 3 swaps in turn with the original.
+    assert in_process.asked["draw"] == 8 + 9 + 3 * 2 * 2
 
     floor = report["noise_floor"]
     assert list(floor["sources"]) == ["seed", "bfloat16", "batch"] and floor["not_measured"] == {}
@@ -85,22 +88,22 @@ def test_everything_that_is_measured(
         assert report["original"]["components"][name]["macs"] == report["compressed"]["components"][name]["macs"] > 0
     assert report["change"]["macs"]["ratio"] == 1
 
-    ladder = {entry["name"]: entry for entry in report["attribution"]}
-    assert report["attribution"][0]["name"] == "unet" and set(ladder) == {"unet", "text_encoder", "vae"}
-    assert [ladder[name]["identical"] for name in ("text_encoder", "vae", "unet")] == [2, 2, 0]
+    swaps = {entry["name"]: entry for entry in report["attribution"]}
+    assert report["attribution"][0]["name"] == "unet" and set(swaps) == {"unet", "text_encoder", "vae"}
+    assert [swaps[name]["identical"] for name in ("text_encoder", "vae", "unet")] == [2, 2, 0]
     # Nothing but the UNet was compressed, so swapping it in is the compressed pipeline.
     for index in (0, 2):
         swapped, whole = (tmp_path / "images" / label / f"{index:04d}.png" for label in ("swap-unet", "compressed"))
         assert swapped.read_bytes() == whole.read_bytes()
-    assert ladder["unet"]["steps"][0]["quantize"]["format"] == "int3" and ladder["vae"]["steps"] == []
-    assert [ladder[name]["verdict"] for name in ("unet", "vae")] == ["worse", "within noise"]
-    # Of a single step, the component's rung is the step's; there is none where there was no step.
-    (only,) = ladder["unet"]["ladder"]
-    assert only["step"] == "quantize" and ladder["vae"]["ladder"] == []
-    assert all(only[name] == ladder["unet"][name] for name in ("psnr_db", "ssim", "verdicts", "latency_s"))
+    assert swaps["unet"]["steps"][0]["quantize"]["format"] == "int3" and swaps["vae"]["steps"] == []
+    assert [swaps[name]["verdict"] for name in ("unet", "vae")] == ["worse", "within noise"]
+    # Of a single step, the component is what the step makes; there is none where there was no step.
+    (only,) = swaps["unet"]["ladder"]
+    assert only["step"] == "quantize" and swaps["vae"]["ladder"] == []
+    assert all(only[name] == swaps["unet"][name] for name in ("psnr_db", "ssim", "verdicts", "latency_s"))
     saved = report["original"]["weights_bytes"] - report["compressed"]["weights_bytes"]
-    assert sum(entry["saved_bytes"] for entry in ladder.values()) == saved
-    assert ladder["unet"]["latency_s"]["ratio"] > 0
+    assert sum(entry["saved_bytes"] for entry in swaps.values()) == saved
+    assert swaps["unet"]["latency_s"]["ratio"] > 0
 
     assert [each["passed"] for each in report["gates"]] == [True, False]  # the recipe's, from the manifest
     assert (tmp_path / "junit.xml").is_file() and not (tmp_path / "recording.pt").exists()
@@ -119,16 +122,17 @@ def test_interrupted_anywhere_nothing_is_drawn_twice(
     evaluate(str(nano_folder), str(coarse), tmp_path / "whole", settings=settings)
     whole = dict(in_process.asked)
     in_process.asked.clear()
-    # Within the pair's 8 pictures, the floor's 9, and the 12 of attribution (3 swaps, 2 prompts, both sides).
-    for left in (5, 7, 10):
+    # Within the pair's 8 pictures, the floor's 9 (of bfloat16 last), and the 12 of attribution (3 swaps, 2 prompts,
+    # both sides).
+    for left in (5, 7, 11):
         in_process.left = left
         with pytest.raises(EvaluationError, match="killed"):
             evaluate(str(nano_folder), str(coarse), tmp_path / "out", settings=settings)
     in_process.left = 10_000
     report = evaluate(str(nano_folder), str(coarse), tmp_path / "out", settings=settings)
-    assert whole["draw"] + whole["draw_batch"] == 29
+    assert whole["draw"] == 29
     # A swap's picture and the original's beside it are one record: the last kill fell between the two.
-    assert in_process.asked["draw"] + in_process.asked["draw_batch"] == 30
+    assert in_process.asked["draw"] == 30
     assert len(report["attribution"]) == 3 and set(report["noise_floor"]["sources"]) == {"seed", "bfloat16", "batch"}
     before = dict(in_process.asked)
     assert evaluate(str(nano_folder), str(coarse), tmp_path / "out", settings=settings) == report

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from in_process import evaluate
 
-from sdcompress.evaluation.evaluate import evaluate
 from sdcompress.evaluation.settings import EvaluationSettings
 from sdcompress.execution.execute import execute
 from sdcompress.planning.plan import make_plan

@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from in_process import InProcess
+from in_process import InProcess, evaluate
 from tiny import make
 
 from sdcompress.calibration.prompts import PromptSet
-from sdcompress.evaluation import drawing
-from sdcompress.evaluation.evaluate import evaluate
+from sdcompress.evaluation import session
 from sdcompress.evaluation.settings import EvaluationSettings
 from sdcompress.execution.execute import execute
 from sdcompress.planning.plan import make_plan
@@ -23,7 +22,7 @@ REST = ("sdxl-refiner", "lcm", "pixart", "sana", "tiny-autoencoder")
 
 @pytest.mark.parametrize("family", [*QUICK, *(pytest.param(name, marks=pytest.mark.full) for name in REST)])
 def test_a_family_against_its_int8_artifact(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(drawing, "WorkerProcess", InProcess)
+    monkeypatch.setattr(session, "WorkerProcess", InProcess)
     original = make(family, tmp_path / family)
     execute(make_plan(load_recipe("int8"), open_source(str(original))), tmp_path / "int8")
     settings = EvaluationSettings(

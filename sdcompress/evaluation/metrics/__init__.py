@@ -1,5 +1,1 @@
-"""Quality metrics, one file each. They see pictures and prompts only: no steps, no backends, no pipelines."""
-
-from sdcompress.evaluation.metrics.measurement import Measurement
-
-__all__ = ["Measurement"]
+"""Quality metrics, one file each. They get pictures and prompts, and know no steps, backends or pipelines."""

@@ -1,13 +1,16 @@
-"""CLIP score: how well a picture matches its prompt (Hessel et al. 2021, arXiv:2104.08718, equation 1 with w = 100)."""
+"""CLIP score: how well a picture matches its prompt.
+
+Source: Hessel et al. 2021, "CLIPScore: A Reference-free Evaluation Metric for Image Captioning" (arXiv:2104.08718),
+equation 1 with w = 100.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdcompress.errors import EvaluationError
-from sdcompress.evaluation.metrics.measurement import Measurement
 
 if TYPE_CHECKING:
     import numpy as np
@@ -15,7 +18,23 @@ if TYPE_CHECKING:
 
 
 class ClipScorer:
-    """A CLIP model with its tokenizer and image processor, opened from a local folder, in float32."""
+    """A CLIP model in float32, with its tokenizer and image processor.
+
+    Args:
+        folder: where they are.
+        device: where torch computes.
+
+    Raises:
+        EvaluationError: the folder cannot be opened as a CLIP model.
+
+    Example:
+        >>> import numpy as np
+        >>> from sdcompress.evaluation.metrics.scorer import TINY_SD_SCORER
+        >>> scorer = ClipScorer(TINY_SD_SCORER)
+        >>> (score,) = scorer.scores([np.full((64, 64, 3), 255, np.uint8)], "a white square")
+        >>> 0 <= score <= 100
+        True
+    """
 
     def __init__(self, folder: Path, device: str = "cpu"):
         from transformers import AutoTokenizer, CLIPModel
@@ -34,14 +53,19 @@ class ClipScorer:
         self._longest = self._model.config.text_config.max_position_embeddings
 
     def scores(self, pictures: Sequence[np.ndarray], prompt: str) -> tuple[float, ...]:
-        """One score in 0..100 for each uint8 picture [height, width, 3]: 100 x cosine with the prompt, floored at 0.
+        """Return each picture's score: 100 times the cosine of the embeddings of picture and prompt.
 
-        A prompt longer than the model's context is cut there, its end token kept.
+        Args:
+            pictures: uint8, [height, width, 3] each.
+            prompt: cut where the model's context ends, its end token kept.
+
+        Returns:
+            0 to 100 for each; a negative cosine is 0.
         """
         return self.score_embeddings(self.embed(pictures), prompt)
 
     def embed(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
-        """The embeddings [pictures, projection] of uint8 pictures, float32, of unit length."""
+        """Return the embeddings of uint8 pictures, [pictures, projection], float32, of unit length."""
         import torch
 
         with torch.inference_mode():
@@ -50,7 +74,7 @@ class ClipScorer:
             return torch.nn.functional.normalize(image).cpu().numpy()
 
     def score_embeddings(self, embeddings: np.ndarray, prompt: str) -> tuple[float, ...]:
-        """As `scores`, of pictures that were embedded already."""
+        """Return what `scores` does, of pictures that were embedded already."""
         import torch
 
         with torch.inference_mode():
@@ -64,14 +88,9 @@ class ClipScorer:
             cosine = torch.nn.functional.cosine_similarity(torch.from_numpy(embeddings), text.cpu())  # [pictures]
         return tuple(max(0.0, 100.0 * value) for value in cosine.tolist())
 
-    def measure(self, subject: str, samples: Iterable[tuple[np.ndarray, str]]) -> Measurement:
-        """The CLIP score of every (picture, prompt)."""
-        values = tuple(self.scores([picture], prompt)[0] for picture, prompt in samples)
-        return Measurement("clip_score", subject, "0..100", values, higher_is_better=True)
-
 
 def _image_processor() -> Any:
-    """The class that resizes with Pillow, so that a score does not depend on whether torchvision is installed."""
+    """Return the class that resizes with Pillow, so that scores do not depend on whether torchvision is installed."""
     import transformers
 
     # transformers 5 renamed it; its CLIPImageProcessor resizes with torchvision.
@@ -79,5 +98,5 @@ def _image_processor() -> Any:
 
 
 def _features(output: Any) -> torch.Tensor:
-    """The projected embeddings; transformers 5 hands them back inside an output object."""
+    """Return the projected embeddings, which transformers 5 has inside an output object."""
     return getattr(output, "pooler_output", output)

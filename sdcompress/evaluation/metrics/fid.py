@@ -1,17 +1,18 @@
-"""FID: how far two sets of pictures lie apart in Inception's features, where its weights are on this disk.
+"""FID: the distance of two sets of pictures in Inception's features, where its weights are on this disk.
 
-The Fréchet distance of two Gaussians (Heusel et al. 2017, arXiv:1706.08500, equation 6) fitted to the 2048 features of
-InceptionV3 as torch-fidelity has it, whose weights and resizing are TensorFlow's: the figures are those of the
-literature. torchmetrics computes the distance.
+Source: Heusel et al. 2017, "GANs Trained by a Two Time-Scale Update Rule" (arXiv:1706.08500), equation 6: the Fréchet
+distance of two Gaussians fitted to the 2048 features of InceptionV3. The network is torch-fidelity's, whose weights and
+resizing are TensorFlow's, so the figures are those of the literature. torchmetrics computes the distance.
 
-A set smaller than its features leaves their covariance singular, and the distance of two small sets of the same
-pictures' kind is far from 0. So below ENOUGH pictures the figure is marked as unreliable; one of the smaller layers
-(64, 192, 768 features) would not be FID. It then says something only beside the floor, over equally many pictures.
+A set smaller than its features leaves their covariance singular, and the distance of two small sets of one kind is far
+from 0. So below ENOUGH pictures the figure is marked as unreliable; one of the smaller layers (64, 192, 768 features)
+would not be FID. It then says something only beside the floor, over equally many pictures.
 """
 
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,7 @@ ENOUGH = FEATURES  # pictures
 
 
 def why_not() -> str | None:
-    """Why FID cannot be measured here, and what to do; None when it can. Nothing is ever downloaded."""
+    """Return why FID cannot be measured here, and what to do; None when it can. Nothing is ever downloaded."""
     if any(importlib.util.find_spec(package) is None for package in ("torch_fidelity", "torchvision")):
         return "needs torch-fidelity (pip install 'sdcompress[fid]') and the weights of its InceptionV3"
     file = _weights_file()
@@ -37,7 +38,7 @@ def why_not() -> str | None:
 
 
 class Inception:
-    """InceptionV3, opened once, giving a picture's features."""
+    """InceptionV3. Raises EvaluationError if its weights cannot be read."""
 
     def __init__(self) -> None:
         import pickle
@@ -55,18 +56,33 @@ class Inception:
                 f"from {WEIGHTS_URL}, or remove it to leave FID out"
             ) from error
 
-    def features(self, picture: np.ndarray) -> np.ndarray:
-        """The features [2048] of a uint8 picture [height, width, 3], float32."""
+    def features(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
+        """Return the features [pictures, 2048], float32, of uint8 pictures [height, width, 3]."""
+        import numpy as np
         import torch
 
-        pixels = torch.from_numpy(picture.copy()).permute(2, 0, 1)[None]  # [1, 3, height, width]
+        pixels = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)  # [pictures, 3, height, width]
         with torch.inference_mode():
-            features: np.ndarray = self._model(pixels)[0][0].numpy()
+            features: np.ndarray = self._model(pixels)[0].numpy()
         return features
 
 
 def fid(original: np.ndarray, compressed: np.ndarray) -> float:
-    """The distance (0 = the same) of two sets of features [pictures, features]; each needs two pictures or more."""
+    """Return the distance of two sets of pictures.
+
+    Args:
+        original: features, [pictures, features], of two pictures or more.
+        compressed: the same of the other set.
+
+    Returns:
+        0 or more, where 0 is the same set.
+
+    Example:
+        >>> import numpy as np
+        >>> features = np.random.default_rng(0).normal(size=(50, 4))
+        >>> round(fid(features, features + 3), 3)  # equal covariances: the squared distance of the means
+        36.0
+    """
     import torch
     from torchmetrics.image.fid import FrechetInceptionDistance
 
@@ -77,7 +93,7 @@ def fid(original: np.ndarray, compressed: np.ndarray) -> float:
 
 
 def _as_given(width: int) -> Any:
-    """What torchmetrics takes in place of its own network: features go in and come out."""
+    """Return what torchmetrics takes in the place of its own network: features go in and come out."""
     import torch
 
     module = torch.nn.Identity()
@@ -86,7 +102,7 @@ def _as_given(width: int) -> Any:
 
 
 def _weights_file() -> Path:
-    """Where torch hub keeps the weights; the variable TORCH_HOME names another place."""
+    """Return where torch hub keeps the weights; the variable TORCH_HOME names another place."""
     import torch
 
     return Path(torch.hub.get_dir()) / "checkpoints" / WEIGHTS_FILE

@@ -1,5 +1,6 @@
-"""LPIPS, the distance of deep features (Zhang et al. 2018, arXiv:1801.03924), where its AlexNet is on this disk.
+"""LPIPS, the distance of two pictures in AlexNet's features, where its weights are on this disk.
 
+Source: Zhang et al. 2018, "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric" (arXiv:1801.03924).
 torchmetrics has the weights of its linear layers; AlexNet's come from torchvision, whose download is left to the user.
 """
 
@@ -9,6 +10,8 @@ import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sdcompress.evaluation.metrics.registry import PairMetric
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -17,7 +20,7 @@ SMALLEST_SIDE = 31  # AlexNet's first convolution leaves 7 of them, its two pool
 
 
 def why_not() -> str | None:
-    """Why LPIPS cannot be measured here, and what to do; None when it can."""
+    """Return why LPIPS cannot be measured here, and what to do; None when it can."""
     if importlib.util.find_spec("torchvision") is None:
         return "needs torchvision (pip install 'sdcompress[lpips]') and the weights of its AlexNet"
     import torch
@@ -29,7 +32,7 @@ def why_not() -> str | None:
 
 
 class Lpips:
-    """LPIPS with AlexNet, opened once."""
+    """LPIPS with AlexNet."""
 
     def __init__(self) -> None:
         from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
@@ -37,7 +40,15 @@ class Lpips:
         self._model = LearnedPerceptualImagePatchSimilarity(net_type="alex", normalize=True)
 
     def __call__(self, original: np.ndarray, compressed: np.ndarray) -> float | None:
-        """The distance (0 = identical) of two uint8 pictures [height, width, 3]; None under SMALLEST_SIDE pixels."""
+        """Return the distance of two pictures.
+
+        Args:
+            original: uint8, [height, width, 3].
+            compressed: the same.
+
+        Returns:
+            0 or more, where 0 is identical; None for a side under SMALLEST_SIDE pixels.
+        """
         import torch
 
         if min(original.shape[:2]) < SMALLEST_SIDE:
@@ -49,3 +60,6 @@ class Lpips:
         with torch.inference_mode():
             self._model.reset()
             return float(self._model(second, first))
+
+
+METRIC = PairMetric("lpips", "LPIPS", "1", False, 3, open=Lpips, why_not=why_not)

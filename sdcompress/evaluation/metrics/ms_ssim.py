@@ -1,5 +1,6 @@
-"""SSIM at five scales (Wang, Simoncelli and Bovik 2003, "Multiscale structural similarity").
+"""SSIM at five scales.
 
+Source: Wang, Simoncelli and Bovik 2003, "Multiscale structural similarity for image quality assessment", equation 7.
 Each scale counts where its whole window lies in the picture, as in the paper's own implementation. torchmetrics'
 function of this name takes the coarsest scale with mirrored borders too, which there are most of the picture (a picture
 of 176 pixels has 11 left): on pictures of tiny-sd that is 0.01 off. So its maps are put together here.
@@ -8,6 +9,8 @@ of 176 pixels has 11 left): on pictures of tiny-sd that is 0.01 off. So its maps
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+
+from sdcompress.evaluation.metrics.registry import PairMetric
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,7 +23,21 @@ SMALLEST_SIDE = (2 * BORDER + 1) * 2 ** (len(WEIGHTS) - 1)
 
 
 def ms_ssim(original: np.ndarray, compressed: np.ndarray) -> float | None:
-    """MS-SSIM (1 = identical) of two uint8 pictures [height, width, 3]; None for a side under SMALLEST_SIDE pixels."""
+    """Return the similarity of two pictures.
+
+    Args:
+        original: uint8, [height, width, 3].
+        compressed: the same.
+
+    Returns:
+        0 to 1, where 1 is identical; None for a side under SMALLEST_SIDE pixels.
+
+    Example:
+        >>> import numpy as np
+        >>> grey = np.full((176, 176, 3), 128, np.uint8)
+        >>> ms_ssim(grey, grey), ms_ssim(grey[:64], grey[:64])
+        (1.0, None)
+    """
     import torch
     from torch.nn.functional import avg_pool2d
     from torchmetrics.functional.image import structural_similarity_index_measure
@@ -46,3 +63,6 @@ def ms_ssim(original: np.ndarray, compressed: np.ndarray) -> float | None:
         # Contrast may be negative between unlike pictures, and a power of it is no number: those count as 0.
         similarity *= max(0.0, float(measured.mean())) ** weight
     return similarity
+
+
+METRIC = PairMetric("ms_ssim", "MS-SSIM", "1", True, 3, open=lambda: ms_ssim)

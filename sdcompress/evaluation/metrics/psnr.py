@@ -1,16 +1,12 @@
 """Peak signal-to-noise ratio of two pictures: how far the pixels moved.
 
-Identical pictures have an infinite PSNR. JSON has no infinity, so files store `null` beside an `identical` flag or
-count; inside Python it is `math.inf`.
+JSON has no infinity, so files store the infinite PSNR of identical pictures as `null` beside `identical`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from typing import TYPE_CHECKING
-
-from sdcompress.evaluation.metrics.measurement import Measurement
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,7 +15,23 @@ PEAK = 255.0
 
 
 def psnr_db(original: np.ndarray, compressed: np.ndarray) -> float:
-    """Decibels between two uint8 pictures of one shape ([height, width, 3]), peak 255; inf when they are identical."""
+    """Return the PSNR of two pictures in decibels: 10 log10(255^2 / mean squared error).
+
+    Args:
+        original: uint8, of any shape, such as [height, width, 3].
+        compressed: the same.
+
+    Returns:
+        0 or more; infinity for identical pictures.
+
+    Source: Huynh-Thu and Ghanbari 2008, "Scope of validity of PSNR in image/video quality assessment".
+
+    Example:
+        >>> import numpy as np
+        >>> grey = np.full((8, 8, 3), 128, np.uint8)
+        >>> round(psnr_db(grey, grey + 1), 2), psnr_db(grey, grey)
+        (48.13, inf)
+    """
     import torch
     from torchmetrics.functional.image import peak_signal_noise_ratio
 
@@ -27,8 +39,3 @@ def psnr_db(original: np.ndarray, compressed: np.ndarray) -> float:
         return math.inf
     target = torch.from_numpy(original.astype("float64"))
     return float(peak_signal_noise_ratio(torch.from_numpy(compressed.astype("float64")), target, data_range=PEAK))
-
-
-def measure(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> Measurement:
-    """PSNR in decibels of every (original, compressed) pair."""
-    return Measurement("psnr", "similarity", "dB", tuple(psnr_db(*pair) for pair in pairs), higher_is_better=True)

@@ -1,4 +1,4 @@
-"""Which CLIP judges the pictures: tiny-sd's own, one the user names, or OpenAI's from the user's hub cache."""
+"""The CLIP model that scores: tiny-sd's own, one that the user names, or OpenAI's from the user's hub cache."""
 
 from __future__ import annotations
 
@@ -14,17 +14,22 @@ TINY_SD_SCORER = Path(__file__).parents[2] / "assets" / "tiny-sd-scorer"
 
 @dataclass(frozen=True)
 class Scorer:
-    """A CLIP model in a local folder, under the name every report gives it."""
+    """A CLIP model in a local folder, and the name that reports give it."""
 
     name: str
     path: Path
 
 
 def find_scorer(clip: str | None, tiny_sd: bool) -> Scorer:
-    """The scorer to use, on this disk: `clip` (a folder or a hub id) if given, else the one that fits the pipeline.
+    """Return the CLIP model to use, which is on this disk; nothing is downloaded.
 
-    tiny-sd draws 64-pixel emoji and is judged by a small CLIP trained on such pictures; every other pipeline by
-    OpenAI's ViT-L/14. The network is never asked. Raises EvaluationError when the scorer is not there.
+    Args:
+        clip: a folder or a hub id; None for the one that fits the pipeline.
+        tiny_sd: whether the pipeline is tiny-sd, which draws 64-pixel emoji. A small CLIP model trained on such
+            pictures scores them; OpenAI's ViT-L/14 scores those of any other pipeline.
+
+    Raises:
+        EvaluationError: the model is not there.
     """
     if clip is None and tiny_sd:
         return Scorer(TINY_SD_SCORER_NAME, _complete(TINY_SD_SCORER, "the built-in scorer of tiny-sd"))
@@ -37,7 +42,7 @@ def find_scorer(clip: str | None, tiny_sd: bool) -> Scorer:
 
 def _complete(folder: Path, what: str) -> Path:
     if not (folder / "config.json").is_file():
-        raise EvaluationError(f"{what}: {folder} is no CLIP model folder (it has no config.json); give one with --clip")
+        raise EvaluationError(f"{what}: {folder} has no config.json, so it is no CLIP model; give another with --clip")
     if not any(folder.glob("*.safetensors")):
         raise EvaluationError(f"{what}: {folder} has no safetensors weights; save the model with safe_serialization")
     return folder

@@ -1,6 +1,6 @@
 """Energy in joules, where the machine counts it: Intel's and AMD's RAPL for CPUs, NVML for NVIDIA GPUs.
 
-What is counted is the whole package, or the whole GPU: other programs that run meanwhile are in it.
+The counters are of the whole package, or the whole GPU, and so include other programs that run meanwhile.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ POWERCAP = Path("/sys/class/powercap")
 
 
 class EnergyMeter:
-    """Joules between `begin` and `end` of whatever counts the energy of `device`."""
+    """Counts joules between `begin` and `end` with whatever counts the energy of `device`."""
 
     def __init__(self, device: str, powercap: Path = POWERCAP):
         self._domains = [] if device == "cuda" else _readable_domains(powercap)
@@ -21,14 +21,14 @@ class EnergyMeter:
         self.source = "rapl" if self._domains else "nvml" if self._gpu is not None else None
 
     def begin(self) -> list[float]:
-        """The counters now, to be given to `end`."""
+        """Return the counters now, for `end`."""
         if self._gpu is not None:
             library, handle = self._gpu
             return [library.nvmlDeviceGetTotalEnergyConsumption(handle) / 1e3]  # millijoules
         return [_read(domain / "energy_uj") / 1e6 for domain in self._domains]
 
     def end(self, begun: list[float]) -> float | None:
-        """Joules since `begun`; None where energy is not measured."""
+        """Return the joules since `begin` returned `begun`; None where energy is not measured."""
         if self.source is None:
             return None
         spent = [now - before for before, now in zip(begun, self.begin(), strict=True)]
@@ -39,7 +39,7 @@ class EnergyMeter:
 
 
 def _readable_domains(powercap: Path) -> list[Path]:
-    """The CPU packages' folders; those inside them (cores, memory) would be counted twice. Root alone may read most."""
+    """Return the CPU packages' folders, not those inside them, which count twice. Often only root may read them."""
     found = []
     for folder in sorted(powercap.glob("intel-rapl:*")):
         if folder.name.count(":") == 1:

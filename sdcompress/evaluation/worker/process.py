@@ -1,4 +1,4 @@
-"""The parent's side of a worker: starts it, asks it, and says clearly how it died."""
+"""The parent's side of a worker process: starts it, asks it, and says how it died."""
 
 from __future__ import annotations
 
@@ -10,16 +10,27 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sdcompress.errors import EvaluationError
+from sdcompress.evaluation.samples import Entry
+from sdcompress.evaluation.worker.requests import Request
 
 LOG_TAIL_LINES = 15
 COMMAND = (sys.executable, "-m", "sdcompress.evaluation.worker.loop")
 
+Answer = TypeVar("Answer", bound=Entry)
+
 
 class WorkerProcess:
-    """A running worker. Use as a context manager: leaving it ends the process, whatever happened."""
+    """A running worker. Use it as a context manager: leaving it ends the process, whatever happened.
+
+    Args:
+        subject: what the process works on, for error messages.
+        log: the file that its stderr is appended to.
+        environment: variables that are added to this process's own.
+        command: what to run; a module that reads requests and writes answers, one JSON line each.
+    """
 
     def __init__(
         self, subject: str, log: Path, *, environment: Mapping[str, str] | None = None, command: Sequence[str] = COMMAND
@@ -42,16 +53,27 @@ class WorkerProcess:
                 start_new_session=True,  # Ctrl-C reaches the parent alone, which then ends its children
             )
 
-    def ask(self, **request: Any) -> dict[str, Any]:
-        """The worker's answer; raises EvaluationError with the end of its log when it fails or dies."""
-        assert self._process.stdin is not None and self._process.stdout is not None
-        try:
+    def ask(self, request: Request, answer: type[Answer]) -> Answer:
+        """Return the worker's answer, which is of the class `answer`.
+
+        Raises:
+            EvaluationError: the worker failed or died; the message has the end of its log.
+        """
+        self.send(request.model_dump(mode="json"))
+        return answer.model_validate(self.receive())
+
+    def send(self, request: Mapping[str, Any]) -> None:
+        """Send a request without waiting for its answer, which `receive` returns."""
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # `receive` says why
             print(json.dumps(request), file=self._process.stdin, flush=True)
-            line = self._process.stdout.readline()
-        except BrokenPipeError:
-            line = ""
+
+    def receive(self) -> dict[str, Any]:
+        """Return the answer to the oldest request that has none yet. Raises EvaluationError as `ask` does."""
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
         if not line.endswith("\n"):
-            raise EvaluationError(self._obituary())
+            raise EvaluationError(self._death())
         answer: dict[str, Any] = json.loads(line)
         if "problem" in answer:
             raise EvaluationError(f"{self.subject}: {answer['problem']}")
@@ -71,7 +93,7 @@ class WorkerProcess:
                     stream.close()
         self._process.wait()
 
-    def _obituary(self) -> str:
+    def _death(self) -> str:
         code = self._process.wait()
         if code == -9:
             how = (

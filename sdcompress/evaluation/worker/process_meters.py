@@ -1,4 +1,4 @@
-"""What a process can tell of itself: seconds per component, resident and peak memory."""
+"""What a process measures of itself: seconds per component, resident and peak memory."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class ComponentClock:
         setattr(owner, method, timed)
 
     def take(self) -> dict[str, float]:
-        """Component -> seconds over all of its calls; starts again from zero."""
+        """Return component -> seconds over all of its calls, and start again from zero."""
         if self._device == "cuda":
             synchronize(self._device)
         seconds: dict[str, float] = {}
@@ -53,7 +53,7 @@ class ComponentClock:
 
 
 def synchronize(device: str) -> None:
-    """Returns once the device has done all that was asked of it."""
+    """Return once the device has done all that was asked of it."""
     import torch
 
     if device == "cuda":
@@ -63,14 +63,14 @@ def synchronize(device: str) -> None:
 
 
 def resident_bytes() -> int:
-    """Bytes of memory this process holds now."""
+    """Return the bytes of memory that this process holds now."""
     import psutil
 
     return psutil.Process().memory_info().rss
 
 
 def peak_bytes() -> int | None:
-    """The most bytes of memory this process ever held; None where the system does not say."""
+    """Return the most bytes of memory that this process ever held; None where the system does not say."""
     if sys.platform == "win32":
         import psutil
 

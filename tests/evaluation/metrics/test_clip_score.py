@@ -66,9 +66,6 @@ def test_a_sample_does_not_depend_on_its_neighbours(scorer: ClipScorer) -> None:
     together = scorer.scores(pictures, PROMPTS[0])
     alone = [scorer.scores([picture], PROMPTS[0])[0] for picture in pictures]
     assert together == pytest.approx(alone, abs=1e-4)
-    measured = scorer.measure("original", [(picture, PROMPTS[0]) for picture in pictures])
-    assert (measured.metric, measured.subject, measured.higher_is_better) == ("clip_score", "original", True)
-    assert measured.samples == pytest.approx(alone, abs=1e-4)
 
 
 def test_a_long_prompt_is_cut(scorer: ClipScorer) -> None:

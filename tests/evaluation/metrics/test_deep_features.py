@@ -11,7 +11,8 @@ from PIL import Image
 
 from sdcompress.errors import EvaluationError
 from sdcompress.evaluation.metrics import fid, lpips
-from sdcompress.evaluation.worker.judge import Judge
+from sdcompress.evaluation.worker.picture_scoring import PictureScorer
+from sdcompress.evaluation.worker.requests import OpenMetrics, Score, ScoreSets
 
 
 def _pictures(count: int, seed: int, side: int = 64) -> list[np.ndarray]:
@@ -92,21 +93,22 @@ def test_fid_is_its_definition() -> None:
     assert fid.fid(first, first + 3) == pytest.approx(closed, rel=1e-9)
 
 
-def test_the_judge_measures_fid_on_inception(
+def test_fid_is_measured_on_inception(
     hub: Path, inception_state: dict[str, torch.Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
     assert str(hub / fid.WEIGHTS_FILE) in (fid.why_not() or "")
-    judge = Judge()
-    assert set(judge.open(None)["not_measured"]) >= {"fid"}
+    scorer = PictureScorer()
+    assert set(scorer.open(OpenMetrics(scorer=None)).not_measured) >= {"fid"}
     sets = _pictures(5, 1), _pictures(4, 2)
     files = [_saved(pictures, tmp_path / name) for pictures, name in zip(sets, "ab", strict=True)]
-    assert judge.score_sets(*files) == {"cmmd": None, "fid": None}
+    sets_of_files = ScoreSets(original=files[0], compressed=files[1])
+    assert scorer.score_sets(sets_of_files).to_json() == {"cmmd": None, "fid": None}
 
     torch.save(inception_state, hub / fid.WEIGHTS_FILE)
-    assert fid.why_not() is None and "fid" not in judge.open(None)["not_measured"]
-    measured = judge.score_sets(*files)["fid"]
+    assert fid.why_not() is None and "fid" not in scorer.open(OpenMetrics(scorer=None)).not_measured
+    measured = scorer.score_sets(sets_of_files).fid
     network = FeatureExtractorInceptionV3("independent", ["2048"], str(hub / fid.WEIGHTS_FILE))
     features = []
     for pictures in sets:
@@ -156,21 +158,25 @@ def _slow_lpips(first: np.ndarray, second: np.ndarray, alexnet: dict[str, torch.
     return distance
 
 
-def test_the_judge_measures_lpips_on_alexnet(hub: Path, tmp_path: Path) -> None:
+def test_lpips_is_measured_on_alexnet(hub: Path, tmp_path: Path) -> None:
     torchvision = pytest.importorskip("torchvision")
     torch.manual_seed(0)
     state = torchvision.models.alexnet(weights=None).state_dict()
     assert str(hub / lpips.ALEXNET_FILE) in (lpips.why_not() or "")
     torch.save(state, hub / lpips.ALEXNET_FILE)
-    judge = Judge()
-    assert "lpips" not in judge.open(None)["not_measured"]
+    scorer = PictureScorer()
+    assert "lpips" not in scorer.open(OpenMetrics(scorer=None)).not_measured
+
+    def measure(original: str, compressed: str) -> float | None:
+        return scorer.score(Score(original=original, compressed=compressed, prompt="")).metrics["lpips"]
+
     first, second = _pictures(2, 3)
     files = _saved([first, second], tmp_path / "pictures")
-    measured = judge.score(*files, prompt="")["metrics"]["lpips"]
+    measured = measure(*files)
     expected = _slow_lpips(first, second, state)
     assert expected > 0.01 and measured == pytest.approx(expected, abs=1e-4)
-    assert judge.score(files[0], files[0], prompt="")["metrics"]["lpips"] == 0
+    assert measure(files[0], files[0]) == 0
     small = _saved([each[: lpips.SMALLEST_SIDE - 1] for each in (first, second)], tmp_path / "small")
-    assert judge.score(*small, prompt="")["metrics"]["lpips"] is None
+    assert measure(*small) is None
     least = _saved([each[: lpips.SMALLEST_SIDE] for each in (first, second)], tmp_path / "least")
-    assert judge.score(*least, prompt="")["metrics"]["lpips"] > 0
+    assert measure(*least) > 0

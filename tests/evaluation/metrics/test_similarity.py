@@ -14,7 +14,9 @@ from sdcompress.evaluation.metrics.clip_image import clip_image
 from sdcompress.evaluation.metrics.clip_score import ClipScorer
 from sdcompress.evaluation.metrics.cmmd import cmmd
 from sdcompress.evaluation.metrics.ms_ssim import SMALLEST_SIDE, ms_ssim
+from sdcompress.evaluation.metrics.psnr import psnr_db
 from sdcompress.evaluation.metrics.scorer import TINY_SD_SCORER
+from sdcompress.evaluation.metrics.ssim import ssim
 
 
 def _pair(side: int) -> tuple[np.ndarray, np.ndarray]:
@@ -31,6 +33,21 @@ def _blurred(image: np.ndarray) -> np.ndarray:
     padded = np.pad(image, 5, mode="reflect")
     rows = sum(tap * padded[place : place + image.shape[0]] for place, tap in enumerate(taps))
     return sum(tap * rows[:, place : place + image.shape[1]] for place, tap in enumerate(taps))
+
+
+def _slow_ssim(first: np.ndarray, second: np.ndarray) -> float:
+    """Wang et al. 2004, equation 13, mirrored at the borders."""
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    values = []
+    for channel in range(3):
+        a, b = first[..., channel].astype(float), second[..., channel].astype(float)
+        mean_a, mean_b = _blurred(a), _blurred(b)
+        var_a, var_b, both = _blurred(a * a) - mean_a**2, _blurred(b * b) - mean_b**2, _blurred(a * b) - mean_a * mean_b
+        similarity = (
+            (2 * mean_a * mean_b + c1) * (2 * both + c2) / ((mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2))
+        )
+        values.append(similarity)
+    return float(np.mean(values))
 
 
 def _slow_ms_ssim(first: np.ndarray, second: np.ndarray) -> float:
@@ -54,6 +71,19 @@ def _slow_ms_ssim(first: np.ndarray, second: np.ndarray) -> float:
         if scale < 4:
             x, y = (image.reshape(image.shape[0] // 2, 2, image.shape[1] // 2, 2, 3).mean((1, 3)) for image in (x, y))
     return result
+
+
+def test_psnr_and_ssim_are_their_definitions() -> None:
+    pair = _pair(24)
+    error = np.mean([(int(a) - int(b)) ** 2 for a, b in zip(pair[0].flat, pair[1].flat, strict=True)])
+    # All in float64, so they agree far closer; a report prints no digit below 1e-4.
+    assert psnr_db(*pair) == pytest.approx(10 * math.log10(255**2 / error), abs=1e-4)
+    assert ssim(*pair) == pytest.approx(_slow_ssim(*pair), abs=1e-4)
+    assert psnr_db(pair[0], pair[0].copy()) == math.inf and ssim(pair[0], pair[0].copy()) == 1.0
+    black, white = np.zeros((16, 16, 3), np.uint8), np.full((16, 16, 3), 255, np.uint8)
+    assert psnr_db(black, white) == psnr_db(white, black) == pytest.approx(0, abs=1e-4)  # uint8 would wrap
+    black[0, 0, 0] = 1
+    assert psnr_db(black, np.zeros_like(black)) == pytest.approx(10 * math.log10(255**2 * black.size), abs=1e-4)
 
 
 def test_ms_ssim_is_its_definition() -> None:

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from in_process import evaluate
 from listeners import interrupt_writing
 from safetensors.torch import load_file
 
 from sdcompress.calibration.prompts import PromptSet
 from sdcompress.errors import RecipeError, UserError
-from sdcompress.evaluation.evaluate import evaluate
 from sdcompress.evaluation.settings import EvaluationSettings
-from sdcompress.evaluation.worker.component_probe import Recorder, replay
+from sdcompress.evaluation.worker.component_recording import Recorder, replay
 from sdcompress.execution.execute import execute
 from sdcompress.execution.verify import verify
 from sdcompress.files.artifact import partial_folder
@@ -248,16 +248,15 @@ def test_decoders_of_other_classes_are_given_the_same_latents(parts, nano_folder
     )
     assert (original.vae.config.scaling_factor, compressed.vae.config.scaling_factor) == (0.18215, 1.0)
     recorder = Recorder(original)
-    recorder.begin_picture()
-    original("ab", num_inference_steps=1, output_type="latent", generator=torch.manual_seed(0))
     latents = torch.randn((1, 4, 8, 8), generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
+    with recorder.one_picture(), torch.no_grad():
+        original("ab", num_inference_steps=1, output_type="latent", generator=torch.manual_seed(0))
         original.vae.decode(latents / 0.18215, return_dict=False)
     recorder.save(tmp_path / "recording.pt")
     seen = []
     decode = compressed.vae.decode
     compressed.vae.decode = lambda x, *rest, **more: (seen.append(x), decode(x, *rest, **more))[1]
-    figures = replay(compressed, tmp_path / "recording.pt")["figures"]
+    figures, _ = replay(compressed, tmp_path / "recording.pt")
     assert torch.allclose(seen[0], latents, rtol=4 * 2**-24, atol=0)  # divided and multiplied
     assert len(figures["vae"]["decode_psnr_db"]["values"]) == 1
 

@@ -1,4 +1,4 @@
-"""PSNR of decoded pictures: what the VAE's decoder alone loses."""
+"""PSNR of decoded pictures: what the VAE's decoder loses."""
 
 from __future__ import annotations
 
@@ -12,9 +12,18 @@ from sdcompress.evaluation.metrics.psnr import psnr_db
 
 
 def decode_psnr_db(outputs: Sequence[tuple[np.ndarray, np.ndarray]]) -> dict[str, Any]:
-    """PSNR in decibels of each pair of decoded batches, as 8-bit pictures; their mean and minimum.
+    """Return the PSNR of decoded batches, as 8-bit pictures.
 
-    A batch is [pictures, 3, height, width] in -1..1.
+    Args:
+        outputs: (original, compressed) batches, [pictures, 3, height, width] each, from -1 to 1.
+
+    Returns:
+        `values` in dB for each pair (None for identical ones, which `identical` counts), their `mean` and `min`.
+
+    Example:
+        >>> grey = np.zeros((1, 3, 8, 8))
+        >>> decode_psnr_db([(grey, grey + 4 / 255), (grey, grey)])["identical"]
+        1
     """
     values = [psnr_db(_eight_bits(original), _eight_bits(compressed)) for original, compressed in outputs]
     finite = [value for value in values if math.isfinite(value)]

@@ -10,7 +10,23 @@ import numpy as np
 
 
 def noise_sqnr_db(outputs: Sequence[tuple[np.ndarray, np.ndarray]], timesteps: Sequence[float]) -> dict[str, Any]:
-    """10 log10(signal power / error power) at each timestep, the highest first, over all pictures; their mean."""
+    """Return 10 log10(signal power / error power) of the predicted noise at each timestep, over all pictures.
+
+    Args:
+        outputs: (original, compressed) predictions, of any shape.
+        timesteps: of each pair.
+
+    Returns:
+        `timesteps`, the highest first; `values` in dB (None without any error, which `identical` counts); their `mean`.
+
+    Source: the signal to quantization noise ratio of Lin et al. 2016, "Fixed Point Quantization of Deep Convolutional
+    Networks" (arXiv:1511.06393), section 3.
+
+    Example:
+        >>> ones = np.ones((1, 4))
+        >>> round(noise_sqnr_db([(ones, 1.1 * ones)], [999.0])["mean"], 6)
+        20.0
+    """
     powers: dict[float, list[float]] = {}
     for (original, compressed), timestep in zip(outputs, timesteps, strict=True):
         signal, error = powers.setdefault(timestep, [0.0, 0.0])
@@ -27,7 +43,7 @@ def noise_sqnr_db(outputs: Sequence[tuple[np.ndarray, np.ndarray]], timesteps: S
 
 
 def _decibels(signal: float, error: float) -> float | None:
-    """None for no error at all. An output with NaN or infinity is all error: 0 dB."""
+    """Return None for no error at all. An output with NaN or infinity is all error: 0 dB."""
     if error == 0:
         return None
     if not math.isfinite(error):

@@ -9,9 +9,19 @@ import numpy as np
 
 
 def safety_agreement(outputs: Sequence[tuple[np.ndarray, np.ndarray]]) -> dict[str, Any]:
-    """The share of pictures on which both checkers say the same, and how many each flags.
+    """Return the share of pictures on which both checkers say the same, and how many each flags.
 
     Where neither flags anything, full agreement says little: the counts are beside it for that reason.
+
+    Args:
+        outputs: (original, compressed) flags, [pictures] each.
+
+    Returns:
+        `agreement` from 0 to 1, `pictures`, `flagged_original` and `flagged_compressed`.
+
+    Example:
+        >>> safety_agreement([(np.array([True, False]), np.array([False, False]))])["agreement"]
+        0.5
     """
     original, compressed = (
         np.concatenate([pair[side].astype(bool).reshape(-1) for pair in outputs]) for side in (0, 1)

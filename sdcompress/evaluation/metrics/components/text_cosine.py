@@ -9,7 +9,18 @@ import numpy as np
 
 
 def text_cosine(outputs: Sequence[tuple[np.ndarray, np.ndarray]]) -> dict[str, Any]:
-    """Per call the mean over its tokens of the cosine between both embeddings; over calls their mean and minimum."""
+    """Return the cosine of the two embeddings of each token, averaged over the tokens of a call.
+
+    Args:
+        outputs: (original, compressed) embeddings, [..., tokens, dimensions] each, one pair for each call.
+
+    Returns:
+        `values` from -1 to 1 for each call, where 1 is the same direction; their `mean` and `min`.
+
+    Example:
+        >>> text_cosine([(np.array([[1.0, 0.0]]), np.array([[0.6, 0.8]]))])["mean"]
+        0.6
+    """
     values = [_cosine(original, compressed) for original, compressed in outputs]
     return {"mean": float(np.mean(values)), "min": float(min(values)), "values": values}
 

@@ -1,4 +1,4 @@
-"""The judge on pictures that a pipeline drew, against slow implementations of each figure."""
+"""Scores of pictures that a pipeline drew, against slow implementations of each figure."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from in_process import InProcess
+from in_process import InProcess, evaluate
 from PIL import Image
-from test_similarity import _blurred, _slow_ms_ssim
+from test_similarity import _slow_ms_ssim, _slow_ssim
 
 from sdcompress.calibration.prompts import PromptSet
-from sdcompress.evaluation.evaluate import evaluate
 from sdcompress.evaluation.metrics.ms_ssim import SMALLEST_SIDE
 from sdcompress.evaluation.settings import EvaluationSettings
 from sdcompress.execution.execute import execute
@@ -30,21 +29,6 @@ SETTINGS = EvaluationSettings(
     noise_floor=(),
     component_metrics=False,
 )
-
-
-def _slow_ssim(first: np.ndarray, second: np.ndarray) -> float:
-    """Wang et al. 2004, equation 13, mirrored at the borders."""
-    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-    values = []
-    for channel in range(3):
-        a, b = first[..., channel].astype(float), second[..., channel].astype(float)
-        mean_a, mean_b = _blurred(a), _blurred(b)
-        var_a, var_b, both = _blurred(a * a) - mean_a**2, _blurred(b * b) - mean_b**2, _blurred(a * b) - mean_a * mean_b
-        similarity = (
-            (2 * mean_a * mean_b + c1) * (2 * both + c2) / ((mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2))
-        )
-        values.append(similarity)
-    return float(np.mean(values))
 
 
 def test_figures_of_drawn_pictures_are_those_of_their_definitions(in_process: type[InProcess], tmp_path: Path) -> None:

@@ -1,10 +1,11 @@
-"""The worker's side of component metrics: records components at work, and replays the calls on another pipeline's."""
+"""The calls of a pipeline's components: recorded while it draws, and replayed on another pipeline's components."""
 
 from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,33 +25,39 @@ class Recorder:
     """Every call of a pipeline's components while pictures are drawn."""
 
     def __init__(self, pipeline: Any):
+        self._components = recorded_components(pipeline)
         self._calls: list[dict[str, Any]] = []  # of all pictures
         self._picture = -1
         self._macs: dict[str, int | None] = {}
         self._latents = _latent_scaling(getattr(pipeline, "vae", None))
-        for name, (owner, method) in probed(pipeline).items():
-            self._watch(name, owner, method)
 
-    def begin_picture(self) -> None:
-        """From here on calls belong to the next picture."""
+    @contextmanager
+    def one_picture(self) -> Iterator[None]:
+        """Record the calls of one more picture while in the context."""
         self._picture += 1
+        methods = {name: getattr(owner, method) for name, (owner, method) in self._components.items()}
+        try:
+            for name, (owner, method) in self._components.items():
+                setattr(owner, method, self._recorded(name, owner, methods[name]))
+            yield
+        finally:
+            for name, (owner, method) in self._components.items():
+                setattr(owner, method, methods[name])
 
-    def save(self, file: Path) -> dict[str, Any]:
-        """Writes the calls to replay; answers with multiply-accumulates per picture, component by component."""
+    def save(self, file: Path) -> dict[str, int | None]:
+        """Write the calls to replay. Return component -> multiply-accumulates per picture."""
         import torch
 
         recording = {"calls": _thin(self._calls), "counts": self._counts(), "latents": self._latents}
         torch.save(recording, file)
-        return {"macs": self._macs}
+        return self._macs
 
     def _counts(self) -> dict[str, int]:
-        """Component -> its calls while the first picture was drawn."""
+        """Return component -> its calls while the first picture was drawn."""
         first = [call["component"] for call in self._calls if call["picture"] == 0]
         return {name: first.count(name) for name in dict.fromkeys(first)}
 
-    def _watch(self, name: str, owner: Any, method: str) -> None:
-        inner = getattr(owner, method)
-
+    def _recorded(self, name: str, owner: Any, inner: Any) -> Any:
         @functools.wraps(inner)
         def recorded(*args: Any, **kwargs: Any) -> Any:
             given = _stored((args, kwargs))  # before the call: a safety checker blackens its pictures in place
@@ -66,15 +73,19 @@ class Recorder:
             self._calls.append(seen)
             return output
 
-        setattr(owner, method, recorded)
+        return recorded
 
 
-def replay(pipeline: Any, file: Path) -> dict[str, Any]:
-    """The figures of `component_metrics`, and multiply-accumulates per picture, of a pipeline given recorded calls."""
+def replay(pipeline: Any, file: Path) -> tuple[dict[str, Any], dict[str, int | None]]:
+    """Give recorded inputs to a pipeline's components.
+
+    Returns:
+        component -> its metrics, and component -> multiply-accumulates per picture.
+    """
     import torch
 
     recording = torch.load(file, weights_only=True)
-    components = probed(pipeline)
+    components = recorded_components(pipeline)
     answers: dict[str, list[dict[str, Any]]] = {}
     macs: dict[str, int | None] = {}
     with torch.no_grad():
@@ -94,11 +105,11 @@ def replay(pipeline: Any, file: Path) -> dict[str, Any]:
                 macs[name] = None if counted is None else counted * recording["counts"][name]
             pair = {"original": _plain(call["output"]), "compressed": _plain(_stored(_main(output)))}
             answers.setdefault(name, []).append({**pair, "timestep": call.get("timestep")})
-    return {"figures": _figures(answers), "macs": macs}
+    return _figures(answers), macs
 
 
-def probed(pipeline: Any) -> dict[str, tuple[Any, str]]:
-    """Component -> (owner, method) of what is recorded: text encoders, denoiser, decoder, safety checker."""
+def recorded_components(pipeline: Any) -> dict[str, tuple[Any, str]]:
+    """Return component -> (owner, method) of what is recorded: text encoders, denoiser, decoder, safety checker."""
     found = {}
     for name, component in pipeline.components.items():
         kind = "decode" if name == "vae" else "forward"
@@ -109,7 +120,7 @@ def probed(pipeline: Any) -> dict[str, tuple[Any, str]]:
 
 
 def count_macs(owner: Any, inner: Any, args: Any, kwargs: Any) -> tuple[Any, int | None]:
-    """What the call returns, and its multiply-accumulates; None where torch does not see them (ONNX, bitsandbytes)."""
+    """Return the call's output and its multiply-accumulates; None where torch does not see them (as in ONNX)."""
     hidden = not hasattr(owner, "modules") or any(
         type(module).__module__.startswith(("bitsandbytes", "sdcompress.backends.onnx")) for module in owner.modules()
     )
@@ -123,13 +134,13 @@ def count_macs(owner: Any, inner: Any, args: Any, kwargs: Any) -> tuple[Any, int
 
 
 def _latent_scaling(vae: Any) -> list[float]:
-    """Factor and shift between the denoiser's latents and the VAE's: (latents of the VAE - shift) * factor."""
+    """Return factor and shift of the denoiser's latents, which are (latents of the VAE - shift) * factor."""
     config = getattr(vae, "config", None) or {}
     return [float(config.get(name) or default) for name, default in (("scaling_factor", 1.0), ("shift_factor", 0.0))]
 
 
 def _rescaled(args: Any, kwargs: Any, given: list[float], wanted: list[float]) -> tuple[Any, Any]:
-    """A decoder's arguments with the latents in the scale that another VAE wants them in."""
+    """Return a decoder's arguments with the latents in the scale that another VAE wants."""
     if given == wanted or not args:
         return args, kwargs
     latents = (args[0] - given[1]) * given[0]
@@ -152,7 +163,7 @@ def _figures(answers: Mapping[str, list[dict[str, Any]]]) -> dict[str, Any]:
 
 
 def _thin(calls: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """All calls but the denoiser's, of which MOST_TIMESTEPS per picture, spread evenly, are kept."""
+    """Return all calls, but of the denoiser's at most MOST_TIMESTEPS per picture, spread evenly."""
     kept = [call for call in calls if call["component"] not in PREDICTORS]
     for picture in sorted({call["picture"] for call in calls}):
         steps = [call for call in calls if call["component"] in PREDICTORS and call["picture"] == picture]
@@ -162,7 +173,7 @@ def _thin(calls: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _main(output: Any) -> Any:
-    """What the next component gets: hidden states, predicted noise, pictures, or the safety checker's flags."""
+    """Return what the next component gets: hidden states, predicted noise, pictures, or the safety checker's flags."""
     if isinstance(output, tuple):
         # The safety checker answers with (pictures, flags); everything else with one value first.
         main = output[1] if len(output) == 2 and isinstance(output[1], list) else output[0]
@@ -173,7 +184,7 @@ def _main(output: Any) -> Any:
 
 
 def _is_tensors(value: Any) -> bool:
-    """Whether it is a ControlNet's states, one for each of the UNet's."""
+    """Return whether the value is a ControlNet's states, one for each of the UNet's."""
     import torch
 
     return isinstance(value, list | tuple) and all(isinstance(each, torch.Tensor) for each in value)
@@ -191,7 +202,7 @@ def _timestep(inner: Any, args: Any, kwargs: Any) -> float:
 
 
 def _stored(value: Any) -> Any:
-    """The value with tensors copied to the CPU and arrays as tensors, all of which torch.load trusts."""
+    """Return the value with tensors copied to the CPU and arrays as tensors, all of which torch.load trusts."""
     import torch
 
     if isinstance(value, torch.Tensor):
@@ -210,7 +221,7 @@ def _stored(value: Any) -> Any:
 
 
 def _restored(value: Any, owner: Any) -> Any:
-    """What `_stored` kept, on the device and in the floating-point dtype of `owner`."""
+    """Return what `_stored` kept, on the device and in the floating-point dtype of `owner`."""
     import torch
 
     if isinstance(value, torch.Tensor):
@@ -225,7 +236,7 @@ def _restored(value: Any, owner: Any) -> Any:
 
 
 def _plain(value: Any) -> np.ndarray:
-    """An output as float64 (flags: as booleans)."""
+    """Return an output as float64 (flags: as booleans)."""
     import torch
 
     if isinstance(value, torch.Tensor):

@@ -1,4 +1,4 @@
-"""The same noise for two pipelines whatever their dtypes, and proof of it."""
+"""The same noise for two pipelines whatever their dtypes, and a hash that proves it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ DRAWS = "randn_tensor"  # the function of diffusers that all of its pipelines, s
 
 
 class Noise:
-    """What one picture's noise was: the SHA-256 of all of it, in float32 (None: nothing was drawn)."""
+    """The noise of one picture. `sha256` is of all of it, in float32; None if none was drawn."""
 
     def __init__(self) -> None:
         self._digest = hashlib.sha256()
@@ -23,17 +23,17 @@ class Noise:
         return self._digest.hexdigest() if self._drawn else None
 
     def add(self, noise: Any) -> None:
-        """Takes a float32 tensor of noise into the hash."""
+        """Add a float32 tensor of noise to the hash."""
         self._drawn = True
         self._digest.update(noise.detach().cpu().contiguous().numpy().tobytes())
 
 
 @contextmanager
 def same_noise(pipeline: Any) -> Iterator[Noise]:
-    """While in the context the pipeline draws all noise in float32 whatever its dtype; tells what it drew.
+    """Let the pipeline draw all noise in float32, whatever its dtype, while in the context. Yield what it drew.
 
-    The same seed gives other numbers in another dtype, and two pipelines compared must get the same noise: as initial
-    latents, where few-step samplers add some between steps, and where a picture's latents are sampled.
+    The same seed gives other numbers in another dtype, and two pipelines must get the same noise to be compared: as
+    initial latents, where few-step samplers add some between steps, and where a picture's latents are sampled.
     """
     import torch
 
