@@ -5,7 +5,6 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from sdcompress.sources.tensor_reading import to_tensor
 
 from sdcompress.execution.execute import execute
 from sdcompress.files.torch_tensors import read_tensor
