@@ -27,6 +27,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.full_size import commit  # noqa: E402
 from sdcompress.environment import describe_environment  # noqa: E402
+from sdcompress.report import Report  # noqa: E402
 from sdcompress.report.html import to_html  # noqa: E402
 
 RESULT = ROOT / "benchmarks" / "results" / "report_page.json"
@@ -99,7 +100,7 @@ def measure_page(work: Path, pixels: int, browser: str, repeats: int) -> dict[st
     """Bytes of the page, seconds to write it, and the browser's own times of each opening."""
     report = repeat_report(work / "run", work / str(pixels), pixels)
     started = time.monotonic()
-    page = to_html(report, work / str(pixels))
+    page = to_html(Report.model_validate(report), work / str(pixels))
     write_s = time.monotonic() - started
     file = work / f"{pixels}.html"
     file.write_text(page, encoding="utf-8")

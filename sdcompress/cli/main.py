@@ -313,8 +313,8 @@ def _evaluate(
     """The lines of the gates that failed."""
     from sdcompress.api import evaluate as evaluate_pair
     from sdcompress.cli.progress import progress_bars
-    from sdcompress.planning.gates import failures
-    from sdcompress.report import render
+    from sdcompress.report import print_report
+    from sdcompress.report.gates import failures
 
     with _interruptible("the same command continues"), progress_bars(_err()) as listener:
         report = evaluate_pair(
@@ -329,11 +329,11 @@ def _evaluate(
             recipe_gates=recipe_gates,
             source_options=source_options,
         )
-    render(report, _out())
+    print_report(report, _out())
     typer.echo(f"report: {out / REPORT}, {out / 'report.md'}, {out / 'report.html'}\npictures: {out / 'images.png'}")
-    if report["gates"]:
+    if report.gates:
         typer.echo(f"gates: {out / 'junit.xml'}")
-    return failures(report["gates"])
+    return failures(report.gates)
 
 
 def _fail(gates: Sequence[str]) -> None:

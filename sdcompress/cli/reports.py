@@ -32,16 +32,16 @@ def compare(
     as_json: AsJson = False,
 ) -> None:
     """Compare many reports: one table, and which of them others dominate in size and latency."""
-    from sdcompress.report.compare import compare_reports, warning_texts
-    from sdcompress.report.compare_faces import print_comparison, write_comparison
+    from sdcompress.report.compare import compare_reports
+    from sdcompress.report.compare_views import print_comparison, write_comparison
     from sdcompress.report.read import read_reports
 
     comparison = compare_reports(read_reports(reports), metric)
     files = write_comparison(comparison, out) if out else []  # before a reader such as `head` may end the process
     if as_json:
-        for text in warning_texts(comparison["warnings"]):
-            print(f"warning: {text}", file=sys.stderr)
-        typer.echo(json.dumps(comparison, indent=1, ensure_ascii=False))
+        for warning in comparison.warnings:
+            print(f"warning: {warning}", file=sys.stderr)
+        typer.echo(json.dumps(comparison.to_dict(), indent=1, ensure_ascii=False))
     else:
         print_comparison(comparison, _out(), Console(stderr=True))
     for file in files:
@@ -61,7 +61,7 @@ def history(
     found = read_history(folder)
     files = write_history(found, out) if out else []
     if as_json:
-        typer.echo(json.dumps(found, indent=1, ensure_ascii=False))
+        typer.echo(json.dumps(found.to_dict(), indent=1, ensure_ascii=False))
     else:
         print_history(found, _out())
     for file in files:

@@ -3,19 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from sdcompress.errors import UserError, nearest
 
 _GATE = re.compile(r"\s*([A-Za-z_0-9]+)\s*(>=|<=|>|<)\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*")
-_COMPARE: dict[str, Callable[[float, float], bool]] = {
-    ">=": lambda value, limit: value >= limit,
-    "<=": lambda value, limit: value <= limit,
-    ">": lambda value, limit: value > limit,
-    "<": lambda value, limit: value < limit,
-}
 # Name of a figure -> the keys that lead to it in a report.
 FIGURES: dict[str, tuple[str, ...]] = {
     "clip_score": ("compressed", "clip_score"),
@@ -80,37 +72,3 @@ def parse_gate(text: str) -> Gate:
     if name not in FIGURES:
         raise UserError(f"gate {text!r}: no figure {name!r}; {nearest(name, FIGURES)}")
     return Gate(name, comparison, float(limit), f"{name}{comparison}{limit}")
-
-
-def check_gates(report: Mapping[str, Any], gates: Sequence[str]) -> list[dict[str, Any]]:
-    """Return for each gate its text, the measured value, and whether it passed. A figure that was not measured fails.
-
-    The value of an infinite PSNR (identical pictures) is None, as everywhere in a report, with `infinite` beside it.
-    """
-    return [_check(report, parse_gate(text)) for text in dict.fromkeys(gates)]
-
-
-def failures(checked: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return a line for each gate that failed."""
-    return [f"gate {each['gate']}: {gate_value_text(each)}" for each in checked if not each["passed"]]
-
-
-def gate_value_text(checked: Mapping[str, Any]) -> str:
-    """Return the measured value in words."""
-    if checked["value"] is None:
-        return "infinite" if checked.get("infinite") else "not measured"
-    return f"measured {checked['value']:.6g}"
-
-
-def _check(report: Mapping[str, Any], gate: Gate) -> dict[str, Any]:
-    value: Any = report
-    for key in FIGURES[gate.name]:
-        value = value.get(key) if isinstance(value, Mapping) else None
-    entry: dict[str, Any] = {"gate": gate.text, "value": value, "passed": False}
-    if value is None and gate.name.startswith("psnr_db"):
-        similarity = report["similarity"]
-        if similarity["pairs"] and similarity["identical"] == similarity["pairs"]:
-            value, entry["infinite"] = float("inf"), True
-    if value is not None:
-        entry["passed"] = _COMPARE[gate.comparison](value, gate.limit)
-    return entry

@@ -1,113 +1,114 @@
-"""What each component of the compressed pipeline cost and saved, and each step of its recipe: the ladder."""
+"""What each component of the compressed pipeline cost and saved, and each step of its recipe."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
+from sdcompress.evaluation.result import ComponentSwap, StepSwap
 from sdcompress.report import statistics
-from sdcompress.report.pairing import by_prompt
-from sdcompress.report.variants import describe_variant, variant_samples
-from sdcompress.report.verdicts import judge, overall
-
-Found = list[dict[str, Any]]  # one entry per picture of a swapped pipeline
+from sdcompress.report.pairing import estimate
+from sdcompress.report.quality_model import (
+    Change,
+    Difference,
+    NoiseFloor,
+    Sample,
+    StepFigures,
+    StepGain,
+    SwapFigures,
+    VariantSample,
+)
+from sdcompress.report.variants import variant_figures
+from sdcompress.report.verdicts import FALSE_CALLS, Level, judge, largest_psnr, overall
 
 
 def describe_attribution(
-    records: Sequence[Mapping[str, Any]],
-    samples: Sequence[Mapping[str, Any]],
-    scorer: str | None,
-    swaps: Sequence[Mapping[str, Any]],
-    noise_floor: Mapping[str, Any] | None,
-) -> list[dict[str, Any]]:
-    """What each swap cost and saved, the largest cost in PSNR first, with its ladder of steps.
+    variants: Mapping[str, list[VariantSample]],
+    samples: Sequence[Sample],
+    swaps: Sequence[ComponentSwap],
+    noise_floor: NoiseFloor | None,
+    level: Level,
+) -> list[SwapFigures]:
+    """Return what each swap cost and saved, the largest cost in PSNR first, with its steps one by one.
 
     Times are paired with the original's. Quality is judged as the whole pipeline's is (`verdicts.py`).
     """
-    labels = {swap["variant"]: None for swap in swaps}
-    labels |= {rung["variant"]: None for swap in swaps for rung in swap["ladder"] if rung["not_measured"] is None}
-    drawn = {label: variant_samples(records, label, samples, scorer) for label in labels}
-    figures = {label: _figures(found, samples, noise_floor, len(drawn)) for label, found in drawn.items()}
-    entries = [
-        {**swap, **figures[swap["variant"]], "ladder": _describe_ladder(swap["ladder"], drawn, figures)}
-        for swap in swaps
-    ]
-    return sorted(entries, key=_cost)
+    labels = {swap.variant: None for swap in swaps}
+    labels |= {step.variant: None for swap in swaps for step in swap.after_steps if step.not_measured is None}
+    drawn = {label: variants.get(label, []) for label in labels}
+    largest = largest_psnr(samples)
+    figures = {label: _figures(found, noise_floor, largest, level, len(drawn)) for label, found in drawn.items()}
+    entries = []
+    for swap in swaps:
+        steps = _describe_steps(swap.after_steps, drawn, figures, level(FALSE_CALLS))
+        entries.append(SwapFigures(**{**swap.to_json(), **figures[swap.variant], "ladder": steps}))
+    return sorted(entries, key=lambda entry: math.inf if entry.psnr_db.mean is None else entry.psnr_db.mean)
 
 
 def _figures(
-    found: Found, samples: Sequence[Mapping[str, Any]], noise_floor: Mapping[str, Any] | None, pipelines: int
+    found: list[VariantSample],
+    noise_floor: NoiseFloor | None,
+    largest: Mapping[int, float],
+    level: Level,
+    pipelines: int,
 ) -> dict[str, Any]:
-    times = [[entry[name] for entry in found] for name in ("original_latency_s", "latency_s")]
+    times = [[each.original_latency_s or 0.0 for each in found], [each.latency_s or 0.0 for each in found]]
     medians = [statistics.median(each) for each in times]
     ratio = None if None in medians else medians[1] / medians[0]  # type: ignore[operator]
-    interval = statistics.median_ratio_interval(*times) if found else None
-    verdicts = judge(_as_pairs(found, samples), noise_floor, pipelines)
+    interval = statistics.median_ratio_interval(times[0], times[1], level(FALSE_CALLS))
+    verdicts = judge(found, noise_floor, largest, level, pipelines)
     return {
-        **describe_variant(found),
-        "latency_s": {"ratio": ratio, "ratio_interval_95": interval},
+        **variant_figures(found, level(FALSE_CALLS)),
+        "latency_s": Change(ratio=ratio, ratio_interval_95=interval),
         "verdict": overall(verdicts),
         "verdicts": verdicts,
     }
 
 
-def _describe_ladder(
-    rungs: Sequence[Mapping[str, Any]], drawn: Mapping[str, Found], figures: Mapping[str, Mapping[str, Any]]
-) -> list[dict[str, Any]]:
-    """Each rung with its figures against the original, and what it `adds` to those of the last measured one before.
-
-    `with`: the steps since then that were not measured alone, whose cost is in the rung's.
-    """
-    described, before, unmeasured = [], None, []
-    for rung in rungs:
-        if rung["not_measured"] is not None:
-            described.append({**rung, "with": [], "adds": None})
-            unmeasured.append(rung["step"])
+def _describe_steps(
+    steps: Sequence[StepSwap],
+    drawn: Mapping[str, list[VariantSample]],
+    figures: Mapping[str, Mapping[str, Any]],
+    confidence: float,
+) -> list[StepFigures]:
+    """Return each step's figures against the original, and what it `adds` to those of the measured step before it."""
+    described: list[StepFigures] = []
+    before: list[VariantSample] | None = None
+    unmeasured: list[str] = []
+    for step in steps:
+        if step.not_measured is not None:
+            described.append(StepFigures(**asdict(step), together_with=[], adds=None))
+            unmeasured.append(step.step)
             continue
-        found = drawn[rung["variant"]]
-        adds = _difference(found, before)
-        described.append({**rung, **figures[rung["variant"]], "with": unmeasured, "adds": adds})
+        found = drawn[step.variant]
+        gain = _gain(found, before, confidence)
+        described.append(StepFigures(**asdict(step), **figures[step.variant], together_with=unmeasured, adds=gain))
         before, unmeasured = found, []
     return described
 
 
-def _difference(found: Found, before: Found | None) -> dict[str, Any]:
-    """Means and 95 % intervals of what pictures gained (below 0: lost) since the rung before, the original at first.
+def _gain(found: list[VariantSample], before: list[VariantSample] | None, confidence: float) -> StepGain:
+    """Return what the pictures gained (below 0: lost) since the step before, or the original at the first step.
 
-    PSNR is over the pictures that were not identical to the original on either rung; None where there are none.
+    PSNR is over the pictures that were not identical to the original at either step; None where there are none.
     """
-    earlier = {entry["index"]: entry for entry in before or ()}
-    clip, psnr = [], []
-    for entry in found:
-        base = earlier.get(entry["index"])
-        drift = entry["clip_score_difference"]
-        since = 0.0 if before is None else (base or {}).get("clip_score_difference")
-        if drift is not None and since is not None:
-            clip.append((entry, drift - since))
-        if base is not None and entry["psnr_db"] is not None and base["psnr_db"] is not None:
-            psnr.append((entry, entry["psnr_db"] - base["psnr_db"]))
-    return {"clip_score": _mean(clip), "psnr_db": _mean(psnr)}
+    earlier = {each.index: each for each in before or ()}
+    clip: list[float | None] = []
+    psnr: list[float | None] = []
+    for each in found:
+        base = earlier.get(each.index)
+        drift = 0.0 if before is None else None if base is None else base.clip_score_difference
+        clip.append(_minus(each.clip_score_difference, drift))
+        psnr.append(_minus(each.psnr_db, None if base is None else base.psnr_db))
+    return StepGain(clip_score=_difference(found, clip, confidence), psnr_db=_difference(found, psnr, confidence))
 
 
-def _as_pairs(found: Found, samples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The samples that the swapped pipeline drew too, its pictures in the place of the compressed one's."""
-    originals = {sample["index"]: sample for sample in samples}
-    pairs = []
-    for entry in found:
-        sample = originals[entry["index"]]
-        score, drift = sample["original"]["clip_score"], entry["clip_score_difference"]
-        swapped = {"blocked": False, "clip_score": None if score is None or drift is None else score + drift}
-        compared = {name: entry[name] for name in ("psnr_db", "identical", "ssim", "metrics")}
-        pairs.append({**sample, **compared, "compressed": swapped})
-    return pairs
+def _minus(value: float | None, base: float | None) -> float | None:
+    return None if value is None or base is None else value - base
 
 
-def _mean(pairs: Sequence[tuple[Mapping[str, Any], float]]) -> dict[str, Any]:
-    values = [value for _, value in pairs]
-    interval = statistics.mean_interval(by_prompt([entry for entry, _ in pairs], values))
-    return {"difference": statistics.mean(values), "interval_95": interval}
-
-
-def _cost(entry: Mapping[str, Any]) -> float:
-    return math.inf if entry["psnr_db"]["mean"] is None else float(entry["psnr_db"]["mean"])
+def _difference(found: list[VariantSample], values: list[float | None], confidence: float) -> Difference:
+    known = estimate(found, values, confidence)
+    return Difference(difference=known.mean, interval_95=known.interval_95)

@@ -1,4 +1,4 @@
-"""Charts as SVG text, coloured by the page's style sheet so that they follow its light and dark mode."""
+"""Charts as SVG text. The page's style sheet colours them, so that they follow its light and dark mode."""
 
 from __future__ import annotations
 
@@ -47,7 +47,12 @@ def scatter(
     lines: Sequence[tuple[float, str]] = (),
     front: bool = False,
 ) -> str:
-    """SVG of points over two axes, with horizontal `lines` to compare with; `front` joins the marks of that kind."""
+    """Return points over two axes as SVG.
+
+    Args:
+        lines: values and names of horizontal lines to compare with.
+        front: whether a line joins the marks of the kind "front".
+    """
     heights = [value for mark in marks for value in (mark.y, *(mark.interval or ())) if math.isfinite(value)]
     y_ticks = ticks([*heights, *(value for value, _ in lines)])
     x_ticks = ticks([0, *(mark.x for mark in marks)])  # from zero, so that lengths compare as bytes and times do
@@ -73,7 +78,7 @@ def scatter(
 
 
 def strips(groups: Sequence[tuple[str, str, Sequence[float]]], text: Callable[[float], str], *, title: str) -> str:
-    """SVG of each group's values as dots under a box: median, middle half, and whiskers from 5 to 95 %.
+    """Return each group's values as dots under a box: median, middle half, and whiskers from 5 to 95 %.
 
     A group is its name, its kind (a class of the style sheet) and its values.
     """
@@ -98,7 +103,7 @@ def strips(groups: Sequence[tuple[str, str, Sequence[float]]], text: Callable[[f
 
 
 def bars(rows: Sequence[tuple[str, float | None, float | None]], text: Callable[[float], str], *, title: str) -> str:
-    """SVG of two bars a row: name, original, compressed; None is written as not measured."""
+    """Return two bars for each row of name, original and compressed; None is written as not measured."""
     largest = max((value for _, *both in rows for value in both if value is not None), default=0) or 1
     row = 44
     parts = []
@@ -114,10 +119,10 @@ def bars(rows: Sequence[tuple[str, float | None, float | None]], text: Callable[
     return _svg(parts, TOP + row * len(rows), title)
 
 
-def curves(lines: Sequence[tuple[str, Sequence[float]]], x: Axis, y: Axis, *, title: str) -> str:
-    """SVG of one line for each named series over its index."""
+def curves(lines: Sequence[tuple[str, Sequence[float]]], x: Axis, y: Axis, *, title: str, first: int = 0) -> str:
+    """Return one line for each named series over its index, which counts from `first`."""
     longest = max(len(values) for _, values in lines)
-    x_ticks, y_ticks = ticks([0, longest - 1]), ticks([value for _, values in lines for value in values])
+    x_ticks, y_ticks = ticks([first, first + longest - 1]), ticks([value for _, values in lines for value in values])
 
     def across(value: float) -> float:
         return _scale(value, x_ticks, LEFT, WIDTH - RIGHT)
@@ -127,14 +132,14 @@ def curves(lines: Sequence[tuple[str, Sequence[float]]], x: Axis, y: Axis, *, ti
 
     parts = [*_grid(x_ticks, y_ticks, x, y, across, down)]
     for place, (name, values) in enumerate(lines):
-        points = " ".join(f"{across(i):.1f},{down(value):.1f}" for i, value in enumerate(values))
+        points = " ".join(f"{across(i):.1f},{down(value):.1f}" for i, value in enumerate(values, first))
         parts.append(_tag("polyline", points=points, class_=f"curve series{place % 4}"))
-        parts.append(_text(across(len(values) - 1), down(values[-1]) - 5, name, "end", "note"))
+        parts.append(_text(across(first + len(values) - 1), down(values[-1]) - 5, name, "end", "note"))
     return _svg(parts, HEIGHT, title)
 
 
 def ticks(values: Sequence[float], count: int = 5) -> list[float]:
-    """About `count` round numbers that span the values (Heckbert 1990, "Nice numbers for graph labels")."""
+    """Return about `count` round numbers that span the values (Heckbert 1990, "Nice numbers for graph labels")."""
     low, high = min(values, default=0.0), max(values, default=1.0)
     if high - low < 1e-9 * max(abs(high), 1e-6):
         pad = abs(high) * 0.05 or 1.0
@@ -147,7 +152,7 @@ def ticks(values: Sequence[float], count: int = 5) -> list[float]:
 
 
 def quantiles_of(values: Sequence[float], count: int) -> Iterator[float]:
-    """`count` of the values, spread evenly over their order."""
+    """Yield `count` of the values, spread evenly over their order."""
     ordered = sorted(values)
     return (ordered[place * (len(ordered) - 1) // (count - 1)] for place in range(count))
 
@@ -215,26 +220,27 @@ def _point(mark: Mark, across: float, down: float, to_y: Callable[[float], float
 
 
 def _place_labels(placed: Sequence[tuple[Mark, float, float]]) -> Iterator[str]:
-    """Each label at the first free place right, left, above or below its point; none where all are taken."""
+    """Yield each label at the first free place beside, above or below its point; none where all are taken."""
     taken = [(x - 6, y - 6, x + 6, y + 6) for _, x, y in placed]
     for mark, x, y in placed:
         if not mark.labelled:
             continue
         label = mark.label if len(mark.label) <= 24 else mark.label[:23] + "…"
         width = CHARACTER * len(label)
-        for left, baseline in (
-            (x + 8, y + 4),
-            (x - 8 - width, y + 4),
-            (x - width / 2, y - 9),
-            (x - width / 2, y + 18),
-            (x + 6, y - 9),
-            (x - 6 - width, y - 9),
+        for anchor, at, baseline in (
+            ("start", x + 8, y + 4),
+            ("end", x - 8, y + 4),
+            ("middle", x, y - 9),
+            ("middle", x, y + 18),
+            ("start", x + 6, y - 9),
+            ("end", x - 6, y - 9),
         ):
+            left = at - width * {"start": 0, "middle": 0.5, "end": 1}[anchor]
             box = (left, baseline - LINE + 3, left + width, baseline + 3)
             inside = box[0] >= LEFT and box[2] <= WIDTH and box[1] >= 0 and box[3] <= HEIGHT - BOTTOM
             if inside and not any(_overlap(box, other) for other in taken):
                 taken.append(box)
-                yield _text(left, baseline, label, "start", f"label {mark.kind}")
+                yield _text(at, baseline, label, anchor, f"label {mark.kind}")
                 break
 
 
@@ -247,7 +253,7 @@ def _text(x: float, y: float, text: str, anchor: str, kind: str = "name") -> str
 
 
 def _tag(name: str, content: str = "", **attributes: str | float) -> str:
-    """An element with its text and attributes escaped; `class_` is class, `_` inside a name is `-`."""
+    """Return an element, its text and attributes escaped; `class_` is class, and `_` inside a name is `-`."""
     written = "".join(
         f' {key.rstrip("_").replace("_", "-")}="{value:.1f}"'
         if isinstance(value, float)

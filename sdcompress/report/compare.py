@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from pydantic import Field
+
 from sdcompress.errors import UserError
-from sdcompress.report.read import ReportError
+from sdcompress.report.model import ReportData
+from sdcompress.report.quality_model import Estimate, Interval, Part
 
 SCHEMA_VERSION = 1
 COSTS = ("weights_bytes", "latency_s")
@@ -19,116 +23,186 @@ METRICS = {
 }
 
 
-def compare_reports(reports: Mapping[str, Mapping[str, Any]], metric: str = "psnr_db") -> dict[str, Any]:
-    """The comparison as JSON-safe values: `rows` in the order given, `warnings`, and what the metric is.
+class ReportFigures(Part):
+    """The figures of a report that a line in a comparison or a history shows."""
 
-    A row says on which fronts it lies: `front["weights_bytes"]` is True when no other report has both fewer bytes and
-    at least its quality, False when one has (`dominated_by` names one), None where something was not measured.
-    """
-    words, unit, higher = describe_metric(reports, metric)
-    rows = []
-    for label, report in reports.items():
-        try:
-            rows.append(_row(label, report, metric))
-            _ = [value_of(report) for value_of in ASPECTS.values()]
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ReportError(f"{label}: is damaged ({type(error).__name__}: {error}); evaluate again") from None
-    for cost in COSTS:
-        mark_front(rows, cost, higher)
+    weights_bytes: int
+    size_bytes: int | None
+    latency_s: float | None
+    peak_memory_bytes: int | None
+    clip_score_drift: float | None
+    clip_score_drift_interval_95: Interval | None
+    psnr_db: float | None
+    identical: bool
+    pictures: int
+
+
+def figures_of(report: ReportData) -> dict[str, Any]:
+    """Return the fields of `ReportFigures`."""
+    compressed, drift, similarity = report.compressed, report.change.clip_score, report.similarity
+    own = ("weights_bytes", "size_bytes", "latency_s", "peak_memory_bytes", "pictures")
     return {
-        "schema_version": SCHEMA_VERSION,
-        "metric": {"name": metric, "words": words, "unit": unit, "higher_is_better": higher},
-        "rows": rows,
-        "warnings": find_differences(reports),
+        **{name: getattr(compressed, name) for name in own},
+        "clip_score_drift": drift.difference,
+        "clip_score_drift_interval_95": drift.interval_95,
+        "psnr_db": similarity.psnr_db.mean,
+        "identical": similarity.all_identical,
     }
 
 
-def describe_metric(reports: Mapping[str, Mapping[str, Any]], metric: str) -> tuple[str, str, bool]:
-    """The metric in words, its unit, and whether more of it is better. UserError names the metrics that there are."""
+class ComparedMetric(Part):
+    """The metric that quality is compared by."""
+
+    name: str
+    words: str
+    unit: str
+    higher_is_better: bool
+
+
+class ComparedReport(ReportFigures):
+    """One report's figures.
+
+    Attributes:
+        front: cost (`weights_bytes`, `latency_s`) -> True when no other report has less of it and at least the same
+            quality, False when one has, None where something was not measured.
+        dominated_by: cost -> the label of a report that has; None where none has.
+    """
+
+    label: str
+    original: str
+    compressed: str
+    metric: str
+    quality: float | None
+    quality_interval_95: Interval | None
+    parameters: int
+    size_ratio: float | None
+    original_weights_bytes: int
+    bits_per_weight: float | None
+    latency_ratio: float | None
+    ssim: float | None
+    verdict: str | None
+    front: dict[str, bool | None] = Field({})
+    dominated_by: dict[str, str | None] = Field({})
+
+    @property
+    def rank(self) -> float | None:
+        """Quality by the chosen metric; infinite where all pictures are identical and the metric is PSNR."""
+        return math.inf if self.quality is None and self.identical and self.metric == "psnr_db" else self.quality
+
+    def cost(self, name: str) -> float | None:
+        """Return bytes of weights or seconds per picture; None where it is zero or was not measured."""
+        return (self.weights_bytes if name == "weights_bytes" else self.latency_s) or None
+
+
+class Group(Part):
+    """The reports that have the same value of an aspect."""
+
+    value: str
+    reports: list[str]
+
+
+class Disagreement(Part):
+    """An aspect that differs between reports, the largest group first."""
+
+    aspect: str
+    groups: list[Group]
+
+    def __str__(self) -> str:
+        first, *others = self.groups
+        rest = "; ".join(f"{group.value} in {', '.join(group.reports)}" for group in others)
+        return f"{self.aspect} differ: {first.value} in {_most(first.reports)}, but {rest}"
+
+
+class Comparison(Part):
+    """Reports compared: their rows in the order given, and what differs that a comparison takes for equal."""
+
+    schema_version: int = SCHEMA_VERSION
+    metric: ComparedMetric
+    rows: list[ComparedReport]
+    warnings: list[Disagreement]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the comparison as JSON-safe values: what compare.json holds."""
+        return self.model_dump(mode="json")
+
+
+def compare_reports(reports: Mapping[str, ReportData], metric: str = "psnr_db") -> Comparison:
+    """Return the comparison of the reports by label.
+
+    metric: psnr_db, clip_score, ssim or what else a report measured.
+
+    Raises:
+        UserError: no report has the metric.
+    """
+    described = describe_metric(reports, metric)
+    rows = mark_fronts([_row(label, report, metric) for label, report in reports.items()], described.higher_is_better)
+    return Comparison(metric=described, rows=rows, warnings=find_differences(reports))
+
+
+def describe_metric(reports: Mapping[str, ReportData], metric: str) -> ComparedMetric:
+    """Return what the metric is. UserError names the metrics that there are."""
     if metric in METRICS:
-        return METRICS[metric]
-    named: dict[str, Any] = {}
-    for report in reports.values():
-        named |= report.get("metrics") or {}
+        words, unit, higher = METRICS[metric]
+        return ComparedMetric(name=metric, words=words, unit=unit, higher_is_better=higher)
+    named = {name: found for report in reports.values() for name, found in report.metrics.items()}
     if metric not in named:
         known = ", ".join([*METRICS, *sorted(set(named) - set(METRICS))])
         raise UserError(f"--metric {metric}: no report has it; use one of {known}")
-    return metric.replace("_", " "), named[metric].get("unit") or "", named[metric].get("higher_is_better", True)
+    words, unit, higher = metric.replace("_", " "), named[metric].unit or "", named[metric].higher_is_better
+    return ComparedMetric(name=metric, words=words, unit=unit, higher_is_better=higher)
 
 
-def mark_front(rows: Sequence[dict[str, Any]], cost: str, higher_is_better: bool) -> None:
-    """Sets `front[cost]` and `dominated_by[cost]` of each row: less cost and better quality dominate."""
+def mark_fronts(rows: Sequence[ComparedReport], higher_is_better: bool) -> list[ComparedReport]:
+    """Return the rows with `front` and `dominated_by` of each cost: less cost and better quality dominate."""
     sign = 1 if higher_is_better else -1
-    known = [(row, row[cost], sign * quality) for row in rows if (quality := quality_of(row)) is not None and row[cost]]
-    for row in rows:
-        row["front"][cost], row["dominated_by"][cost] = None, None
-    for row, price, quality in known:
-        row["dominated_by"][cost] = next(
-            (
-                other["label"]
+    marks: dict[str, dict[str, dict[str, Any]]] = {row.label: {"front": {}, "dominated_by": {}} for row in rows}
+    for cost in COSTS:
+        known = [
+            (row.label, row.cost(cost) or 0.0, sign * row.rank)
+            for row in rows
+            if row.cost(cost) and row.rank is not None
+        ]
+        for mark in marks.values():
+            mark["front"][cost] = mark["dominated_by"][cost] = None
+        for label, price, quality in known:
+            better = (
+                other
                 for other, its_price, its_quality in known
                 if its_price <= price and its_quality >= quality and (its_price < price or its_quality > quality)
-            ),
-            None,
-        )
-        row["front"][cost] = row["dominated_by"][cost] is None
+            )
+            marks[label]["dominated_by"][cost] = by = next(better, None)
+            marks[label]["front"][cost] = by is None
+    return [row.model_copy(update=marks[row.label]) for row in rows]
 
 
-def quality_of(row: Mapping[str, Any]) -> float | None:
-    """The row's quality by the chosen metric; infinite where all pictures are identical and it is a PSNR."""
-    if row["quality"] is None and row["identical"] and row["metric"] == "psnr_db":
-        return math.inf
-    value: float | None = row["quality"]
-    return value
-
-
-def _row(label: str, report: Mapping[str, Any], metric: str) -> dict[str, Any]:
-    compressed, change, similarity = report["compressed"], report["change"], report["similarity"]
-    quality, interval = _quality(report, metric)
-    return {
-        "label": label,
-        "original": report["original"]["name"],
-        "compressed": compressed["name"],
-        "metric": metric,
-        "quality": quality,
-        "quality_interval_95": interval,
-        "identical": bool(similarity["pairs"]) and similarity["identical"] == similarity["pairs"],
-        "parameters": compressed["parameters"],
-        "size_bytes": compressed["size_bytes"],
-        "weights_bytes": compressed["weights_bytes"],
-        "size_ratio": change["weights_bytes"]["ratio"],
-        "original_weights_bytes": report["original"]["weights_bytes"],
-        "bits_per_weight": compressed["bits_per_weight"],
-        "peak_memory_bytes": compressed["peak_memory_bytes"],
-        "latency_s": compressed["latency_s"],
-        "latency_ratio": change["latency_s"]["ratio"],
-        "clip_score_drift": change["clip_score"]["difference"],
-        "clip_score_drift_interval_95": change["clip_score"]["interval_95"],
-        "psnr_db": similarity["psnr_db"]["mean"],
-        "ssim": similarity["ssim"]["mean"],
-        "pictures": compressed["pictures"],
-        "verdict": ((report.get("verdicts") or {}).get(metric) or {}).get("verdict"),
-        "front": {},
-        "dominated_by": {},
-    }
-
-
-def _quality(report: Mapping[str, Any], metric: str) -> tuple[float | None, Sequence[float] | None]:
+def _row(label: str, report: ReportData, metric: str) -> ComparedReport:
+    compressed, drift, similarity = report.compressed, report.change.clip_score, report.similarity
     if metric == "clip_score":
-        figure = report["change"]["clip_score"]
-        return figure["difference"], figure["interval_95"]
-    if metric in METRICS:
-        figure = report["similarity"][metric]
-        return figure["mean"], figure["interval_95"]
-    figure = (report.get("metrics") or {}).get(metric) or {}
-    return figure.get("mean"), figure.get("interval_95")
+        quality = Estimate(mean=drift.difference, interval_95=drift.interval_95)
+    elif metric in METRICS:
+        quality = getattr(similarity, metric)
+    else:
+        quality = report.metrics.get(metric, Estimate())
+    return ComparedReport(
+        label=label,
+        original=report.original.name,
+        compressed=compressed.name,
+        metric=metric,
+        quality=quality.mean,
+        quality_interval_95=quality.interval_95,
+        parameters=compressed.parameters,
+        size_ratio=report.change.weights_bytes.ratio,
+        original_weights_bytes=report.original.weights_bytes,
+        bits_per_weight=compressed.bits_per_weight,
+        latency_ratio=report.change.latency_s.ratio,
+        ssim=similarity.ssim.mean,
+        verdict=report.verdicts[metric].verdict if metric in report.verdicts else None,
+        **figures_of(report),
+    )
 
 
-def find_differences(reports: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """What differs between reports that a comparison takes for equal: {"aspect", "groups": [{"value", "reports"}]}.
-
-    The largest group comes first, as what the others differ from.
-    """
+def find_differences(reports: Mapping[str, ReportData]) -> list[Disagreement]:
+    """Return what differs between reports that a comparison takes for equal."""
     found = []
     for aspect, value_of in ASPECTS.items():
         groups: dict[str, list[str]] = {}
@@ -136,62 +210,50 @@ def find_differences(reports: Mapping[str, Mapping[str, Any]]) -> list[dict[str,
             groups.setdefault(value_of(report), []).append(label)
         if len(groups) > 1:
             ordered = sorted(groups.items(), key=lambda group: -len(group[1]))
-            found.append({"aspect": aspect, "groups": [{"value": v, "reports": labels} for v, labels in ordered]})
+            listed = [Group(value=value, reports=labels) for value, labels in ordered]
+            found.append(Disagreement(aspect=aspect, groups=listed))
     return found
-
-
-def warning_texts(warnings: Sequence[Mapping[str, Any]]) -> list[str]:
-    """One sentence a difference, that names the reports which differ from most."""
-    told = []
-    for warning in warnings:
-        first, *others = warning["groups"]
-        rest = "; ".join(f"{group['value']} in {', '.join(group['reports'])}" for group in others)
-        told.append(f"{warning['aspect']} differ: {first['value']} in {_most(first['reports'])}, but {rest}")
-    return told
 
 
 def _most(labels: Sequence[str]) -> str:
     return ", ".join(labels) if len(labels) <= 3 else f"{len(labels)} reports ({labels[0]}, {labels[1]}, …)"
 
 
-def _prompts(report: Mapping[str, Any]) -> str:
-    import hashlib
-
-    prompts = list(dict.fromkeys(sample["prompt"] for sample in report["samples"]))
+def _prompts(report: ReportData) -> str:
+    prompts = list(dict.fromkeys(sample.prompt for sample in report.samples))
     digest = hashlib.sha256("\n".join(prompts).encode("utf-8")).hexdigest()[:6]
-    return f"{len(prompts)} prompts of {report['settings']['prompt_set']} (#{digest})"
+    return f"{len(prompts)} prompts of {report.settings.prompt_set} (#{digest})"
 
 
-def _seeds(report: Mapping[str, Any]) -> str:
-    seeds = sorted(sample["seed"] for sample in report["samples"])
+def _seeds(report: ReportData) -> str:
+    seeds = sorted(sample.seed for sample in report.samples)
     if not seeds:
         return "none"
     whole = seeds == list(range(seeds[0], seeds[-1] + 1))
     return f"{seeds[0]} to {seeds[-1]}" if whole else f"{len(seeds)} from {seeds[0]} to {seeds[-1]}"
 
 
-def _sampler(report: Mapping[str, Any]) -> str:
-    settings = report["settings"]
-    size = f"{settings.get('width') or 'own'} x {settings.get('height') or 'own'} pixels"
-    return f"{settings['num_inference_steps']} steps, guidance {settings['guidance_scale']}, {size}"
+def _sampler(report: ReportData) -> str:
+    settings = report.settings
+    size = f"{settings.width or 'own'} x {settings.height or 'own'} pixels"
+    return f"{settings.num_inference_steps} steps, guidance {settings.guidance_scale}, {size}"
 
 
-def _scorer(report: Mapping[str, Any]) -> str:
-    return report["scorer"]["name"] if report.get("scorer") else "none"
+def _scorer(report: ReportData) -> str:
+    return report.scorer.name if report.scorer else "none"
 
 
-def _machine(report: Mapping[str, Any]) -> str:
-    environment = report["environment"]
-    device = environment["device_name"]["compressed"] or environment["device"]["compressed"]
-    threads = environment["threads"]["compressed"]
-    return f"{environment['cpu']}, {environment['cores']} cores, {device}, {threads} threads"
+def _machine(report: ReportData) -> str:
+    environment = report.environment
+    device = environment.device_name["compressed"] or environment.device["compressed"]
+    return f"{environment.cpu}, {environment.cores} cores, {device}, {environment.threads['compressed']} threads"
 
 
-def _original(report: Mapping[str, Any]) -> str:
-    return f"{report['original']['name']} ({report['original']['parameters']:,} parameters)"
+def _original(report: ReportData) -> str:
+    return f"{report.original.name} ({report.original.parameters:,} parameters)"
 
 
-ASPECTS: dict[str, Callable[[Mapping[str, Any]], str]] = {
+ASPECTS: dict[str, Callable[[ReportData], str]] = {
     "originals": _original,
     "prompts": _prompts,
     "seeds": _seeds,

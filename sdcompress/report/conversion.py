@@ -1,4 +1,4 @@
-"""What `convert` says about what it wrote: sizes, what stayed in 16 bits and why, and how to open it."""
+"""What `convert` says of the files it wrote: sizes, layers that stayed in 16 bits and why, and how to open them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rich.filesize import decimal
 
 
 def conversion_lines(facts: Mapping[str, Any], out: Path, model: str) -> list[str]:
-    """The lines for people, of the facts of either target."""
+    """Return the lines for the terminal, of the facts of either target."""
     return _openvino_lines(facts, out) if "components" in facts else _gguf_lines(facts, out, model)
 
 

@@ -1,4 +1,4 @@
-"""What `sdcompress doctor` found, on the terminal: the machine, what runs on it, and the recipes that suit it."""
+"""The terminal view of what `sdcompress doctor` found: the machine, what runs on it, and the recipes that suit it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sdcompress.backends.findings import (
     TorchFindings,
 )
 from sdcompress.planning.advice import Diagnosis
-from sdcompress.report.wording import bytes_text
+from sdcompress.report.number_text import bytes_text
 
 INDENT = 2
 GPU_KINDS = {"cuda": "CUDA", "rocm": "ROCm", "mps": "Apple MPS", "xpu": "Intel XPU"}

@@ -1,144 +1,114 @@
-"""The report as one self-contained HTML file, pictures included: opens from a disk, without a network."""
+"""The report as one self-contained HTML file, pictures included, and as a fragment for notebooks."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sdcompress.report import page_attribution, page_charts, page_tables
-from sdcompress.report.attribution_wording import LADDER_NOTE, ladder_notes
-from sdcompress.report.layers import FORMAT_COLUMNS, format_rows
-from sdcompress.report.page_tiles import UNMEASURED, make_tiles
-from sdcompress.report.templates import render_page
+from sdcompress.evaluation.samples import SIDES
+from sdcompress.report import page_charts
+from sdcompress.report.findings import METHOD, findings, subject_text
+from sdcompress.report.layers import format_table, layer_table
+from sdcompress.report.model import ReportData
+from sdcompress.report.number_text import bytes_text
+from sdcompress.report.pair_table import pair_table, worst_first
+from sdcompress.report.table import UNMEASURED, Table
+from sdcompress.report.tables import component_table, gate_table, pipeline_table, quality_tables
+from sdcompress.report.templates import render_fragment, render_page
 from sdcompress.report.thumbnails import Encoding, embed_pairs
-from sdcompress.report.wording import MISSING, bytes_text, component_rows, findings, pipeline_rows, subject_text
+from sdcompress.report.tiles import make_tiles
 
 SECTIONS = (
     ("overview", "Overview"),
-    ("quality", "Quality and size"),
+    ("quality", "Quality"),
     ("pictures", "Pictures"),
-    ("latency", "Latency"),
-    ("components", "Components"),
+    ("costs", "Size, memory and time"),
     ("layers", "Layers"),
     ("method", "Method"),
 )
-METHOD = (
-    "Each pipeline ran in a fresh process, one at a time, their pictures in turn (original, compressed, compressed,"
-    " original, …) after one warm-up. Peak memory is that of the whole process, Python and its libraries included;"
-    " “above the imports” leaves those out. Time per picture is the median. Intervals are 95 % bootstrap intervals over"
-    " prompts, 10,000 resamples. “not measured” stands wherever there is no figure."
-)
-_COMPONENT_COLUMNS = ("parameters", "weights", "bits per weight", "time per picture")
 
 
-def to_html(report: Mapping[str, Any], folder: Path) -> str:
-    """The report as HTML, with the pictures that lie in `folder` embedded."""
-    from markupsafe import Markup
-
-    pictures, encoding = embed_pairs(page_tables.worst_first(report["samples"]), folder)
-    environment = report["environment"]
-    data = {
-        "samples": page_tables.sample_table(report),
-        "layers": page_tables.layer_table(report),
-        "pictures": pictures,
-    }
-
-    def drawn(chart: page_charts.Chart | None) -> tuple[str, Markup] | None:
-        return None if chart is None else (chart[0], Markup(chart[1]))  # charts escape what they are given
-
+def to_html(report: ReportData, folder: Path) -> str:
+    """Return the report as a page that needs no network, with the pictures that are in `folder` embedded."""
+    samples = worst_first(report.samples)
+    pictures, encoding = embed_pairs(samples, folder)
+    environment = report.environment
+    layers = layer_table(report.compressed.layers)
+    data = {"samples": pair_table(samples).to_data(), "layers": layers.to_data(), "pictures": pictures}
     return render_page(
         "report.html.j2",
         ("table.js", "report.js"),
         data,
-        title=f"{report['compressed']['name']} against {report['original']['name']}",
-        original=report["original"]["name"],
-        compressed=report["compressed"]["name"],
-        subject=subject_text(report),
-        machine=f"{environment['cpu']}, {environment['cores']} cores",
+        title=report.title,
+        subject=f"{subject_text(report)}. {environment.cpu}, {environment.cores} cores",
         sections=SECTIONS,
         tiles=make_tiles(report),
-        gates=page_tables.gate_rows(report),
+        gates=gate_table(report),
         findings=findings(report),
-        quality_charts=[drawn(chart) for chart in page_charts.quality_charts(report)],
-        component_chart=drawn(page_charts.component_chart(report)),
-        drift_chart=drawn(page_charts.drift_chart(report)),
-        loss_chart=drawn(page_charts.loss_chart(report)),
-        latency_charts=[drawn(chart) for chart in page_charts.latency_charts(report)],
-        metrics=page_tables.metric_rows(report),
-        not_measured=page_tables.not_measured_lines(report),
-        component_metrics=page_tables.component_metric_rows(report),
-        floor=page_tables.floor_rows(report),
-        attribution_header=page_attribution.ATTRIBUTION_COLUMNS,
-        attribution=page_attribution.attribution_rows(report),
-        ladder_header=page_attribution.LADDER_COLUMNS,
-        ladder=page_attribution.ladder_rows(report),
-        ladder_note=LADDER_NOTE,
-        ladder_notes=ladder_notes(report),
-        pictures_note=_pictures_note(report, len(pictures), encoding),
-        pipeline_rows=_told(pipeline_rows(report)),
-        component_header=(
-            "component",
-            *(f"{what}, {side}" for what in _COMPONENT_COLUMNS for side in ("original", "compressed")),
-        ),
-        component_rows=_told(component_rows(report)),
-        format_header=FORMAT_COLUMNS,
-        format_rows=_told(format_rows(report)),
+        quality_charts=page_charts.quality_charts(report),
+        quality_tables=[table for table in quality_tables(report) if table.rows or table.remarks],
+        attributed=report.attribution is not None,
+        pictures_note=_pictures_note(len(samples), len(pictures), encoding),
+        latency_charts=page_charts.latency_charts(report),
+        cost_tables=[pipeline_table(report), component_table(report)],
+        formats=format_table(report),
+        layers=layers,
         method=METHOD,
-        command_text=report["command"],
-        environment_rows=_environment_rows(report),
-        settings_rows=_settings_rows(report),
+        command_text=report.command,
+        settings=_settings(report),
+        environment=_environment(report),
         recipe=_recipe_text(report),
-        version=environment["versions"].get("sdcompress", UNMEASURED),
+        version=environment.versions.get("sdcompress", UNMEASURED),
     )
 
 
-def _pictures_note(report: Mapping[str, Any], embedded: int, encoding: Encoding | None) -> str:
+def to_fragment(report: ReportData) -> str:
+    """Return the headline figures and the table of both pipelines as HTML that any page can hold."""
+    return render_fragment(
+        "notebook.html.j2",
+        title=report.title,
+        subject=subject_text(report),
+        tiles=make_tiles(report),
+        pipeline=pipeline_table(report),
+        gates=gate_table(report),
+    )
+
+
+def _pictures_note(pairs: int, embedded: int, encoding: Encoding | None) -> str:
     """How the pictures of the page differ from those that were measured."""
     if encoding is None:
         return "No picture is embedded: the PNG files were not found beside the report."
-    left = len(report["samples"]) - embedded
-    more = f" The {embedded} worst pairs are embedded, {left} more lie beside report.json." if left else ""
-    if encoding.quality is None:
-        return f"Pictures are re-encoded as {encoding}; PSNR and SSIM were measured on the PNG files.{more}"
-    return (
-        f"Pictures are re-encoded as {encoding}, which the difference view shows too; "
-        f"PSNR and SSIM were measured on the PNG files.{more}"
-    )
+    left = pairs - embedded
+    more = f" The {embedded} worst pairs are embedded, {left} more are beside report.json." if left else ""
+    shown = "" if encoding.quality is None else " The difference view shows the re-encoded pictures."
+    return f"Pictures are re-encoded as {encoding}; PSNR and SSIM were measured on the PNG files.{shown}{more}"
 
 
-def _told(rows: list[Any]) -> list[tuple[str, ...]]:
-    """The rows of the other faces, with words where those have a dash."""
-    return [tuple(UNMEASURED if cell == MISSING else cell for cell in row) for row in rows]
-
-
-def _environment_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
-    environment = report["environment"]
+def _environment(report: ReportData) -> Table:
+    environment = report.environment
     rows = [
-        ("processor", f"{environment['cpu']}, {environment['cores']} cores"),
-        ("memory", bytes_text(environment.get("memory_bytes"))),
-        ("platform", str(environment["platform"])),
-        ("Python", str(environment["python"])),
+        ("processor", f"{environment.cpu}, {environment.cores} cores"),
+        ("memory", bytes_text(environment.memory_bytes)),
+        ("platform", environment.platform),
+        ("Python", environment.python),
     ]
     for name in ("device", "device_name", "dtype", "threads"):
-        sides = [environment[name][side] for side in ("original", "compressed")]
+        sides: list[Any] = [getattr(environment, name)[side] for side in SIDES]
         known = dict.fromkeys(UNMEASURED if value is None else str(value) for value in sides)
         if name != "device_name" or any(sides):  # processors have none
             rows.append((name.replace("_", " "), " / ".join(known)))
-    return [*rows, *((name, str(version)) for name, version in environment["versions"].items())]
+    rows += environment.versions.items()
+    return Table(("", "value"), rows, ("", "value"), "Environment")
 
 
-def _settings_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
-    settings, scorer = report["settings"], report["scorer"]
-    rows = [("scorer", scorer["name"] if scorer else "none")]
-    for name, value in settings.items():
-        if not isinstance(value, (dict, list)):
-            rows.append((name.replace("_", " "), "default" if value is None else str(value)))
-    return rows
+def _settings(report: ReportData) -> Table:
+    rows = [("scorer", report.scorer.name if report.scorer else "none")]
+    for name, value in report.settings.scalars().items():
+        rows.append((name.replace("_", " "), "default" if value is None else str(value)))
+    return Table(("", "value"), rows, ("", "value"), "Settings")
 
 
-def _recipe_text(report: Mapping[str, Any]) -> str | None:
+def _recipe_text(report: ReportData) -> str | None:
     import yaml
 
-    recipe = report.get("recipe")
-    return None if recipe is None else yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)
+    return None if report.recipe is None else yaml.safe_dump(report.recipe, sort_keys=False, allow_unicode=True)

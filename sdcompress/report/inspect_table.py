@@ -1,4 +1,4 @@
-"""A described pipeline on the terminal, 80 columns wide: its components, what layers they are made of, their bytes."""
+"""The terminal view of a described pipeline, 80 columns wide: its components, their kinds of layers, their bytes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sdcompress.report.wording import bytes_text
+from sdcompress.report.number_text import bytes_text
 
 KIND_TITLES = {
     "linear": "linear", "conv3x3": "conv\n3x3", "conv1x1": "conv\n1x1", "conv": "other\nconv",
@@ -20,7 +20,7 @@ NOTHING = "-"
 
 
 def render(description: Mapping[str, Any], console: Console) -> None:
-    """Prints the description made by `describe`."""
+    """Print the description made by `describe`."""
     title = f"{description['model']}: {description['pipeline_class']}"
     where = description["path"] or description["hub_id"] or description["kind"]
     console.print(Text(title if where == description["model"] else f"{title} ({where})"))
@@ -34,7 +34,7 @@ def render(description: Mapping[str, Any], console: Console) -> None:
 
 
 def render_layers(layers: Mapping[str, Sequence[Mapping[str, Any]]], console: Console) -> None:
-    """Prints, per component, one line per layer: its kind, its weight's shape, its name (whole, whatever the width)."""
+    """Print a line for each layer: its kind, its weight's shape, and its name, whole whatever the width."""
     for name, entries in layers.items():
         console.print(Text(f"{name}: {len(entries):,} layers"))
         for entry in entries:
@@ -79,7 +79,7 @@ def _table(first: str, *others: str) -> Table:
 
 
 def _rows(description: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any], bool]]:
-    """Name, values and whether a rule follows, for each component and each total."""
+    """Yield name, values and whether a rule follows, for each component and each total."""
     components = description["components"]
     for i, (name, values) in enumerate(components.items(), start=1):
         yield name, values, i == len(components)

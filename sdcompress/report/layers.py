@@ -1,82 +1,87 @@
-"""What became of each layer of a compressed pipeline, as rows: one for each format, and one for each layer."""
+"""The tables of layers: what became of them, by format and one by one."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from statistics import median
-from typing import Any
 
-from sdcompress.files.manifest import LayerEntry, LayerStatus
-from sdcompress.report.wording import MISSING, count_text
+from sdcompress.files.manifest import LayerStatus
+from sdcompress.report.model import LayerFacts, ReportData
+from sdcompress.report.number_text import MISSING, count_text, number_text
+from sdcompress.report.table import Cell, Table
 
-FORMAT_COLUMNS = ("component", "format", "layers", "parameters", "bits", "weights, dB", "outputs, dB")
-LAYER_COLUMNS = ("layer", "kind", "parameters", "format", "bits", "weights, dB", "outputs, dB")
+PRUNED = (LayerStatus.REMOVED, LayerStatus.NARROWED, LayerStatus.SPARSE)  # what their reason says was taken away
+NOTE = (
+    "Weights and outputs: how close they are to the original ones, as signal to quantization noise ratio in dB; higher "
+    "is closer. Outputs are measured where the layer's inputs were calibrated."
+)
 
 
-def format_rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """One row for each format of each component: FORMAT_COLUMNS, errors as medians over its layers and the lowest."""
-    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
-    for layer in report["compressed"].get("layers") or ():
-        groups.setdefault((layer["component"], described(layer)), []).append(layer)
-    return [
+def format_table(report: ReportData, *, kept: bool = True) -> Table:
+    """Return one row for each format of each component, the ratios as median and lowest of its layers.
+
+    kept: with the layers that were left alone.
+    """
+    groups: dict[tuple[str, str], list[LayerFacts]] = {}
+    for layer in report.compressed.layers:
+        if kept or layer.format is not None or layer.status in PRUNED:
+            groups.setdefault((layer.component, layer_text(layer)), []).append(layer)
+    rows = [
         (
             component,
             text,
-            f"{len(layers)}",
-            count_text(sum(layer["parameters"] for layer in layers)),
+            Cell(f"{len(layers)}", detail=f"({count_text(sum(layer.parameters for layer in layers))})"),
             _bits(layers),
-            _spread(layer.get("weight_sqnr_db") for layer in layers),
-            _spread(layer.get("output_sqnr_db") for layer in layers),
+            _spread(layer.weight_sqnr_db for layer in layers),
+            _spread(layer.output_sqnr_db for layer in layers),
         )
         for (component, text), layers in groups.items()
     ]
+    columns = ("component", "format", "layers", "bits", "weights, dB", "outputs, dB")
+    note = f"{NOTE} The median over the layers, and the lowest in brackets; beside the layers their parameters."
+    return Table(columns, rows, ("component", "format"), "Formats", note)
 
 
-def layer_rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """One row for each quantized layer: LAYER_COLUMNS, those with the largest error of their output first."""
-    quantized = [layer for layer in report["compressed"].get("layers") or () if layer["format"] is not None]
-    return [
+def layer_table(layers: Iterable[LayerFacts]) -> Table:
+    """Return one row for each layer, the largest error first."""
+    rows = [
         (
-            f"{layer['component']}.{layer['layer']}",
-            layer["kind"],
-            f"{layer['parameters']:,}",
-            described(layer),
-            f"{layer['bits_per_weight']:.2f}",
-            _decibels(layer.get("weight_sqnr_db")),
-            _decibels(layer.get("output_sqnr_db")),
+            f"{layer.component}.{layer.layer}",
+            layer.kind,
+            Cell(f"{layer.parameters:,}", number=layer.parameters),
+            layer_text(layer),
+            Cell(number_text(layer.bits_per_weight), number=layer.bits_per_weight),
+            _decibels(layer.weight_sqnr_db),
+            _decibels(layer.output_sqnr_db),
         )
-        for layer in sorted(quantized, key=_error)
+        for layer in sorted(layers, key=_error)
     ]
+    columns = ("layer", "kind", "parameters", "format", "bits", "weights, dB", "outputs, dB")
+    return Table(columns, rows, ("layer", "kind", "format"), "Every layer, the largest error first")
 
 
-def described(layer: Mapping[str, Any]) -> str:
-    """A layer's format and how its codes were chosen, `int4/64, gptq`, or why it has none."""
-    if layer["format"] is None:
-        if is_pruned(layer):
-            return str(layer["reason"])
-        return f"left alone: {layer['reason']}" if layer.get("reason") else "left alone"
-    rounding = layer.get("rounding", "nearest")
-    activations = ", 8-bit activations" if layer.get("activations") else ""
-    zeros = f", {layer['sparsity']:.0%} zeros" if layer.get("sparsity") else ""
-    return layer["format"] + ("" if rounding == "nearest" else f", {rounding}") + activations + zeros
+def layer_text(layer: LayerFacts) -> str:
+    """Return a layer's format and how its codes were chosen, such as `int4/64, gptq`, or why it has none."""
+    if layer.format is None:
+        if layer.status in PRUNED:
+            return layer.reason or MISSING
+        return f"left alone: {layer.reason}" if layer.reason else "left alone"
+    rounding = "" if layer.rounding == "nearest" else f", {layer.rounding}"
+    activations = ", 8-bit activations" if layer.activations else ""
+    zeros = f", {layer.sparsity:.0%} zeros" if layer.sparsity else ""
+    return layer.format + rounding + activations + zeros
 
 
-def is_pruned(layer: Mapping[str, Any]) -> bool:
-    """Return whether pruning took something away from the layer; its reason then says what."""
-    status = LayerStatus(layer["status"]) if "status" in layer else LayerEntry.model_validate(layer).status
-    return status in (LayerStatus.REMOVED, LayerStatus.NARROWED, LayerStatus.SPARSE)
+def _error(layer: LayerFacts) -> tuple[float, str]:
+    known = (layer.output_sqnr_db, layer.weight_sqnr_db)
+    return next((value for value in known if value is not None), float("inf")), layer.layer
 
 
-def _error(layer: Mapping[str, Any]) -> tuple[float, str]:
-    known = (layer.get("output_sqnr_db"), layer.get("weight_sqnr_db"))
-    return next((value for value in known if value is not None), float("inf")), layer["layer"]
-
-
-def _bits(layers: Sequence[Mapping[str, Any]]) -> str:
-    if layers[0]["format"] is None:
+def _bits(layers: Sequence[LayerFacts]) -> str:
+    if layers[0].format is None:
         return MISSING
-    parameters = sum(layer["parameters"] for layer in layers)
-    return f"{sum(layer['bits_per_weight'] * layer['parameters'] for layer in layers) / parameters:.2f}"
+    bits = sum((layer.bits_per_weight or 0.0) * layer.parameters for layer in layers)
+    return number_text(bits / sum(layer.parameters for layer in layers))
 
 
 def _spread(values: Iterable[float | None]) -> str:
@@ -84,5 +89,5 @@ def _spread(values: Iterable[float | None]) -> str:
     return f"{median(known):.1f} ({min(known):.1f})" if known else MISSING
 
 
-def _decibels(value: float | None) -> str:
-    return MISSING if value is None else f"{value:.1f}"
+def _decibels(value: float | None) -> Cell:
+    return Cell(number_text(value, 1), number=value)

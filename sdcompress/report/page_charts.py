@@ -1,51 +1,48 @@
-"""Which charts a report shows: quality over size, bytes by component, latencies, drift, and loss while recovering."""
+"""The charts of a report: quality over size, bytes by component, latencies, drift, and loss while recovering."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
+from sdcompress.evaluation.samples import SIDES
 from sdcompress.report.charts import Axis, Mark, bars, curves, scatter, strips
-from sdcompress.report.page_tables import SIDES, drift_of
-from sdcompress.report.wording import bytes_text, seconds_text, signed_text
+from sdcompress.report.model import ReportData
+from sdcompress.report.number_text import bytes_text, number_text, seconds_text, signed_text
 
 Chart = tuple[str, str]  # its caption and its SVG
 
 SIZE = Axis("weights on disk", bytes_text)
 
 
-def quality_charts(report: Mapping[str, Any]) -> list[Chart]:
-    """CLIP score and same-seed PSNR over bytes: both sides, each rung of the attribution, and the noise floor."""
-    found = (_clip_over_size(report), _psnr_over_size(report))
+def quality_charts(report: ReportData) -> list[Chart]:
+    """Return quality over bytes, bytes by component, drifts, and losses while recovering; only what was measured."""
+    found = (_clip_over_size(report), _psnr_over_size(report), _component_bytes(report), _drifts(report), _loss(report))
     return [chart for chart in found if chart is not None]
 
 
-def component_chart(report: Mapping[str, Any]) -> Chart:
-    """Bytes of every component, original above compressed."""
-    return _component_bars(report, "weights_bytes", "Bytes of weights by component", bytes_text)
-
-
-def latency_charts(report: Mapping[str, Any]) -> list[Chart]:
-    """Every measured time per picture, both sides, and the median time of each component."""
-    groups = [(side, side, [value for s in report["samples"] for value in s[side]["latency_s"]]) for side in SIDES]
-    caption = "Every picture's time; box: middle half, line: median, whiskers: 5 to 95 %"
+def latency_charts(report: ReportData) -> list[Chart]:
+    """Return every measured time per picture of both sides, and the median time of each component."""
+    groups = [(side, side, [value for s in report.samples for value in s.side(side).latency_s]) for side in SIDES]
+    caption = "Time of every picture; box: middle half, line: median, whiskers: 5 to 95 %"
     strip = caption, strips(groups, seconds_text, title="Time per picture of both pipelines")
     return [strip, _component_bars(report, "latency_s", "Time per picture by component", seconds_text)]
 
 
-def drift_chart(report: Mapping[str, Any]) -> Chart | None:
-    """The CLIP drift of every pair; None where nothing was scored."""
-    drifts = [drift for sample in report["samples"] if (drift := drift_of(sample)) is not None]
+def _component_bytes(report: ReportData) -> Chart:
+    return _component_bars(report, "weights_bytes", "Bytes of weights by component", bytes_text)
+
+
+def _drifts(report: ReportData) -> Chart | None:
+    drifts = [sample.drift for sample in report.samples if sample.drift is not None]
     if not drifts:
         return None
     svg = strips([("CLIP drift", "compressed", drifts)], signed_text, title="CLIP drift of every pair")
     return "CLIP drift of every pair; left of 0 the compressed pipeline scores lower", svg
 
 
-def loss_chart(report: Mapping[str, Any]) -> Chart | None:
-    """The loss while weights were recovered, a line for each component; None where nothing was recovered."""
-    found = {component: entry["loss"] for component, entry in (report.get("recovery") or {}).items()}
+def _loss(report: ReportData) -> Chart | None:
+    found = {component: entry["loss"] for component, entry in (report.recovery or {}).items()}
     lines = [(component, loss["means"]) for component, loss in found.items() if len(loss["means"]) > 1]
     if not lines:
         return None
@@ -55,68 +52,64 @@ def loss_chart(report: Mapping[str, Any]) -> Chart | None:
     return "Loss while recovering", curves(lines, *axes, title="Loss while recovering")
 
 
-def _component_bars(report: Mapping[str, Any], figure: str, words: str, text: Callable[[float], str]) -> Chart:
-    original, compressed = (report[side]["components"] for side in SIDES)
-    rows = [
-        (name, *((side.get(name) or {}).get(figure) for side in (original, compressed)))
-        for name in dict.fromkeys((*original, *compressed))
-    ]
+def _component_bars(report: ReportData, figure: str, words: str, text: Callable[[float], str]) -> Chart:
+    sides = report.original.components, report.compressed.components
+    before, after = ({name: getattr(part, figure) for name, part in side.items()} for side in sides)
+    rows = [(name, before.get(name), after.get(name)) for name in dict.fromkeys((*before, *after))]
     return f"{words}, original above compressed", bars(rows, text, title=words)
 
 
-def _clip_over_size(report: Mapping[str, Any]) -> Chart | None:
-    before, after = report["original"]["clip_score"], report["compressed"]["clip_score"]
-    if before is None or after is None:
+def _clip_over_size(report: ReportData) -> Chart | None:
+    original, compressed = report.original, report.compressed
+    if original.clip_score is None or compressed.clip_score is None:
         return None
-    interval = report["change"]["clip_score"]["interval_95"]
-    bounds = (before + interval[0], before + interval[1]) if interval else None
-    size = report["original"]["weights_bytes"]
-    marks = [
-        Mark(size, before, "original", "original", detail=f"{bytes_text(size)}, CLIP {before:.2f}"),
-        Mark(
-            report["compressed"]["weights_bytes"],
-            after,
-            "compressed",
-            "compressed",
-            bounds,
-            f"{bytes_text(report['compressed']['weights_bytes'])}, CLIP {after:.2f}",
-        ),
+    base, interval = original.clip_score, report.change.clip_score.interval_95
+    bounds = (base + interval[0], base + interval[1]) if interval else None
+    swaps = [
+        (entry.name, entry.saved_bytes, base + entry.clip_score.difference)
+        for entry in report.attribution or ()
+        if entry.clip_score.difference is not None
     ]
-    for entry in report.get("attribution") or ():
-        drift = (entry.get("clip_score") or {}).get("difference")
-        if drift is not None and entry.get("saved_bytes") is not None:
-            marks.append(Mark(size - entry["saved_bytes"], before + drift, f"only {entry['name']}", "part"))
-    caption = "CLIP score over size; the bar is the 95 % interval of the paired drift"
-    return caption, scatter(marks, SIZE, Axis("CLIP score", lambda value: f"{value:.4g}"), title="CLIP score over size")
+    marks = _marks(report, (base, compressed.clip_score), "CLIP score", bounds, swaps)
+    title = "CLIP score over size"
+    svg = scatter(marks, SIZE, Axis("CLIP score", lambda value: f"{value:.4g}"), title=title)
+    return f"{title}; the bar is the 95 % interval of the paired drift", svg
 
 
-def _psnr_over_size(report: Mapping[str, Any]) -> Chart | None:
-    similarity = report["similarity"]
-    if not similarity["pairs"]:
+def _psnr_over_size(report: ReportData) -> Chart | None:
+    psnr = report.similarity.psnr_db
+    if not report.similarity.pairs:
         return None
-    psnr = similarity["psnr_db"]
-    mean = math.inf if psnr["mean"] is None else psnr["mean"]
-    interval = tuple(psnr["interval_95"]) if psnr["interval_95"] else None
-    size = report["original"]["weights_bytes"]
-    marks = [
-        Mark(size, math.inf, "original (identical)", "original", detail=bytes_text(size)),
-        Mark(
-            report["compressed"]["weights_bytes"],
-            mean,
-            "compressed",
-            "compressed",
-            interval,  # type: ignore[arg-type]
-            f"{bytes_text(report['compressed']['weights_bytes'])}, {mean:.1f} dB",
-        ),
+    swaps = [
+        (entry.name, entry.saved_bytes, entry.psnr_db.mean)
+        for entry in report.attribution or ()
+        if entry.psnr_db.mean is not None
     ]
-    for entry in report.get("attribution") or ():
-        value = (entry.get("psnr_db") or {}).get("mean")
-        if value is not None and entry.get("saved_bytes") is not None:
-            marks.append(Mark(size - entry["saved_bytes"], value, f"only {entry['name']}", "part"))
+    mean = math.inf if psnr.mean is None else psnr.mean
+    marks = _marks(report, (math.inf, mean), "PSNR in dB", psnr.interval_95, swaps)
     lines = [
-        (figure["mean"], f"noise: {source.get('label', name)}")
-        for name, source in ((report.get("noise_floor") or {}).get("sources") or {}).items()
-        if (figure := source.get("psnr_db") or {}).get("mean") is not None
+        (source.psnr_db.mean, f"noise: {source.label}")
+        for source in (report.noise_floor.sources if report.noise_floor else {}).values()
+        if source.psnr_db.mean is not None
     ]
     axis = Axis("PSNR against the original, dB", lambda value: f"{value:.4g}")
     return "Same-seed PSNR over size", scatter(marks, SIZE, axis, title="Same-seed PSNR over size", lines=lines)
+
+
+def _marks(
+    report: ReportData,
+    quality: tuple[float, float],
+    words: str,
+    interval: tuple[float, float] | None,
+    swaps: list[tuple[str, int | None, float]],
+) -> list[Mark]:
+    """Points of both sides, and of the original with each component swapped: its name, bytes saved and quality."""
+    sizes = report.original.weights_bytes, report.compressed.weights_bytes
+    told = ["" if math.isinf(value) else f", {words} {number_text(value)}" for value in quality]
+    details = [bytes_text(size) + text for size, text in zip(sizes, told, strict=True)]
+    first = "original (identical)" if math.isinf(quality[0]) else "original"
+    return [
+        Mark(sizes[0], quality[0], first, "original", detail=details[0]),
+        Mark(sizes[1], quality[1], "compressed", "compressed", interval, details[1]),
+        *(Mark(sizes[0] - saved, y, f"only {name}", "part") for name, saved, y in swaps if saved is not None),
+    ]

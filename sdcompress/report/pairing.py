@@ -1,31 +1,37 @@
-"""Which samples count as pairs, and the mean of each prompt."""
+"""Which samples count as pairs, and estimates over prompts."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Protocol
 
-SIDES = ("original", "compressed")
-
-
-def shown_pairs(samples: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The samples of which the safety checker blocked neither side: a black square says nothing about quality."""
-    return [sample for sample in samples if not any(sample[side]["blocked"] for side in SIDES)]
+from sdcompress.report import statistics
+from sdcompress.report.quality_model import Estimate, Sample
 
 
-def scored_pairs(samples: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The shown pairs that have CLIP scores."""
-    return [s for s in shown_pairs(samples) if all(s[side]["clip_score"] is not None for side in SIDES)]
+class Prompted(Protocol):
+    """Anything that was drawn from a prompt."""
+
+    @property
+    def prompt(self) -> str: ...
 
 
-def by_prompt(samples: Sequence[Mapping[str, Any]], values: Sequence[float]) -> list[float]:
-    """The mean value of each prompt: seeds of one prompt are no independent samples."""
+def shown_pairs(samples: Sequence[Sample]) -> list[Sample]:
+    """Return the samples of which the safety checker blocked neither picture."""
+    return [sample for sample in samples if not sample.blocked]
+
+
+def by_prompt(samples: Sequence[Prompted], values: Sequence[float]) -> list[float]:
+    """Return the mean value of each prompt: seeds of one prompt are no independent samples."""
     groups: dict[str, list[float]] = {}
     for sample, value in zip(samples, values, strict=True):
-        groups.setdefault(sample["prompt"], []).append(value)
+        groups.setdefault(sample.prompt, []).append(value)
     return [sum(group) / len(group) for group in groups.values()]
 
 
-def all_identical(entry: Mapping[str, Any]) -> bool:
-    """Whether every picture of a redrawn or swapped pipeline is the original's to the pixel: its PSNR is infinite."""
-    return bool(entry.get("pictures")) and entry.get("identical") == entry["pictures"]
+def estimate(samples: Sequence[Prompted], values: Sequence[float | None], confidence: float) -> Estimate:
+    """Return the mean of the values, one for each sample, and its interval over prompts; None is left out."""
+    known = [(sample, value) for sample, value in zip(samples, values, strict=True) if value is not None]
+    means = by_prompt([sample for sample, _ in known], [value for _, value in known])
+    interval = statistics.mean_interval(means, confidence)
+    return Estimate(mean=statistics.mean([value for _, value in known]), interval_95=interval)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from sdcompress.evaluation.samples import SIDES
+from sdcompress.report.model import ReportData
+from sdcompress.report.number_text import number_text
+from sdcompress.report.quality_model import Sample
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -20,17 +24,17 @@ MOST_LINES = 4
 PAPER, INK, FAINT = (255, 255, 255), (20, 20, 20), (110, 110, 110)
 
 
-def draw_sheet(report: Mapping[str, Any], folder: Path) -> Image:
-    """The sheet of the first 16 pairs; small pictures are enlarged by whole factors, pixels kept square."""
+def draw_sheet(report: ReportData, folder: Path) -> Image:
+    """Return the sheet of the first 16 pairs; small pictures are enlarged by whole factors, pixels kept square."""
     from PIL import Image, ImageDraw, ImageFont
 
-    samples = report["samples"][:MOST_PAIRS]
-    pairs = [[_fit(folder / sample[side]["picture"]) for side in ("original", "compressed")] for sample in samples]
+    samples = report.samples[:MOST_PAIRS]
+    pairs = [[_fit(folder / sample.side(side).picture) for side in SIDES] for sample in samples]
     cell = max(max(picture.width for picture in pair) for pair in pairs)
     tall = max(max(picture.height for picture in pair) for pair in pairs)
     columns = count_columns(len(pairs))
     font = ImageFont.load_default(FONT_SIZE)
-    captions = [wrap(sample["prompt"], cell, font) for sample in samples]
+    captions = [wrap(sample.prompt, cell, font) for sample in samples]
     rows = [range(start, min(start + columns, len(pairs))) for start in range(0, len(pairs), columns)]
     text_heights = [max(len(captions[i]) for i in row) * LINE for row in rows]
     block = 2 * tall + 4 + LINE + 2 * GAP  # a row of pairs without its prompts
@@ -42,7 +46,7 @@ def draw_sheet(report: Mapping[str, Any], folder: Path) -> Image:
     for row, text_height in zip(rows, text_heights, strict=True):
         upper = top + text_height + 4
         lower = upper + tall + 4
-        for label, place in (("original", upper), ("compressed", lower)):
+        for label, place in zip(SIDES, (upper, lower), strict=True):
             draw.text((LABELS - GAP, place + tall // 2), label, fill=INK, font=font, anchor="rm")
         for column, index in enumerate(row):
             left = LABELS + column * (cell + GAP)
@@ -56,7 +60,7 @@ def draw_sheet(report: Mapping[str, Any], folder: Path) -> Image:
 
 
 def count_columns(pairs: int) -> int:
-    """How many pairs stand side by side: all of up to six, else the fewest rows of at most eight, evenly filled."""
+    """Return the pairs in a row: all of up to six, else as many as fill the fewest rows of at most eight evenly."""
     if pairs <= 6:
         return pairs
     rows = -(-pairs // 8)
@@ -64,7 +68,7 @@ def count_columns(pairs: int) -> int:
 
 
 def wrap(text: str, width: int, font: FreeTypeFont | ImageFont) -> list[str]:
-    """The text in at most four lines no wider than `width` pixels; what does not fit ends in dots."""
+    """Return the text in at most four lines no wider than `width` pixels; what does not fit ends in dots."""
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()
@@ -98,10 +102,10 @@ def _fit(file: Path) -> Image:
     return picture
 
 
-def _note(sample: Mapping[str, Any]) -> str:
-    blocked = [side for side in ("original", "compressed") if sample[side]["blocked"]]
+def _note(sample: Sample) -> str:
+    blocked = [side for side in SIDES if sample.side(side).blocked]
     if blocked:
         return "blocked" if len(blocked) == 2 else f"{blocked[0]} blocked"
-    if sample["identical"]:
+    if sample.identical:
         return "identical"
-    return "" if sample["psnr_db"] is None else f"PSNR {sample['psnr_db']:.1f} dB"
+    return "" if sample.psnr_db is None else f"PSNR {number_text(sample.psnr_db, 1)} dB"

@@ -1,4 +1,4 @@
-"""A plan as JSON and as the tables `sdcompress plan` shows."""
+"""A plan as JSON and as the tables that `sdcompress plan` shows."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from sdcompress.files.manifest import LayerStatus
 from sdcompress.planning.loaders import loader_of
 from sdcompress.planning.plan import Plan
-from sdcompress.report.layers import described, is_pruned
+from sdcompress.report.layers import PRUNED, layer_text
+from sdcompress.report.model import LayerFacts
 from sdcompress.sources.spec import ComponentSpec
 
 
 def describe_plan(plan: Plan) -> dict[str, Any]:
-    """The plan as JSON: before, after, every layer with its format or the reason it is left alone."""
+    """Return the plan as JSON: before, after, every layer with its format or the reason why it is left alone."""
     before, after = plan.source.components, plan.components_after
     return {
         "model": plan.source.name,
@@ -52,7 +54,7 @@ def describe_plan(plan: Plan) -> dict[str, Any]:
 
 
 def render_plan(description: dict[str, Any], console: Console, *, layers: bool = False) -> None:
-    """Prints `describe_plan`'s result as tables; `layers` adds one line per layer."""
+    """Print `describe_plan`'s result as tables; `layers` adds a line for each layer."""
     console.print(f"[bold]{description['model']}[/] ({description['pipeline_class']}): {description['description']}")
     for note in description["notes"]:
         console.print(f"[dim]{note}[/]")
@@ -76,16 +78,16 @@ def render_plan(description: dict[str, Any], console: Console, *, layers: bool =
 def _render_component(name: str, part: dict[str, Any], console: Console, layers: bool) -> None:
     steps = ", then ".join(next(iter(step)) for step in part["steps"]) or "copied as it is"
     console.print(f"[bold]{name}[/]: {steps}; opens with {part['opens_with']}", highlight=False)
-    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    groups: dict[str, list[dict[str, Any]]] = {}
     for layer in part["layers"]:
-        said = ("", described(layer)) if layer["format"] else ("left alone: ", layer["reason"])
-        if is_pruned(layer):
-            said = ("", layer["reason"])
-        groups.setdefault((said[0], str(said[1])), []).append(layer)
-    for (lead, text), members in groups.items():
+        facts = {key: value for key, value in layer.items() if key != "status"}
+        pruned = LayerStatus(layer["status"]) in PRUNED
+        text = layer["reason"] if pruned else layer_text(LayerFacts(component=name, **facts))
+        groups.setdefault(text, []).append(layer)
+    for text, members in groups.items():
         kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(layer["kind"] for layer in members).items())
         parameters = sum(layer["parameters"] for layer in members)
-        console.print(f"  {lead}{text}: {kinds} ({parameters:,} parameters)", highlight=False, markup=False)
+        console.print(f"  {text}: {kinds} ({parameters:,} parameters)", highlight=False, markup=False)
         if layers:
             for layer in members:
                 console.print(f"    {layer['layer']}", highlight=False, markup=False)

@@ -5,21 +5,24 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+
+from pydantic import ValidationError
 
 from sdcompress.errors import UserError
-from sdcompress.report.build import SCHEMA_VERSION, SIDES
-
-REPORT_NAME = "report.json"
-NEEDED = ("environment", "settings", *SIDES, "change", "similarity", "samples")
+from sdcompress.report.model import SCHEMA_VERSION
+from sdcompress.report.report import REPORT_NAME, Report
 
 
 class ReportError(UserError):
     """A report that is missing, damaged, or written by a later version."""
 
 
-def read_report(path: Path) -> dict[str, Any]:
-    """The report in a folder or a report.json. ReportError says what is wrong with it and what to do."""
+def read_report(path: Path) -> Report:
+    """Return the report in a folder or a report.json, of this version or an older one.
+
+    Raises:
+        ReportError: what is wrong with it and what to do.
+    """
     file = report_file(path)
     try:
         report = json.loads(file.read_text(encoding="utf-8"))
@@ -34,15 +37,22 @@ def read_report(path: Path) -> dict[str, Any]:
             f"{file}: has schema {report['schema_version']}, this sdcompress reads up to {SCHEMA_VERSION}; "
             "install a newer version"
         )
-    missing = [name for name in NEEDED if name not in report]
-    if missing:
-        raise ReportError(f"{file}: lacks {', '.join(missing)}; evaluate again")
-    return report
+    try:
+        return Report.model_validate(report)
+    except ValidationError as error:
+        found = [f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()]
+        raise ReportError(f"{file}: is damaged ({'; '.join(found[:3])}); evaluate again") from None
 
 
-def read_reports(paths: Sequence[Path]) -> dict[str, dict[str, Any]]:
-    """Label -> report, in the order given. Everything that is wrong is told at once."""
-    reports: list[dict[str, Any]] = []
+def read_reports(paths: Sequence[Path]) -> dict[str, Report]:
+    """Return label -> report, in the order given. Everything that is wrong is told at once."""
+    reports = read_all(paths)
+    return dict(zip(label_paths(paths), reports, strict=True))
+
+
+def read_all(paths: Sequence[Path]) -> list[Report]:
+    """Return the reports, in the order given. Everything that is wrong is told at once."""
+    reports = []
     problems: list[str] = []
     for path in paths:
         try:
@@ -51,11 +61,11 @@ def read_reports(paths: Sequence[Path]) -> dict[str, dict[str, Any]]:
             problems += map(str, error.problems)
     if problems:
         raise ReportError(problems)
-    return dict(zip(label_paths(paths), reports, strict=True))
+    return reports
 
 
 def find_reports(folder: Path) -> list[Path]:
-    """Every report.json under a folder, in the order of their paths. ReportError when there is none."""
+    """Return every report.json under a folder, in the order of their paths. ReportError when there is none."""
     if not folder.is_dir():
         raise ReportError(f"{folder}: is no folder; give one that holds folders of runs")
     found = sorted(folder.rglob(REPORT_NAME))
@@ -65,16 +75,17 @@ def find_reports(folder: Path) -> list[Path]:
 
 
 def report_file(path: Path) -> Path:
-    """The report.json that a path means: itself, or the one in that folder."""
+    """Return the report.json that a path means: itself, or the one in that folder."""
     return path / REPORT_NAME if path.is_dir() else path
 
 
 def label_paths(paths: Sequence[Path]) -> list[str]:
-    """A name for each path: its folder's, with as many parent folders before it as tell it from the others."""
-    parts = [report_file(path).absolute().parent.parts for path in paths]
-    names = [Path(path).name if Path(path).name != REPORT_NAME else "" for path in paths]
-    # A report that was renamed is told by its own name.
-    ends = [(*part, name) if name.endswith(".json") else part for part, name in zip(parts, names, strict=True)]
+    """Return a name for each path: its folder's, with as many parent folders before it as tell it from the others."""
+    ends = []
+    for path in paths:
+        file = report_file(path).absolute()
+        # A report that was renamed is told by its own name.
+        ends.append(file.parent.parts if file.name == REPORT_NAME else file.parts)
     if len(set(ends)) < len(ends):
         twice = sorted({str(path) for path, end in zip(paths, ends, strict=True) if ends.count(end) > 1})
         raise ReportError(f"{twice[0]}: is given twice; give each report once")

@@ -1,88 +1,99 @@
-"""Summaries of samples' further metrics and of distances between sets, and why others are missing."""
+"""Summaries of the further metrics of pairs and of distances between sets, and why others are missing."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from sdcompress.evaluation.metrics.fid import ENOUGH as FID_ENOUGH
+from sdcompress.evaluation.samples import Record, ScoringRecord, SetScoreRecord
 from sdcompress.report import statistics
-from sdcompress.report.pairing import by_prompt, shown_pairs
+from sdcompress.report.pairing import estimate, shown_pairs
+from sdcompress.report.quality_model import Metric, Sample, SetFloor, SetMetric
 
-# Name -> (unit, whether higher is better), and how a report calls it.
-METRICS: dict[str, tuple[tuple[str, bool], str]] = {
-    "clip_image": (("0..100", True), "CLIP image"),
-    "ms_ssim": (("1", True), "MS-SSIM"),
-    "lpips": (("1", False), "LPIPS"),
+
+class MetricKind(NamedTuple):
+    """A metric: its name in words, its unit, whether more of it is better, and how many digits are shown."""
+
+    words: str
+    unit: str
+    higher_is_better: bool
+    digits: int
+
+
+PAIR_METRICS = {
+    "clip_score": MetricKind("CLIP drift", "", True, 2),
+    "psnr_db": MetricKind("PSNR", "dB", True, 1),
+    "ssim": MetricKind("SSIM", "1", True, 3),
+    "clip_image": MetricKind("CLIP image", "0..100", True, 2),
+    "ms_ssim": MetricKind("MS-SSIM", "1", True, 3),
+    "lpips": MetricKind("LPIPS", "1", False, 3),
 }
+FURTHER = tuple(name for name in PAIR_METRICS if name not in ("clip_score", "psnr_db", "ssim"))
+SET_METRICS = {"cmmd": MetricKind("CMMD", "1", False, 3), "fid": MetricKind("FID", "1", False, 2)}
+ENOUGH = {"fid": FID_ENOUGH}  # pictures that make a distance of sets reliable: FID needs more than it has features
 
-# Distances of sets -> how many pictures they need to be reliable (FID: more than it has features), None for any number.
-SETS: dict[str, int | None] = {"cmmd": None, "fid": FID_ENOUGH}
 
-
-def describe_metrics(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Name -> unit, direction, mean, median, 95 % interval and the worst sample's index, for what was measured."""
+def describe_metrics(samples: Sequence[Sample], confidence: float) -> dict[str, Metric]:
+    """Return each metric that was measured, over the pairs of which nothing is blocked."""
     described = {}
-    shown = shown_pairs(samples)
-    for name, ((unit, higher_is_better), _) in METRICS.items():
-        having = [sample for sample in shown if sample["metrics"].get(name) is not None]
+    for name in FURTHER:
+        kind = PAIR_METRICS[name]
+        having = [(each, value) for each in shown_pairs(samples) if (value := each.metrics.get(name)) is not None]
         if not having:
             continue
-        values = [sample["metrics"][name] for sample in having]
-        worst = (min if higher_is_better else max)(having, key=lambda sample: sample["metrics"][name])
-        described[name] = {
-            "unit": unit,
-            "higher_is_better": higher_is_better,
-            "mean": statistics.mean(values),
-            "median": statistics.median(values),
-            "interval_95": statistics.mean_interval(by_prompt(having, values)),
-            "worst_index": worst["index"],
-        }
+        pairs, values = [each for each, _ in having], [value for _, value in having]
+        known = estimate(pairs, values, confidence)
+        worst = values.index(min(values) if kind.higher_is_better else max(values))
+        described[name] = Metric(
+            unit=kind.unit,
+            higher_is_better=kind.higher_is_better,
+            mean=known.mean,
+            median=statistics.median(values),
+            interval_95=known.interval_95,
+            worst_index=pairs[worst].index,
+        )
     return described
 
 
-def describe_sets(records: Sequence[Mapping[str, Any]], scorer: str | None, count: int) -> dict[str, Any]:
-    """CMMD and FID from the original's pictures; beside each that of another seed, both over the pictures it drew."""
-    found: dict[tuple[str, str], Mapping[str, Any]] = {
-        (r["label"], r["over"]): r for r in records if r["kind"] == "set_score" and r["scorer"] == scorer
-    }
+def describe_sets(records: Sequence[Record], scorer: str | None, count: int) -> dict[str, SetMetric]:
+    """Return CMMD and FID over all pictures; beside each that of another seed, both over the pictures drawn twice."""
+    found = {(r.label, r.over): r for r in records if isinstance(r, SetScoreRecord) and r.scorer == scorer}
     everything = found.get(("compressed", "all"))
-    if everything is None or everything["count"] != count:
+    if everything is None or everything.count != count:
         return {}
     few, reseeded = found.get(("compressed", "floor")), found.get(("floor-seed", "floor"))
     described = {}
-    for name, enough in SETS.items():
-        if everything.get(name) is None:
+    for name, kind in SET_METRICS.items():
+        value, enough = getattr(everything, name), ENOUGH.get(name)
+        if value is None:
             continue
-        entry: dict[str, Any] = {"unit": "1", "higher_is_better": False, "value": everything[name], "pictures": count}
+        more: dict[str, Any] = {}
         if enough is not None:
-            entry |= {"enough_pictures": enough, "reliable": count >= enough}
-        if few is not None and reseeded is not None and few["count"] == reseeded["count"]:
-            entry["floor"] = {"pictures": few["count"], "compressed": few[name], "seed": reseeded[name]}
-        described[name] = entry
+            more |= {"enough_pictures": enough, "reliable": count >= enough}
+        if few is not None and reseeded is not None and few.count == reseeded.count:
+            more["floor"] = SetFloor(pictures=few.count, compressed=getattr(few, name), seed=getattr(reseeded, name))
+        described[name] = SetMetric(
+            unit=kind.unit, higher_is_better=kind.higher_is_better, value=value, pictures=count, **more
+        )
     return described
 
 
-def why_not_measured(
-    records: Sequence[Mapping[str, Any]], samples: Sequence[Mapping[str, Any]], scorer: str | None
-) -> dict[str, str]:
-    """Metric -> why the report has no figure of it."""
+def why_not_measured(records: Sequence[Record], samples: Sequence[Sample], scorer: str | None) -> dict[str, str]:
+    """Return, for each metric that the report lacks, why it was not measured."""
     reasons: dict[str, str] = {}
     for record in records:
-        if record["kind"] == "judge" and record["scorer"] == scorer:
-            reasons.update(record["not_measured"])
-    if not any(joules is not None for sample in samples for joules in sample["original"]["energy_j"]):
+        if isinstance(record, ScoringRecord) and record.scorer == scorer:
+            reasons.update(record.not_measured)
+    if not any(joules is not None for sample in samples for joules in sample.original.energy_j):
         reasons["energy"] = "no counter of RAPL (Linux; often for root alone) or NVML that this process may read"
     if scorer is None:
         reasons["clip_image"] = reasons["cmmd"] = "no scorer was used"
     shown = shown_pairs(samples)
-    if shown and not any(sample["metrics"].get("ms_ssim") is not None for sample in shown):
-        sides = [min(sample["original"]["height"], sample["original"]["width"]) for sample in shown]
-        reasons["ms_ssim"] = f"its five scales need pictures of 176 pixels, these have {min(sides)}"
-    if shown and "lpips" not in reasons and not _measured("lpips", shown):
+    measured = {name for each in shown for name, value in each.metrics.items() if value is not None}
+    if shown and "ms_ssim" not in measured:
+        smallest = min(min(each.original.height, each.original.width) for each in shown)
+        reasons["ms_ssim"] = f"its five scales need pictures of 176 pixels, these have {smallest}"
+    if shown and "lpips" not in reasons and "lpips" not in measured:
         reasons["lpips"] = "AlexNet needs pictures of 31 pixels"
-    return {name: reason for name, reason in reasons.items() if not _measured(name, shown)}
-
-
-def _measured(name: str, samples: Sequence[Mapping[str, Any]]) -> bool:
-    return any(sample["metrics"].get(name) is not None for sample in samples)
+    return {name: reason for name, reason in reasons.items() if name not in measured}

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+from sdcompress.evaluation.samples import SIDES
+from sdcompress.report.quality_model import Sample
 
 MOST_PAIRS = 200
 MOST_BYTES = 10_000_000  # of all pictures, 13.3 MB once written as base64
@@ -42,12 +44,11 @@ ENCODINGS = (
 
 
 def embed_pairs(
-    samples: Sequence[Mapping[str, Any]], folder: Path, most_bytes: int = MOST_BYTES
+    samples: Sequence[Sample], folder: Path, most_bytes: int = MOST_BYTES
 ) -> tuple[dict[int, dict[str, str]], Encoding | None]:
-    """Index -> side -> data URI, of the first 200 samples whose pictures are in `folder`, and how they are encoded."""
+    """Return index -> side -> data URI, of the first 200 samples with pictures in `folder`, and their encoding."""
     files = {
-        sample["index"]: {side: folder / sample[side]["picture"] for side in ("original", "compressed")}
-        for sample in samples[:MOST_PAIRS]
+        sample.index: {side: folder / sample.side(side).picture for side in SIDES} for sample in samples[:MOST_PAIRS]
     }
     files = {index: pair for index, pair in files.items() if all(file.is_file() for file in pair.values())}
     if not files:
@@ -65,7 +66,7 @@ def embed_pairs(
 
 
 def encode(file: Path, encoding: Encoding) -> bytes:
-    """The picture's bytes as WebP."""
+    """Return the picture as WebP."""
     from PIL import Image
 
     with Image.open(file) as opened:

@@ -2,55 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from sdcompress.errors import UserError
+from sdcompress.evaluation.samples import SIDES
+from sdcompress.report.model import ReportData
 
 PROJECT = "sdcompress"
 FILES = ("report.json", "report.html", "images.png")
 
 
 def check_tracker(name: str) -> None:
-    """Raises UserError unless `name` is a known tracker whose client is installed."""
+    """Raise UserError unless `name` is a known tracker whose client is installed."""
     if name not in TRACKERS:
         raise UserError(f"--log-to {name}: use one of {', '.join(TRACKERS)}")
     if find_spec(name) is None:
         raise UserError(f"--log-to {name}: its client is missing; install it with `pip install 'sdcompress[{name}]'`")
 
 
-def log_report(name: str, report: Mapping[str, Any], folder: Path) -> None:
-    """Logs the report's settings, figures and files. The tracker's own settings say where to."""
+def log_report(name: str, report: ReportData, folder: Path) -> None:
+    """Log the report's settings, figures and files. The tracker's own settings say where to."""
     check_tracker(name)
-    title = f"{Path(report['compressed']['name']).name} against {Path(report['original']['name']).name}"
-    TRACKERS[name](title, dict(list_settings(report)), dict(list_figures(report)), folder)
+    TRACKERS[name](report.title, dict(list_settings(report)), dict(list_figures(report)), folder)
 
 
-def list_settings(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """(name, value) of what was evaluated and how."""
-    yield "original", str(report["original"]["name"])
-    yield "compressed", str(report["compressed"]["name"])
-    yield "recipe", str((report.get("recipe") or {}).get("description", "")).strip()
-    yield "cpu", str(report["environment"]["cpu"])
-    for name, value in report["settings"].items():
-        if not isinstance(value, (dict, list)):
-            yield name, str(value)
+def list_settings(report: ReportData) -> Iterator[tuple[str, str]]:
+    """Yield (name, value) of what was evaluated and how."""
+    yield "original", report.original.name
+    yield "compressed", report.compressed.name
+    yield "recipe", str((report.recipe or {}).get("description", "")).strip()
+    yield "cpu", report.environment.cpu
+    for name, value in report.settings.scalars().items():
+        yield name, str(value)
 
 
-def list_figures(report: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    """(name, value) of every figure that was measured: both sides, drift, similarity."""
-    for side in ("original", "compressed"):
-        for name, value in report[side].items():
-            if isinstance(value, (int, float)) and not isinstance(value, bool):
+def list_figures(report: ReportData) -> Iterator[tuple[str, float]]:
+    """Yield (name, value) of every figure that was measured: both sides, drift, similarity."""
+    for side in SIDES:
+        for name, value in report.side(side):
+            if isinstance(value, int | float) and not isinstance(value, bool):
                 yield f"{side}.{name}", float(value)
     for name, figure in (
-        ("clip_score_drift", report["change"]["clip_score"]["difference"]),
-        ("latency_ratio", report["change"]["latency_s"]["ratio"]),
-        ("size_ratio", report["change"]["size_bytes"]["ratio"]),
-        ("psnr_db", report["similarity"]["psnr_db"]["mean"]),
-        ("ssim", report["similarity"]["ssim"]["mean"]),
+        ("clip_score_drift", report.change.clip_score.difference),
+        ("latency_ratio", report.change.latency_s.ratio),
+        ("size_ratio", report.change.size_bytes.ratio),
+        ("psnr_db", report.similarity.psnr_db.mean),
+        ("ssim", report.similarity.ssim.mean),
     ):
         if figure is not None:
             yield name, float(figure)

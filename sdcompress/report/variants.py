@@ -5,84 +5,88 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sdcompress.report import statistics
-from sdcompress.report.pairing import by_prompt
+from sdcompress.evaluation.samples import Record, VariantRecord, VariantScoreRecord
+from sdcompress.report.pairing import estimate, shown_pairs
+from sdcompress.report.quality_model import Difference, FloorSource, NoiseFloor, Sample, VariantSample
 
 LABEL = "the original against itself"
 SOURCES = {"seed": "another seed", "bfloat16": "in bfloat16", "batch": "in batches of 2"}
 
 
-def variant_samples(
-    records: Sequence[Mapping[str, Any]], variant: str, samples: Sequence[Mapping[str, Any]], scorer: str | None
-) -> list[dict[str, Any]]:
-    """One entry per picture of the variant that neither it nor the original had blocked: what the judge found."""
-    originals = {sample["index"]: sample for sample in samples}
-    drawn = {r["index"]: r for r in records if r["kind"] == "variant" and r["variant"] == variant}
-    scores = {
-        r["index"]: r
-        for r in records
-        if r["kind"] == "variant_score" and r["variant"] == variant and r["scorer"] == scorer
-    }
-    found = []
-    for index in sorted(drawn.keys() & scores.keys() & originals.keys()):
-        record, score, original = drawn[index], scores[index], originals[index]
-        if record["blocked"] or original["original"]["blocked"]:
+def pairs_of(samples: Sequence[Sample]) -> list[VariantSample]:
+    """Return how the compressed pipeline's pictures differ from the original's, where neither is blocked."""
+    return [
+        VariantSample(
+            index=sample.index,
+            prompt=sample.prompt,
+            clip_score_difference=sample.drift,
+            psnr_db=sample.psnr_db,
+            identical=sample.identical,
+            ssim=sample.ssim,
+            metrics=sample.metrics,
+        )
+        for sample in shown_pairs(samples)
+    ]
+
+
+def scored_variants(
+    records: Sequence[Record], samples: Sequence[Sample], scorer: str | None
+) -> dict[str, list[VariantSample]]:
+    """Return, by label of the variant, how its pictures differ from the original's, where neither is blocked."""
+    originals = {sample.index: sample for sample in samples}
+    drawn = {(r.variant, r.index): r for r in records if isinstance(r, VariantRecord)}
+    scores = {(r.variant, r.index): r for r in records if isinstance(r, VariantScoreRecord) and r.scorer == scorer}
+    found: dict[str, list[VariantSample]] = {}
+    for label, index in sorted(drawn.keys() & scores.keys()):
+        record, score, sample = drawn[label, index], scores[label, index], originals.get(index)
+        if sample is None or record.blocked or sample.original.blocked:
             continue
-        clip = score["clip_score"]
-        entry = {
-            "index": index,
-            "prompt": original["prompt"],
-            "seed": record.get("seed", original["seed"]),
-            "clip_score_difference": None if clip["compressed"] is None else clip["compressed"] - clip["original"],
-            **{name: score[name] for name in ("psnr_db", "identical", "ssim")},
-            "metrics": dict(score.get("metrics", {})),
-            "latency_s": record["latency_s"],
-        }
-        if "original_latency_s" in record:
-            entry["original_latency_s"] = record["original_latency_s"]
-        found.append(entry)
+        before, after = score.clip_score["original"], score.clip_score["compressed"]
+        timed = {} if record.original_latency_s is None else {"original_latency_s": record.original_latency_s}
+        found.setdefault(label, []).append(
+            VariantSample(
+                index=index,
+                prompt=sample.prompt,
+                seed=sample.seed if record.seed is None else record.seed,
+                clip_score_difference=None if before is None or after is None else after - before,
+                psnr_db=score.psnr_db,
+                identical=score.identical,
+                ssim=score.ssim,
+                metrics=score.metrics,
+                latency_s=record.latency_s,
+                **timed,
+            )
+        )
     return found
 
 
-def describe_variant(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """How a variant's pictures differ from the original's: means and 95 % intervals, in the report's shapes."""
-    differing = [entry for entry in found if entry["psnr_db"] is not None]
-    described: dict[str, Any] = {
+def variant_figures(found: Sequence[VariantSample], confidence: float) -> dict[str, Any]:
+    """Return the fields of a `Variant`: means and intervals over its pictures."""
+    clip = estimate(found, [each.clip_score_difference for each in found], confidence)
+    metrics = dict.fromkeys(name for each in found for name, value in each.metrics.items() if value is not None)
+    return {
         "pictures": len(found),
-        "identical": sum(entry["identical"] for entry in found),
-        "psnr_db": _mean(differing, [entry["psnr_db"] for entry in differing]),
+        "identical": sum(each.identical for each in found),
+        "psnr_db": estimate(found, [each.psnr_db for each in found], confidence),
+        "clip_score": Difference(difference=clip.mean, interval_95=clip.interval_95),
+        "ssim": estimate(found, [each.ssim for each in found], confidence),
+        **{name: estimate(found, [each.metrics.get(name) for each in found], confidence) for name in metrics},
     }
-    scored = [entry for entry in found if entry["clip_score_difference"] is not None]
-    clip = _mean(scored, [entry["clip_score_difference"] for entry in scored])
-    described["clip_score"] = {"difference": clip["mean"], "interval_95": clip["interval_95"]}
-    comparable = [entry for entry in found if entry["ssim"] is not None]
-    described["ssim"] = _mean(comparable, [entry["ssim"] for entry in comparable])
-    names = dict.fromkeys(name for entry in found for name in entry["metrics"])
-    for name in names:
-        having = [entry for entry in found if entry["metrics"].get(name) is not None]
-        if having:
-            described[name] = _mean(having, [entry["metrics"][name] for entry in having])
-    return described
 
 
 def describe_noise_floor(
-    records: Sequence[Mapping[str, Any]],
-    samples: Sequence[Mapping[str, Any]],
-    scorer: str | None,
+    variants: Mapping[str, Sequence[VariantSample]],
     sources: Sequence[str],
     not_measured: Mapping[str, str],
-) -> dict[str, Any] | None:
-    """How far the original differs from itself, by source, with the raw samples; None when none was asked for."""
+    confidence: float,
+) -> NoiseFloor | None:
+    """Return how far the original differs from itself, by source, with the raw samples; None when not asked for."""
     if not sources:
         return None
-    described = {}
-    for source in sources:
-        found = variant_samples(records, f"floor-{source}", samples, scorer)
-        if found:
-            described[source] = {"label": SOURCES[source], **describe_variant(found), "samples": found}
-    most = max((entry["pictures"] for entry in described.values()), default=0)
-    return {"label": f"{LABEL}, {most} pictures", "sources": described, "not_measured": dict(not_measured)}
-
-
-def _mean(entries: Sequence[Mapping[str, Any]], values: Sequence[float]) -> dict[str, Any]:
-    return {"mean": statistics.mean(values), "interval_95": statistics.mean_interval(by_prompt(entries, values))}
+    described = {
+        source: FloorSource(label=SOURCES[source], **variant_figures(found, confidence), samples=found)
+        for source in sources
+        if (found := variants.get(f"floor-{source}"))
+    }
+    most = max((each.pictures for each in described.values()), default=0)
+    return NoiseFloor(label=f"{LABEL}, {most} pictures", sources=described, not_measured=not_measured)

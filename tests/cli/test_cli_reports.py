@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from sdcompress.report.build import build_report
+REPORT = Path(__file__).parents[1] / "report" / "report_schema_1.json"
 
 
 def sdcompress(*arguments: Any) -> subprocess.CompletedProcess[str]:
@@ -26,33 +26,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number, (size_bytes, psnr_db) in enumerate(((10, 30.0), (20, 40.0), (20, 35.0))):
         run = folder / f"run{number}"
         run.mkdir()
-        (run / "report.json").write_text(json.dumps(_report(size_bytes, psnr_db, "B" if number == 2 else "A")))
+        report = json.loads(REPORT.read_text())
+        report["compressed"]["weights_bytes"], report["similarity"]["psnr_db"]["mean"] = size_bytes, psnr_db
+        report["environment"]["cpu"] = "B" if number == 2 else "A"
+        (run / "report.json").write_text(json.dumps(report))
     return folder
-
-
-def _report(size_bytes: int, psnr_db: float, cpu: str) -> dict[str, Any]:
-    model = {"name": "m", "pipeline_class": "P", "parameters": 10, "size_bytes": 40, "weights_bytes": 40}
-    model |= {"components": {}, "layers": []}
-    records: list[dict[str, Any]] = []
-    for side in ("original", "compressed"):
-        process = {"load_s": 1.0, "resident_after_imports_bytes": 1, "peak_memory_bytes": 2, "device": "cpu"}
-        process |= {"resident_weights_bytes": {}, "device_name": None, "dtype": "float32", "threads": 1}
-        records.append({"kind": "process", "side": side, **process, "defaults": {"num_inference_steps": 2}})
-        picture = {"latency_s": 1.0, "component_latency_s": {}, "latents_sha256": "a", "peak_memory_bytes": 2}
-        picture |= {"blocked": False, "flat": False, "not_finite": False, "height": 8, "width": 8}
-        records.append(
-            {"kind": "picture", "side": side, "index": 0, "repeat": 0, "peak_device_memory_bytes": None, **picture}
-        )
-    score = {"clip_score": {"original": None, "compressed": None}, "identical": False, "psnr_db": psnr_db, "ssim": 0.9}
-    records.append({"kind": "score", "scorer": None, "index": 0, **score})
-    return build_report(
-        environment={"python": "3", "platform": "L", "cpu": cpu, "cores": 1, "memory_bytes": 1, "versions": {}},
-        settings={"prompt_set": "p", "num_inference_steps": None, "guidance_scale": 1.0},
-        scorer=None,
-        models={"original": model, "compressed": model | {"weights_bytes": size_bytes, "size_bytes": size_bytes}},
-        drawings=[{"index": 0, "prompt": "a", "seed": 0}],
-        records=records,
-    )
 
 
 def test_compare_prints_warns_and_writes(runs: Path, tmp_path: Path) -> None:

@@ -18,8 +18,11 @@ from sdcompress.files.artifact import file_problems
 from sdcompress.files.manifest import read_manifest
 from sdcompress.planning.plan import make_plan
 from sdcompress.planning.recipe import load_recipe
+from sdcompress.report import Report
 from sdcompress.report.measured_card import PICTURE, add_measurements
 from sdcompress.sources.opening import open_source
+
+Alter = Callable[..., Report]
 
 
 @pytest.fixture(scope="module")
@@ -35,21 +38,23 @@ def artifact(made: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def report(make_report: Callable[..., dict[str, Any]], made: Path, tmp_path: Path) -> dict[str, Any]:
-    """A report that says it is of the artifact; its pictures' sheet lies in the folder `report`."""
+def report(make_report: Callable[..., Report], alter: Alter, made: Path, tmp_path: Path) -> Report:
+    """A report that says it is of the artifact; its pictures' sheet is in the folder `report`."""
     manifest = read_manifest(made)
-    report = make_report() | {"recipe": manifest.recipe}
-    for name in ("parameters", "weights_bytes"):
-        report["compressed"][name] = sum(getattr(entry, name).compressed for entry in manifest.components.values())
+    changes = {
+        f"compressed.{name}": sum(getattr(entry, name).compressed for entry in manifest.components.values())
+        for name in ("parameters", "weights_bytes")
+    }
+    report = alter(make_report(), {"recipe": manifest.recipe, **changes})
     (tmp_path / "report").mkdir()
     Image.new("RGB", (8, 8)).save(tmp_path / "report" / "images.png")
     return report
 
 
-def test_card_holds_what_was_measured(artifact: Path, report: dict[str, Any], tmp_path: Path) -> None:
+def test_card_holds_what_was_measured(artifact: Path, report: Report, alter: Alter, tmp_path: Path) -> None:
     weights = (artifact / "unet" / "diffusion_pytorch_model.safetensors").stat()
-    report["settings"]["prompt_set"] = "mine | <b>: [x](y)"
-    add_measurements(artifact, report, tmp_path / "report")
+    named = alter(report, {"settings.prompt_set": "mine | <b>: [x](y)"})
+    add_measurements(artifact, named, tmp_path / "report")
     card = ModelCard.load(artifact / "README.md")
     results = {result.metric_type: result for result in card.data.eval_results}
     assert results["clip_score_drift"].metric_value == pytest.approx(-0.5)
@@ -70,11 +75,11 @@ def open_name(artifact: Path) -> str:
     return Path(read_manifest(artifact).source.name).name
 
 
-def test_a_card_is_filled_anew_not_twice(artifact: Path, report: dict[str, Any], tmp_path: Path) -> None:
+def test_a_card_is_filled_anew_not_twice(artifact: Path, report: Report, alter: Alter, tmp_path: Path) -> None:
     add_measurements(artifact, report, tmp_path / "report")
     once = (artifact / "README.md").read_text()
-    report["change"]["clip_score"]["difference"] = -7.0
-    add_measurements(artifact, report, tmp_path / "report")
+    changed = alter(report, {"change.clip_score.difference": -7.0})
+    add_measurements(artifact, changed, tmp_path / "report")
     twice = (artifact / "README.md").read_text()
     assert twice.count("## What was measured") == 1 and "-7.00" in twice and twice != once
     assert file_problems(artifact, read_manifest(artifact)) == []
@@ -82,7 +87,7 @@ def test_a_card_is_filled_anew_not_twice(artifact: Path, report: dict[str, Any],
 
 @pytest.mark.parametrize("where", ["write", "rename"])
 def test_killed_in_between_the_artifact_is_whole(
-    artifact: Path, report: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+    artifact: Path, report: Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     before = (artifact / "README.md").read_bytes()
 
@@ -99,11 +104,11 @@ def test_killed_in_between_the_artifact_is_whole(
     assert file_problems(artifact, read_manifest(artifact)) == []
 
 
-def test_another_pipelines_report_is_refused(artifact: Path, report: dict[str, Any], tmp_path: Path) -> None:
+def test_another_pipelines_report_is_refused(artifact: Path, report: Report, alter: Alter, tmp_path: Path) -> None:
     before = (artifact / "README.md").read_bytes()
     with pytest.raises(ArtifactError, match="another recipe"):
-        add_measurements(artifact, report | {"recipe": {}}, tmp_path / "report")
-    report["compressed"]["parameters"] += 1
+        add_measurements(artifact, alter(report, {"recipe": {}}), tmp_path / "report")
+    larger = alter(report, {"compressed.parameters": report.compressed.parameters + 1})
     with pytest.raises(ArtifactError, match="give the evaluation of this artifact"):
-        add_measurements(artifact, report, tmp_path / "report")
+        add_measurements(artifact, larger, tmp_path / "report")
     assert (artifact / "README.md").read_bytes() == before

@@ -6,16 +6,16 @@ import sys
 from collections.abc import Callable
 from importlib.machinery import ModuleSpec
 from pathlib import Path
-from typing import Any
 from unittest.mock import MagicMock
 
 import pytest
 
 from sdcompress.cli.reports import logged
 from sdcompress.errors import UserError
+from sdcompress.report import Report
 from sdcompress.report.tracking import check_tracker, log_report
 
-Make = Callable[..., dict[str, Any]]
+Make = Callable[..., Report]
 
 
 @pytest.fixture

@@ -2,44 +2,32 @@
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import pytest
 
-from sdcompress.report.variants import describe_variant
+from sdcompress.evaluation.stopping import Stopping
+from sdcompress.report import Report
+from sdcompress.report.quality_model import FloorSource, NoiseFloor, VariantSample, Verdict
 from sdcompress.report.verdicts import drift_floor, judge
 
-Make = Callable[..., dict[str, Any]]
-PROMPTS, REDRAWN, SIDE = 16, 8, 512
+PROMPTS, REDRAWN = 16, 8
+EXACT = Stopping((PROMPTS,), PROMPTS, "").confidence
+LARGEST = dict.fromkeys(range(PROMPTS), 10 * math.log10(255**2 * 3 * 512**2))
 
 
-def _sample(index: int, original: float, compressed: float, psnr_db: float | None, ssim: float) -> dict[str, Any]:
-    side = {"blocked": False, "height": SIDE, "width": SIDE}
-    return {
-        "index": index,
-        "prompt": f"prompt {index}",
-        "original": {**side, "clip_score": original},
-        "compressed": {**side, "clip_score": compressed},
-        "psnr_db": psnr_db,
-        "identical": psnr_db is None,
-        "ssim": ssim,
-        "metrics": {},
-    }
+def _pair(index: int, drift: float, psnr_db: float | None, ssim: float) -> VariantSample:
+    identical = psnr_db is None
+    prompt = f"prompt {index}"
+    return VariantSample(
+        index=index, prompt=prompt, clip_score_difference=drift, psnr_db=psnr_db, identical=identical, ssim=ssim
+    )
 
 
-def _redrawn(index: int, drift: float, psnr_db: float, ssim: float) -> dict[str, Any]:
-    return {
-        "index": index,
-        "prompt": f"prompt {index}",
-        "clip_score_difference": drift,
-        "psnr_db": psnr_db,
-        "identical": False,
-        "ssim": ssim,
-        "metrics": {},
-    }
+def _floor(**sources: list[VariantSample]) -> NoiseFloor:
+    return NoiseFloor(sources={name: FloorSource(label=name, samples=pairs) for name, pairs in sources.items()})
 
 
 def _likeness(generator: np.random.Generator, psnr_db: float) -> tuple[float, float]:
@@ -50,21 +38,16 @@ def _likeness(generator: np.random.Generator, psnr_db: float) -> tuple[float, fl
 
 def _simulate(
     seed: int, psnr_db: float = 45.0, drift: float = 0.0, spread: float = 0.3, sources: tuple[str, ...] = ("seed",)
-) -> dict[str, dict[str, Any]]:
-    """The verdicts on a pipeline whose arithmetic differs as bfloat16's does (45 dB), or by more."""
+) -> dict[str, Verdict]:
+    """Return the verdicts on a pipeline whose arithmetic differs as bfloat16's does (45 dB), or by more."""
     generator = np.random.default_rng(seed)
-    originals = generator.normal(30, 3, PROMPTS)
-    samples = [
-        _sample(i, originals[i], originals[i] + generator.normal(drift, spread), *_likeness(generator, psnr_db))
-        for i in range(PROMPTS)
-    ]
+    pairs = [_pair(i, generator.normal(drift, spread), *_likeness(generator, psnr_db)) for i in range(PROMPTS)]
     levels = {"seed": (12.0, 1.5), "bfloat16": (45.0, 0.3)}
     floor = {}
     for source in sources:
         level, moves = levels[source]
-        entries = [_redrawn(2 * i, generator.normal(0, moves), *_likeness(generator, level)) for i in range(REDRAWN)]
-        floor[source] = {**describe_variant(entries), "samples": entries}
-    return judge(samples, {"sources": floor})
+        floor[source] = [_pair(2 * i, generator.normal(0, moves), *_likeness(generator, level)) for i in range(REDRAWN)]
+    return judge(pairs, _floor(**floor), LARGEST, EXACT)
 
 
 @pytest.mark.parametrize(("sources", "repetitions"), [(("seed", "bfloat16"), 100), (("bfloat16",), 300)])
@@ -74,7 +57,7 @@ def test_a_pipeline_against_itself_is_within_noise(sources: tuple[str, ...], rep
     for seed in range(repetitions):
         verdicts = _simulate(seed, sources=sources)
         assert set(verdicts) == {"clip_score", "psnr_db", "ssim"}
-        quiet += all(each["verdict"] == "within noise" for each in verdicts.values())
+        quiet += all(each.verdict == "within noise" for each in verdicts.values())
     assert quiet >= 0.95 * repetitions
 
 
@@ -83,27 +66,27 @@ def test_a_spoiled_pipeline_is_worse() -> None:
     for seed in range(100):
         # int3 on tiny-sd: 22 dB and 5 points of CLIP score (FACTS.md); pictures differ in how much they lose.
         verdicts = _simulate(seed, psnr_db=22.0, drift=-5.0, spread=4.0, sources=("seed", "bfloat16"))
-        by_psnr += verdicts["psnr_db"]["verdict"] == "worse"
-        by_clip += verdicts["clip_score"]["verdict"] == "worse"
-        assert verdicts["psnr_db"]["effect"] < -15
+        by_psnr += verdicts["psnr_db"].verdict == "worse"
+        by_clip += verdicts["clip_score"].verdict == "worse"
+        assert verdicts["psnr_db"].effect < -15
     assert by_psnr == 100  # 23 dB at a standard error of 1.5
     assert by_clip >= 95  # a drift of five standard errors
 
 
 def test_closer_than_rounding_is_within_noise_and_higher_scores_are_better() -> None:
     verdicts = _simulate(1, psnr_db=60.0, drift=3.0, sources=("seed", "bfloat16"))
-    assert verdicts["psnr_db"]["verdict"] == "within noise" and verdicts["psnr_db"]["effect"] > 10
-    assert verdicts["clip_score"]["verdict"] == "better"
-    low, high = verdicts["clip_score"]["interval_95"]
-    assert low < verdicts["clip_score"]["effect"] < high
+    assert verdicts["psnr_db"].verdict == "within noise" and verdicts["psnr_db"].effect > 10
+    assert verdicts["clip_score"].verdict == "better"
+    low, high = verdicts["clip_score"].interval_95
+    assert low < verdicts["clip_score"].effect < high
 
 
 def test_a_real_drift_smaller_than_redrawing_moves_is_within_noise() -> None:
     alone = _simulate(3, drift=-0.4, spread=0.05, sources=("bfloat16",))["clip_score"]
     beside_seeds = _simulate(3, drift=-0.4, spread=0.05, sources=("seed",))["clip_score"]
-    assert alone["verdict"] == "worse" and alone["floor"] < 0.4
-    assert beside_seeds["verdict"] == "within noise" and "redrawing the original (seed)" in beside_seeds["reason"]
-    assert beside_seeds["floor"] > 0.4
+    assert alone.verdict == "worse" and alone.floor < 0.4
+    assert beside_seeds.verdict == "within noise" and "redrawing the original (seed)" in beside_seeds.reason
+    assert beside_seeds.floor > 0.4
 
 
 def test_the_floor_is_what_95_of_100_redrawings_stay_under() -> None:
@@ -115,15 +98,13 @@ def test_the_floor_is_what_95_of_100_redrawings_stay_under() -> None:
 
 def test_without_other_arithmetic_similarity_has_no_verdict() -> None:
     assert set(_simulate(0)) == {"clip_score"}
-    assert set(judge([_sample(0, 30, 31, 40.0, 0.9)], None)) == set()
+    assert judge([_pair(0, 1.0, 40.0, 0.9)], None, LARGEST, EXACT) == {}
 
 
-def test_identical_pictures_are_within_noise_of_identical_pictures(make_report: Make) -> None:
-    samples = [_sample(i, 30.0, 30.0, None, 1.0) for i in range(4)]
-    entries = [{**_redrawn(i, 0.0, 0.0, 1.0), "psnr_db": None, "identical": True} for i in range(4)]
-    verdicts = judge(samples, {"sources": {"batch": {"samples": entries}}})
-    assert {each["verdict"] for each in verdicts.values()} == {"within noise"}
-    assert verdicts["psnr_db"]["effect"] == 0
-    json.dumps(verdicts, allow_nan=False)
-    report = make_report(identical=True, drift=0.0)
-    assert report["similarity"]["psnr_db"]["mean"] is None  # infinite
+def test_identical_pictures_are_within_noise_of_identical_pictures(make_report: Callable[..., Report]) -> None:
+    same = [_pair(i, 0.0, None, 1.0) for i in range(4)]
+    verdicts = judge(same, _floor(batch=same), LARGEST, EXACT)
+    assert {each.verdict for each in verdicts.values()} == {"within noise"}
+    assert verdicts["psnr_db"].effect == 0
+    report = make_report(identical=True, drift=0.0, whole=True)
+    assert report.similarity.psnr_db.mean is None and report.verdicts["psnr_db"].verdict == "within noise"

@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from sdcompress.report.inspect_table import render, render_layers
-from sdcompress.report.wording import bytes_text
+from sdcompress.report.number_text import bytes_text
 from sdcompress.sources.inspect_model import bytes_at, describe
 from sdcompress.sources.opening import open_source
 from sdcompress.sources.source import Source
