@@ -15,7 +15,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from sdcompress import load_recipe, make_plan, open_source  # noqa: E402
+from sdcompress import load_recipe, open_source  # noqa: E402
+from sdcompress.planning.plan import make_plan  # noqa: E402
 
 PAGES = ROOT / "docs" / "families"
 _MARKED = re.compile(r"(<!-- sizes ([\w.-]+): ([\w -]+?) -->\n).*?(<!-- /sizes -->)", re.DOTALL)

@@ -25,8 +25,9 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.random_pipeline import build_random_pipeline  # noqa: E402
-from sdcompress import load_recipe, make_plan, open_source  # noqa: E402
+from sdcompress import load_recipe, open_source  # noqa: E402
 from sdcompress.environment import describe_environment  # noqa: E402
+from sdcompress.planning.plan import make_plan  # noqa: E402
 from sdcompress.planning.recipe import Recipe, dump_recipe  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"

@@ -1,6 +1,7 @@
-"""sdcompress: Stable Diffusion pipelines made smaller, and the proof of what that cost.
+"""sdcompress: Stable Diffusion pipelines made smaller and faster, and the proof of what that cost.
 
-Importing it lets stock `DiffusionPipeline.from_pretrained` open artifacts in sdcompress's own formats.
+The names below are the public API (`sdcompress.api`). Importing sdcompress also lets stock
+`DiffusionPipeline.from_pretrained` open artifacts in sdcompress's own formats.
 """
 
 from __future__ import annotations
@@ -13,39 +14,55 @@ from sdcompress.version import __version__
 __all__ = [
     "Plan",
     "Recipe",
+    "Report",
     "Source",
     "__version__",
+    "compare",
+    "compress",
+    "convert",
+    "evaluate",
+    "generate",
     "load_recipe",
     "make_plan",
     "open_pipeline",
     "open_source",
+    "run",
+    "verify",
 ]
 
 if TYPE_CHECKING:
-    from sdcompress.backends.open_pipeline import open_pipeline
-    from sdcompress.planning.plan import Plan, make_plan
-    from sdcompress.planning.recipe import Recipe, load_recipe
-    from sdcompress.sources.opening import open_source
+    from sdcompress.api import (
+        compare,
+        compress,
+        convert,
+        evaluate,
+        generate,
+        load_recipe,
+        make_plan,
+        open_pipeline,
+        open_source,
+        run,
+        verify,
+    )
+    from sdcompress.planning.plan import Plan
+    from sdcompress.planning.recipe import Recipe
+    from sdcompress.report import Report
     from sdcompress.sources.source import Source
 
 _HOMES = {
-    "open_pipeline": "sdcompress.backends.open_pipeline",
     "Plan": "sdcompress.planning.plan",
-    "make_plan": "sdcompress.planning.plan",
     "Recipe": "sdcompress.planning.recipe",
-    "load_recipe": "sdcompress.planning.recipe",
     "Source": "sdcompress.sources.source",
-    "open_source": "sdcompress.sources.opening",
 }
 
 
 def __getattr__(name: str) -> Any:
-    """Public names are imported when they are first used, so that `import sdcompress` costs nothing."""
-    if name not in _HOMES:
+    """Import a public name when it is first used, so that `import sdcompress` is quick."""
+    if name not in __all__:
         raise AttributeError(f"module 'sdcompress' has no attribute {name!r}")
     import importlib
 
-    value = getattr(importlib.import_module(_HOMES[name]), name)
+    value = getattr(importlib.import_module(_HOMES.get(name, "sdcompress.api")), name)
     globals()[name] = value
     return value
 

@@ -122,7 +122,7 @@ def instruction_sets(machine: str, cpuinfo: str = "", torch: Mapping[str, Any] |
         cpuinfo: the text of Linux' /proc/cpuinfo; empty elsewhere.
         torch: what `torch.cpu.get_capabilities()` returns, for systems without that file.
 
-    Example:
+    Examples:
         >>> instruction_sets("aarch64", "Features : fp asimd asimddp")
         {'dotprod': True, 'i8mm': False, 'bf16': False, 'SVE': False}
     """

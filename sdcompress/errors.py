@@ -16,7 +16,7 @@ class Problem:
         field: dotted path of the field, such as `components.unet.0.cast.dtype`; empty where no field is to blame.
         message: what is wrong, and what to do.
 
-    Example:
+    Examples:
         >>> str(Problem("dtype", "missing").inside("components.unet.0.cast"))
         'components.unet.0.cast.dtype: missing'
     """
@@ -60,7 +60,7 @@ class UserError(SdcompressError):
 class ProblemList(list[Problem]):
     """Problems found so far, so that one error names them all.
 
-    Example:
+    Examples:
         >>> problems = ProblemList()
         >>> with problems.collect("steps.0"):
         ...     raise UserError(Problem("dtype", "missing"))
@@ -123,7 +123,7 @@ class InternalError(SdcompressError):
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return the end of an error message about an unknown name: a guess, if one is close, and the known names.
 
-    Example:
+    Examples:
         >>> nearest("itn8", ["int8", "nf4"])
         'did you mean int8? known: int8, nf4'
     """

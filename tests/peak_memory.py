@@ -6,7 +6,7 @@ from pathlib import Path
 
 SCRIPT = (
     "import sys; from pathlib import Path\n"
-    "from sdcompress import load_recipe, make_plan, open_source\n"
+    "from sdcompress import load_recipe, open_source\nfrom sdcompress.planning.plan import make_plan\n"
     "from sdcompress.execution.execute import execute\n"
     "plan = make_plan(load_recipe(sys.argv[1]), open_source('tiny-sd'))\n"
     "execute(plan, Path(sys.argv[2]))\n"

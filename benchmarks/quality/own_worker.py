@@ -53,7 +53,8 @@ def measure(contender: Contender, job: dict[str, Any], folder: Path) -> dict[str
 
 def _compress(recipe: str, model: str, artifact: Path) -> dict[str, Any]:
     """Bytes and layers left alone of the artifact that the recipe gives."""
-    from sdcompress import make_plan, open_source
+    from sdcompress import open_source
+    from sdcompress.planning.plan import make_plan
     from sdcompress.planning.recipe import parse_recipe
 
     file = artifact.parent / "recipe.yaml"

@@ -69,7 +69,7 @@ def is_tiny_sd(source: Source) -> bool:
 def default_prompts(tiny_sd: bool) -> PromptSet:
     """Return the built-in prompts that fit: combinations that tiny-sd has seen, or the general set.
 
-    Example:
+    Examples:
         >>> default_prompts(tiny_sd=False).take(2)
         ('a red apple on a wooden table, soft window light', 'a desert highway under a stormy sky, wide angle')
     """

@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.syntax import Syntax
 
+from sdcompress.api import find_recipe, load_recipe, shipped_recipes
 from sdcompress.errors import UserError
 
 recipes_app = typer.Typer(help="The recipes that come with sdcompress.", no_args_is_help=True)
@@ -19,8 +20,6 @@ recipes_app = typer.Typer(help="The recipes that come with sdcompress.", no_args
 @recipes_app.command("list")
 def list_recipes() -> None:
     """List the shipped recipes."""
-    from sdcompress.planning.recipe import load_recipe, shipped_recipes
-
     shipped = shipped_recipes()
     width = max(map(len, shipped)) + 2
     for name in shipped:
@@ -30,8 +29,6 @@ def list_recipes() -> None:
 @recipes_app.command("show")
 def show_recipe(name: Annotated[str, typer.Argument(help="A shipped recipe's name.")]) -> None:
     """Print a recipe with its comments."""
-    from sdcompress.planning.recipe import find_recipe
-
     text = find_recipe(name).read_text(encoding="utf-8")
     if sys.stdout.isatty():
         Console().print(Syntax(text, "yaml", background_color="default", word_wrap=True))
@@ -45,8 +42,6 @@ def copy_recipe(
     to: Annotated[Path, typer.Argument(help="The file to write.")],
 ) -> None:
     """Copy a recipe to a file of your own, to change it."""
-    from sdcompress.planning.recipe import find_recipe
-
     source = find_recipe(name)
     if to.is_dir():
         to = to / source.name

@@ -184,7 +184,7 @@ def parse_record(values: Mapping[str, Any]) -> Record:
     Raises:
         ValueError: the values are no record.
 
-    Example:
+    Examples:
         >>> parse_record({"kind": "judge", "scorer": None, "not_measured": {}}).to_json()
         {'kind': 'judge', 'scorer': None, 'not_measured': {}}
     """

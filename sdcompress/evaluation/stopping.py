@@ -52,7 +52,7 @@ class Stopping:
     def confidence(self, error: float = ERROR) -> float:
         """Return the level that intervals need at each look, so that all looks together miss with chance `error`.
 
-        Example:
+        Examples:
             >>> Stopping((32,), 32, "all were asked for").confidence()
             0.95
             >>> round(Stopping((8, 16, 32), 8, "the interval is narrow enough").confidence(), 4)
@@ -77,7 +77,7 @@ def plan_looks(most: int, early: bool) -> tuple[int, ...]:
         most: prompts in all.
         early: whether the evaluation may stop before it has drawn them all.
 
-    Example:
+    Examples:
         >>> plan_looks(40, early=True), plan_looks(40, early=False)
         ((8, 16, 32, 40), (40,))
     """
@@ -123,7 +123,7 @@ def nominal_error(error: float, looks: tuple[int, ...]) -> float:
         error: the chance that any look's interval misses.
         looks: how many samples there are at each look.
 
-    Example:
+    Examples:
         >>> [round(nominal_error(0.05, tuple(range(1, count + 1))), 4) for count in (1, 2, 3, 5)]
         [0.05, 0.0294, 0.0221, 0.0158]
     """

@@ -7,7 +7,7 @@ import platform
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -66,7 +66,8 @@ def execute(
         state = RunState.open(partial, plan, fresh)
         _check_space(plan, out, state)
         due = set(source.components) - set(state.finished)
-        readers = {name: _ReportingReader(plan.modified_source, name, listener) for name in source.components}
+        progress = _WritingProgress(plan.modified_source.weights_bytes, listener)
+        readers = {name: _ReportingReader(plan.modified_source, name, progress) for name in source.components}
         components = _prune(plan, readers, partial, listener) if due else {}
         pruned = pruned_source(plan, components)
         ranges = _activation_ranges(plan, pruned, state, listener)
@@ -90,29 +91,38 @@ def execute(
     return manifest
 
 
+@dataclass
+class _WritingProgress:
+    """How many bytes of the source's weights were read, of how many."""
+
+    total_bytes: int
+    listener: Listener
+    done_bytes: int = 0
+
+
 class _ReportingReader:
     """Reads a component's stored tensors, and reports how many bytes were read at least once."""
 
-    def __init__(self, source: Source, component: str, listener: Listener):
-        self._spec, self._read, self._listener = source.components[component], source.reader(component), listener
+    def __init__(self, source: Source, component: str, progress: _WritingProgress):
+        self._spec, self._read, self._progress = source.components[component], source.reader(component), progress
         self._unread = set(self._spec.tensors)
-        self._done_bytes = 0
 
     def __call__(self, tensor: str) -> torch.Tensor:
         if tensor in self._unread:  # some steps read a tensor more than once
             self._unread.remove(tensor)
-            self._done_bytes += self._spec.tensors[tensor].size_bytes
+            self._progress.done_bytes += self._spec.tensors[tensor].size_bytes
             self.report()
         return self._read(tensor)
 
     def report(self, note: str = "") -> None:
         """Report what was read so far."""
-        total = self._spec.weights_bytes
-        self._listener(ProgressEvent("writing", self._spec.name, self._done_bytes, total, "bytes", note))
+        done, total = self._progress.done_bytes, self._progress.total_bytes
+        self._progress.listener(ProgressEvent("writing", self._spec.name, done, total, "bytes", note))
 
     def report_all(self) -> None:
         """Report that all is done."""
-        self._done_bytes = self._spec.weights_bytes
+        self._progress.done_bytes += sum(self._spec.tensors[tensor].size_bytes for tensor in self._unread)
+        self._unread.clear()
         self.report()
 
 

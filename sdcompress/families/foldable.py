@@ -39,7 +39,7 @@ def folds(spec: ComponentSpec) -> tuple[Fold, ...]:
     Folds can be applied in any order and together: where a layer is a consumer of one and a producer of another, the
     one scales its columns and the other its rows.
 
-    Example:
+    Examples:
         >>> from sdcompress.sources.spec import ComponentSpec, parameter
         >>> shapes = {"layer_norm2.weight": (8,), "layer_norm2.bias": (8,), "mlp.fc1.weight": (32, 8)}
         >>> tensors = {name: parameter(shape, "F16") for name, shape in shapes.items()}

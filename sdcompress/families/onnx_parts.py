@@ -46,7 +46,7 @@ def fix_axes(part: OnnxPart, sizes: Mapping[str, int]) -> tuple[OnnxInput, ...]:
 def traced_shape(each: OnnxInput, sizes: Mapping[str, int]) -> tuple[int, ...]:
     """Return the input's shape for these sizes of its named dimensions.
 
-    Example:
+    Examples:
         >>> from sdcompress.families.architecture import OnnxInput
         >>> traced_shape(OnnxInput("x", ("batch", 4, "height/4", "width*8")), {"batch": 2, "height": 9, "width": 5})
         (2, 4, 3, 40)

@@ -24,7 +24,7 @@ def known_architectures() -> dict[str, Architecture]:
 def architecture_of(class_name: str) -> Architecture:
     """Return what is known about components of that class: of an unknown one, an Architecture that knows nothing.
 
-    Example:
+    Examples:
         >>> architecture_of("UNet2DConditionModel").role, architecture_of("MyOwnModel").role
         ('denoiser', 'unknown')
     """

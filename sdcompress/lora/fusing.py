@@ -29,7 +29,7 @@ def fused(tensor: torch.Tensor, updates: Sequence[tuple[float, LowRank]]) -> tor
         tensor: the weight, [out, in] or [out, in, kh, kw], of any floating-point type.
         updates: weight in the recipe, and update.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> from pathlib import Path
         >>> from safetensors.torch import save_file

@@ -66,7 +66,7 @@ class Key:
 def parse_key(key: str) -> Key | None:
     """Return the parsed key; None where it is not a key of a LoRA.
 
-    Example:
+    Examples:
         >>> parse_key("lora_unet_mid_block_attentions_0_proj_in.lora_down.weight")
         Key(owner='denoiser', module='mid_block_attentions_0_proj_in', role='down')
     """

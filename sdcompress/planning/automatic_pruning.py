@@ -18,7 +18,7 @@ from sdcompress.quant.statistics import Limits
 from sdcompress.sources.spec import ComponentSpec
 
 if TYPE_CHECKING:
-    from sdcompress.planning.steps import MeasuringContext
+    from sdcompress.backends.component import MeasuringContext
 
 
 def least_important(context: MeasuringContext, share: float) -> tuple[str, ...]:

@@ -61,7 +61,7 @@ def parse_gate(text: str) -> Gate:
     Raises:
         UserError: the text has another form, or there is no such figure.
 
-    Example:
+    Examples:
         >>> parse_gate("psnr_db >= 30").text
         'psnr_db>=30'
     """

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import takewhile
 
+from sdcompress.backends.component import MeasuringContext
 from sdcompress.backends.onnx.settings import observed_layers
 from sdcompress.errors import Problem, ProblemList, RecipeError, UserError, nearest
 from sdcompress.planning.recipe import Recipe
 from sdcompress.planning.schedulers import SCHEDULER, scheduler_spec
-from sdcompress.planning.steps import MeasuringContext, Planned, Stage, Step
+from sdcompress.planning.steps import Planned, Stage, Step
 from sdcompress.planning.steps.export import Export
 from sdcompress.progress import Listener, silent
 from sdcompress.quant.statistics import Limits, block_sizes, fitting_limit
@@ -91,7 +92,7 @@ def make_plan(recipe: Recipe, source: Source, listener: Listener = silent) -> Pl
     Raises:
         RecipeError: with everything that cannot be done; the fields are YAML paths.
 
-    Example:
+    Examples:
         >>> from sdcompress.planning.recipe import load_recipe
         >>> from sdcompress.sources.opening import open_source
         >>> plan = make_plan(load_recipe("int8"), open_source("sd15"))

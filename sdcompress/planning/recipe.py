@@ -23,7 +23,7 @@ CHECKOUT_RECIPES = Path(__file__).parents[2] / "recipes"  # in a checkout; the w
 class Recipe(BaseModel):
     """What to do with each component of a pipeline.
 
-    Example:
+    Examples:
         schema_version: 1
         description: The UNet in 4 bits.
         components:
@@ -74,7 +74,7 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
     Raises:
         RecipeError: there is no such recipe, or with all that is wrong with it.
 
-    Example:
+    Examples:
         >>> recipe = load_recipe("int8")
         >>> recipe.target, [step.kind for step in recipe.components["unet|transformer"]]
         ('torch', ['cast', 'quantize'])
@@ -97,7 +97,7 @@ def parse_recipe(text: str, where: str, folder: Path | None = None) -> Recipe:
     Raises:
         RecipeError: with all that is wrong with it.
 
-    Example:
+    Examples:
         >>> text = "{schema_version: 1, description: Half, components: {unet: [{cast: {dtype: float16}}]}}"
         >>> parse_recipe(text, "here").components["unet"][0].kind
         'cast'

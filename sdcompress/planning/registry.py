@@ -52,7 +52,7 @@ def known_steps() -> dict[str, type[Step]]:
 def describe_steps() -> tuple[StepDescription, ...]:
     """Return all steps in the order in which they stand in a recipe, as their classes describe them.
 
-    Example:
+    Examples:
         >>> cast = next(step for step in describe_steps() if step.kind == "cast")
         >>> cast.example, [parameter.name for parameter in cast.parameters]
         ('cast: {dtype: float16}', ['dtype'])

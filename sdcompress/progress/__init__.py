@@ -27,7 +27,7 @@ class ProgressEvent:
         unit: what `done` and `total` count.
         note: a short text beside the bar, such as the current loss.
 
-    Example:
+    Examples:
         >>> ProgressEvent("calibrating", "unet", done=3, total=20, unit="runs")
         ProgressEvent(activity='calibrating', subject='unet', done=3, total=20, unit='runs', note='')
     """

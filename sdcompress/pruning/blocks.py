@@ -24,7 +24,7 @@ def is_transformer(spec: ComponentSpec) -> bool:
 def block_lists(spec: ComponentSpec) -> dict[BlockList, dict[str, list[str]]]:
     """Return list of blocks -> block -> its tensors, in the order of the blocks; nothing for an unknown class.
 
-    Example:
+    Examples:
         >>> from sdcompress.sources.spec import ComponentSpec, parameter
         >>> names = ["proj_in.weight", "transformer_blocks.0.ff.weight", "transformer_blocks.1.ff.weight"]
         >>> tensors = {name: parameter((4, 4), "F16") for name in names}

@@ -67,7 +67,7 @@ def activation(group: Group, weight: torch.Tensor, statistics: LayerStatistics) 
 def choose(importance: torch.Tensor, group: Group) -> torch.Tensor:
     """Return the indices of what stays, ascending: the most important of each partition, the first of equals.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from sdcompress.pruning.widths import Group
         >>> group = Group("ff", "feed_forward", width=4, kept=2, cuts=(), consumer="ff.net.2", partitions=2)

@@ -51,7 +51,7 @@ def without(
         config: of the component afterwards; None: the same.
         renamed: tensor -> its new name; the others keep theirs.
 
-    Example:
+    Examples:
         >>> from sdcompress.sources.spec import ComponentSpec, parameter
         >>> tensors = {name: parameter((4, 4), "F16") for name in ("a.weight", "b.weight")}
         >>> smaller = without(ComponentSpec("unet", "diffusers", "X", {}, tensors), {"a.weight": "a"})

@@ -21,7 +21,7 @@ def scores(weight: torch.Tensor, statistics: LayerStatistics | None) -> torch.Te
         statistics: of the layer's input. With them, the importance is Wanda's |W| * ||x|| (Sun et al. 2023,
             arXiv:2306.11695, eq. 1) with ||x|| = sqrt(E[x^2]); without, it is |W|.
 
-    Example:
+    Examples:
         >>> import torch
         >>> score = scores(torch.tensor([[0.5, -2.0, 1.0, 0.1]]), None)
         >>> kept_share(score, sparsity=0.5, by_row=True), kept_2_4(score)

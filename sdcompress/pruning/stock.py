@@ -42,7 +42,7 @@ def without_mid_block(spec: ComponentSpec) -> Smaller:
     Raises:
         UserError: it has none.
 
-    Example:
+    Examples:
         >>> from sdcompress.sources.spec import ComponentSpec, parameter
         >>> tensors = {name: parameter((4, 4), "F16") for name in ("conv_in.weight", "mid_block.x.weight")}
         >>> smaller = without_mid_block(ComponentSpec("unet", "diffusers", "UNet2DConditionModel", {}, tensors))

@@ -38,7 +38,7 @@ def removable_units(spec: ComponentSpec) -> tuple[Unit, ...]:
 
     Of a UNet these include both transformers and the blocks inside them.
 
-    Example:
+    Examples:
         >>> from sdcompress.sources.spec import ComponentSpec, parameter
         >>> names = ["conv_in.weight", "mid_block.resnets.0.conv1.weight", "mid_block.resnets.1.conv1.weight"]
         >>> tensors = {name: parameter((4, 4), "F16") for name in names}

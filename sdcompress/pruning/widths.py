@@ -78,7 +78,7 @@ def width_groups(
     Raises:
         UserError: a share does not apply to the component, or changes nothing.
 
-    Example:
+    Examples:
         >>> from sdcompress.sources.spec import ComponentSpec, parameter
         >>> shapes = {"fc1.weight": (64, 16), "fc1.bias": (64,), "fc2.weight": (16, 64)}
         >>> tensors = {f"encoder.layers.0.mlp.{name}": parameter(shape, "F16") for name, shape in shapes.items()}

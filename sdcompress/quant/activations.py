@@ -27,7 +27,7 @@ _SMALLEST_SCALE = 2.0**-126  # float32's smallest normal number
 class ActivationRange:
     """The values that codes cover, which include zero. Values outside are clipped.
 
-    Example:
+    Examples:
         >>> ActivationRange(-1.0, 254.0).scale_and_zero_point()
         (1.0, 1)
     """
@@ -80,7 +80,7 @@ def choose_range(
     Raises:
         ValueError: the histogram is empty.
 
-    Example:
+    Examples:
         >>> histogram = Histogram()
         >>> histogram.add(torch.linspace(-1, 3, 1001))
         >>> choose_range(histogram, method="minmax")

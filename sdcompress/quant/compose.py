@@ -35,7 +35,7 @@ def quantize_weight(
     Raises:
         ValueError: the weight has NaN or infinite values, or the rounding needs statistics and gets none.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from sdcompress.quant.registry import from_label
         >>> from sdcompress.quant.rounding.search import Search

@@ -24,7 +24,7 @@ def sqnr_db(weight: torch.Tensor, approximation: torch.Tensor) -> float:
         weight: w, of any shape and floating-point type.
         approximation: w', of the same shape.
 
-    Example:
+    Examples:
         >>> import torch
         >>> round(sqnr_db(torch.full((4,), 2.0), torch.full((4,), 2.2)), 2)
         20.0

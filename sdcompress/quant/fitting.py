@@ -26,7 +26,7 @@ MOVES = (
 def shrinkings(bits: int, count: int, widest: float = 1.0) -> list[float]:
     """Return the fractions of the whole range that are tried, evenly spaced: with fewer bits it is clipped more.
 
-    Example:
+    Examples:
         >>> [round(fraction, 2) for fraction in shrinkings(4, 5)]
         [1.0, 0.9, 0.8, 0.7, 0.6]
     """
@@ -52,7 +52,7 @@ def best_scale(
         rounded: returns the nearest level of each value in steps; may overwrite its argument.
         signs: the signs that a scale may have: both, where levels reach further on one side.
 
-    Example:
+    Examples:
         >>> levels = lambda steps: steps.round_().clamp_(-4, 3)
         >>> best_scale(torch.tensor([[[-4.0, 3.0], [8.0, -6.0]]]), None, 3, 3.5, levels, (1, -1))
         tensor([[ 1., -2.]])
@@ -97,7 +97,7 @@ def best_range(grouped: torch.Tensor, importance: torch.Tensor | None, bits: int
 
     The zero point is one of the codes or lies between two of them. Arguments as in `best_scale`.
 
-    Example:
+    Examples:
         >>> scale, zero = best_range(torch.tensor([[[-0.5, 0.0, 0.5, 1.0]]]), None, 2)
         >>> scale, zero
         (tensor([[0.5000]]), tensor([[1.]]))

@@ -163,7 +163,7 @@ def is_finite(tensor: torch.Tensor) -> bool:
 def overflows(result: torch.Tensor, tensor: torch.Tensor) -> bool:
     """Return whether casting `tensor` to `result` made a finite value infinite.
 
-    Example:
+    Examples:
         >>> import torch
         >>> weight = torch.tensor([1.0, 70000.0])
         >>> overflows(weight.half(), weight), overflows(weight.bfloat16(), weight)

@@ -27,7 +27,7 @@ class Grid:
         high: the largest code.
         parts: what is stored of the grid, by the names of QuantizedTensor's fields.
 
-    Example:
+    Examples:
         >>> import torch
         >>> grid = Grid(torch.tensor([[0.5]]), None, None, -2, 1)
         >>> values, groups = torch.tensor([[-3.0, -0.6, 0.3]]), torch.zeros(3, dtype=torch.int64)

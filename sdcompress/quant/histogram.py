@@ -26,7 +26,7 @@ class Histogram:
     Args:
         sample: least number of values that are counted of a tensor.
 
-    Example:
+    Examples:
         >>> histogram = Histogram()
         >>> histogram.add(torch.tensor([-1.0, 0.5, 3.0]))
         >>> histogram.low, histogram.high, int(histogram.counts.sum())

@@ -26,7 +26,7 @@ def k_means(values: torch.Tensor, weights: torch.Tensor, count: int) -> torch.Te
         weights: of each value, float32 of as many entries as a row of `values` has; or one for all.
         count: number of centres; where there are fewer different values, the largest is repeated.
 
-    Example:
+    Examples:
         >>> k_means(torch.tensor([1.0, 1.0, 2.0, 8.0]), torch.tensor([1.0, 1.0, 2.0, 1.0]), 2)
         tensor([1.5000, 8.0000], dtype=torch.float64)
     """

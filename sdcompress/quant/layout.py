@@ -23,7 +23,7 @@ class Layout:
         group: input channels of a group; None: an output channel is one group.
         per_position: whether each kernel position has groups of its own.
 
-    Example:
+    Examples:
         >>> layout = Layout((8, 5, 1, 2), 3, per_position=True)
         >>> layout.scale_shape, layout.groups, layout.even
         ((8, 2, 1, 2), 4, False)

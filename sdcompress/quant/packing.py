@@ -18,7 +18,7 @@ PLANES = {1: (1,), 2: (2,), 3: (2, 1), 4: (4,), 5: (4, 1), 6: (4, 2), 7: (4, 2, 
 def row_bytes(count: int, bits: int) -> int:
     """Return the bytes of a row of `count` codes: count * bits / 8, with each plane rounded up to a byte.
 
-    Example:
+    Examples:
         >>> row_bytes(64, 3), row_bytes(5, 3)
         (24, 3)
     """
@@ -32,7 +32,7 @@ def pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
         codes: [rows, count] uint8, each below 2**bits.
         bits: 1 to 8.
 
-    Example:
+    Examples:
         >>> import torch
         >>> codes = torch.tensor([[1, 2, 3, 0]], dtype=torch.uint8)
         >>> pack(codes, 4), unpack(pack(codes, 4), 4, 4).tolist()

@@ -21,7 +21,7 @@ def known_formats() -> dict[str, QuantFormat]:
     Raises:
         InternalError: two formats have the same name.
 
-    Example:
+    Examples:
         >>> [name for name, fmt in known_formats().items() if fmt.bits == 2]
         ['codebook2', 'int2', 'uint2']
     """
@@ -49,7 +49,7 @@ def from_label(label: str) -> QuantFormat:
         KeyError: no format has that name.
         ValueError: an option is unknown.
 
-    Example:
+    Examples:
         >>> import torch
         >>> tensor = from_label("int4/2").quantize(torch.tensor([[0.7, -0.1, 3.0, 1.0]]))
         >>> tensor.codes.tolist(), tensor.scale.shape

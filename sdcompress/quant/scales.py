@@ -45,7 +45,7 @@ def store(
         up: round away from 0, so that nothing is clipped that the exact scales do not clip; else to nearest.
         signed: whether scales may be negative.
 
-    Example:
+    Examples:
         >>> import torch
         >>> store(torch.tensor([[0.51, 1.02]]), (1, 2), scale_bits=8, up=False)["scale"]
         tensor([[127, 255]], dtype=torch.uint8)
@@ -88,7 +88,7 @@ def value(scale: torch.Tensor, step: torch.Tensor | None, dtype: torch.dtype) ->
 def rounded_up_to_half(scale: torch.Tensor) -> torch.Tensor:
     """Return the smallest float16 that is not below each value.
 
-    Example:
+    Examples:
         >>> import torch
         >>> float(rounded_up_to_half(torch.tensor(1.0001)))
         1.0009765625

@@ -67,7 +67,7 @@ def block_sizes(columns: int, multiple: int, limit: int) -> tuple[int, ...]:
     Raises:
         ValueError: `multiple` does not divide `columns`.
 
-    Example:
+    Examples:
         >>> block_sizes(3456, 9, 2048)
         (1728, 1728)
     """
@@ -104,7 +104,7 @@ class MomentAccumulator:
     Args:
         sizes: of the blocks.
 
-    Example:
+    Examples:
         >>> import torch
         >>> accumulator = MomentAccumulator((2,))
         >>> accumulator.add(torch.tensor([[1.0, 2.0], [3.0, 0.0]]))

@@ -17,7 +17,7 @@ REPORT_NAME = "report.json"
 class Report(ReportData):
     """All that an evaluation found; a notebook shows it as its headline figures and a table.
 
-    Example:
+    Examples:
         >>> report = sdcompress.evaluate("tiny-sd", "out/artifact", "out")  # doctest: +SKIP
         >>> report.change.size_bytes.ratio, report.similarity.psnr_db.mean  # doctest: +SKIP
         (0.508, 54.7)
@@ -25,12 +25,13 @@ class Report(ReportData):
         'within noise'
     """
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: str | Path) -> None:
         """Write report.json, images.png, report.md, report.html and, for gates, junit.xml.
 
         Args:
             folder: where the pictures are, in `images/`.
         """
+        folder = Path(folder)
         write_json(folder / REPORT_NAME, self.to_dict())
         draw_sheet(self, folder).save(folder / "images.png")
         if self.gates:

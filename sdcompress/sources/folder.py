@@ -48,7 +48,7 @@ def open_folder(
     Raises:
         SourceError: the folder holds no pipeline, or files are missing or damaged.
 
-    Example:
+    Examples:
         >>> from sdcompress.sources.source import ASSETS
         >>> open_folder(ASSETS / "tiny-sd").pipeline_class
         'StableDiffusionPipeline'

@@ -21,7 +21,7 @@ BYTES_NOTE = (
 def describe(source: Source) -> dict[str, Any]:
     """Return the pipeline as data for JSON: number of parameters and sizes in bytes, of each component and in total.
 
-    Example:
+    Examples:
         >>> from sdcompress import open_source
         >>> describe(open_source("tiny-sd"))["pipeline_class"]
         'StableDiffusionPipeline'
@@ -48,7 +48,7 @@ def describe(source: Source) -> dict[str, Any]:
 def bytes_at(parameters: int, bits: int) -> int:
     """Return the size in bytes of `parameters` weights of `bits` bits each, without scales.
 
-    Example:
+    Examples:
         >>> bytes_at(3, 4)
         2
     """

@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 def matches(pattern: str, module: str) -> bool:
     """Return whether the pattern, which may contain `*`, matches the module's name or that of a module around it.
 
-    Example:
+    Examples:
         >>> matches("down_blocks.*.attentions", "down_blocks.0.attentions.1.proj_in")
         True
     """

@@ -37,7 +37,7 @@ def open_source(
     Raises:
         SourceError: there is no such pipeline, it is incomplete or damaged, or an option does not apply to it.
 
-    Example:
+    Examples:
         >>> sorted(open_source("tiny-sd").components)
         ['safety_checker', 'text_encoder', 'unet', 'vae']
     """

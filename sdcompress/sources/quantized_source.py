@@ -25,7 +25,7 @@ _SCALES = (
 def quantized_as(spec: ComponentSpec) -> str | None:
     """Return how the component is quantized, such as `bitsandbytes nf4`; None if it is not.
 
-    Example:
+    Examples:
         >>> from sdcompress.sources.spec import parameter
         >>> tensors = {"fc.weight": parameter((8, 8), "F8_E4M3")}
         >>> quantized_as(ComponentSpec("unet", "diffusers", "UNet2DConditionModel", {}, tensors))

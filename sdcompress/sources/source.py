@@ -48,7 +48,7 @@ class Source:
         onnx_files: files with the graphs and weights of an ONNX or OpenVINO folder.
         options: options of `open_source` that are needed to open the same pipeline again.
 
-    Example:
+    Examples:
         >>> from sdcompress import open_source
         >>> source = open_source("sd15")
         >>> f"{source.components['unet'].parameters:,}"
@@ -144,7 +144,7 @@ def pipeline_class_of(model_index: Mapping[str, Any]) -> str:
 def component_entries(model_index: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
     """Return component -> (library, class) of a model_index.json, tokenizers and schedulers too, absent ones not.
 
-    Example:
+    Examples:
         >>> component_entries({"unet": ["diffusers", "UNet2DConditionModel"], "safety_checker": [None, None]})
         {'unet': ('diffusers', 'UNet2DConditionModel')}
     """
@@ -158,7 +158,7 @@ def component_entries(model_index: Mapping[str, Any]) -> dict[str, tuple[str, st
 def is_buffer(tensor: str) -> bool:
     """Return whether a stored tensor of this name is a buffer rather than a parameter.
 
-    Example:
+    Examples:
         >>> is_buffer("text_model.embeddings.position_ids")
         True
     """

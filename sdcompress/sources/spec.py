@@ -50,7 +50,7 @@ class TensorSpec:
 def parameter(shape: tuple[int, ...], dtype: str) -> TensorSpec:
     """Return the spec of a parameter that is not quantized.
 
-    Example:
+    Examples:
         >>> parameter((320, 4, 3, 3), "F16").size_bytes
         23040
     """
@@ -122,7 +122,7 @@ def layers_of(spec: ComponentSpec) -> tuple[Layer, ...]:
     A parameter outside of any layer, such as `scale_shift_table`, is a layer of kind `other` under its own name, and so
     is each tensor of a quantized layer, such as `codes` and `scale`.
 
-    Example:
+    Examples:
         >>> from sdcompress import open_source
         >>> layers_of(open_source("sd15").components["unet"])[0]
         Layer(name='conv_in', kind='conv3x3', parameters=11840, weight='conv_in.weight', shape=(320, 4, 3, 3))

@@ -32,7 +32,7 @@ def canonical_name(class_name: str, tensor: str) -> str:
         class_name: class of the component.
         tensor: the tensor's name in a file.
 
-    Example:
+    Examples:
         >>> canonical_name("AutoencoderKL", "decoder.mid_block.attentions.0.proj_attn.weight")
         'decoder.mid_block.attentions.0.to_out.0.weight'
     """

@@ -41,7 +41,7 @@ def choose_weight_files(files: list[str], variant: str | None, where: str, allow
     Raises:
         SourceError: the variant is missing or ambiguous, or there are only pickles that are not allowed, or only GGUF.
 
-    Example:
+    Examples:
         >>> choose_weight_files(["model.safetensors", "model.fp16.safetensors"], "fp16", "text_encoder")
         ['model.fp16.safetensors']
     """
@@ -78,7 +78,7 @@ def choose_weight_files(files: list[str], variant: str | None, where: str, allow
 def variant_of(file: str) -> str:
     """Return the variant in the name of a weight file; "" if it has none.
 
-    Example:
+    Examples:
         >>> variant_of("model.fp16-00001-of-00002.safetensors")
         'fp16'
     """

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from tiny_parts import clip_text, tiny_unet
 
-from sdcompress import load_recipe, make_plan, open_source
+from sdcompress import load_recipe, open_source
 from sdcompress.execution.execute import execute
+from sdcompress.planning.plan import make_plan
 
 # In sizes that are fixed: a test of that, and traced in a third of the time.
 STATIC = """
@@ -26,7 +27,8 @@ components:
 EXPORT = """
 import sys
 from pathlib import Path
-from sdcompress import load_recipe, make_plan, open_source
+from sdcompress import load_recipe, open_source
+from sdcompress.planning.plan import make_plan
 from sdcompress.execution.execute import execute
 for model, recipe, out in zip(*[iter(sys.argv[1:])] * 3):
     execute(make_plan(load_recipe(recipe), open_source(model)), Path(out))

@@ -12,13 +12,14 @@ import torch
 from listeners import interrupt_writing
 from typer.testing import CliRunner
 
-from sdcompress import load_recipe, make_plan, open_pipeline, open_source
+from sdcompress import load_recipe, open_pipeline, open_source
 from sdcompress.cli.main import app
 from sdcompress.errors import ArtifactError, SourceError, UserError
 from sdcompress.execution.execute import execute
 from sdcompress.execution.verify import verify
 from sdcompress.files.artifact import partial_folder
 from sdcompress.files.manifest import read_manifest
+from sdcompress.planning.plan import make_plan
 from sdcompress.sources.openvino_file import DATA_FILE, MODEL_FILE, read_ir
 
 openvino = pytest.importorskip("openvino", reason="openvino is not installed (pip install 'sdcompress[openvino]')")

@@ -8,12 +8,13 @@ import torch
 from hypothesis import given, settings
 from stored_weights import OWN, format_of, quantized, stored_parts
 
-from sdcompress import load_recipe, make_plan, open_source
+from sdcompress import load_recipe, open_source
 from sdcompress.backends.torch import unpacking
 from sdcompress.backends.torch.packaging import packed_specs
 from sdcompress.backends.torch.unpacking import dequantize_stored, logical, pick_rows
 from sdcompress.execution.execute import execute
 from sdcompress.files.torch_tensors import TORCH_DTYPE
+from sdcompress.planning.plan import make_plan
 from sdcompress.planning.recipe import parse_recipe
 from sdcompress.quant.formats.normal_float import LEVELS
 from sdcompress.sources.spec import parameter

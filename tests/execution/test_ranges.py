@@ -7,11 +7,11 @@ import json
 import pytest
 from listeners import Events
 
-from sdcompress import load_recipe, make_plan, open_source
+from sdcompress import load_recipe, open_source
 from sdcompress.calibration.settings import Calibration
 from sdcompress.errors import SourceError
 from sdcompress.execution.ranges import Ranges, calibrate_ranges, dump_ranges, parse_ranges
-from sdcompress.planning.plan import Plan, layers_with_ranges
+from sdcompress.planning.plan import Plan, layers_with_ranges, make_plan
 from sdcompress.planning.recipe import parse_recipe
 from sdcompress.quant.activations import ActivationRange, LayerRanges
 from sdcompress.sources.spec import CONVOLUTIONS, layers_of

@@ -10,7 +10,7 @@ import torch
 
 from sdcompress import open_source
 from sdcompress.families.foldable import Fold, folds
-from sdcompress.quant.corrections.smoothing import scaled
+from sdcompress.quant.smoothing import scaled
 from sdcompress.sources import catalog
 from sdcompress.sources.spec import ComponentSpec, parameter
 

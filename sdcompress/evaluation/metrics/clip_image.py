@@ -20,7 +20,7 @@ def clip_image(original: np.ndarray, compressed: np.ndarray) -> float:
     Source: Radford et al. 2021, "Learning Transferable Visual Models From Natural Language Supervision"
     (arXiv:2103.00020), whose embeddings are compared by their cosine.
 
-    Example:
+    Examples:
         >>> clip_image(np.array([1.0, 0.0]), np.array([0.6, 0.8]))
         60.0
     """

@@ -27,7 +27,7 @@ class ClipScorer:
     Raises:
         EvaluationError: the folder cannot be opened as a CLIP model.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from sdcompress.evaluation.metrics.scorer import TINY_SD_SCORER
         >>> scorer = ClipScorer(TINY_SD_SCORER)

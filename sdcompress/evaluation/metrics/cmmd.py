@@ -26,7 +26,7 @@ def cmmd(original: np.ndarray, compressed: np.ndarray) -> float:
     Returns:
         0 or more, where 0 is the same set.
 
-    Example:
+    Examples:
         >>> first = np.eye(4)[:2]
         >>> round(cmmd(first, np.eye(4)[2:]), 3), cmmd(first, first)
         (9.95, 0.0)

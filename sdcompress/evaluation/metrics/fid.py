@@ -77,7 +77,7 @@ def fid(original: np.ndarray, compressed: np.ndarray) -> float:
     Returns:
         0 or more, where 0 is the same set.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> features = np.random.default_rng(0).normal(size=(50, 4))
         >>> round(fid(features, features + 3), 3)  # equal covariances: the squared distance of the means

@@ -32,7 +32,7 @@ def ms_ssim(original: np.ndarray, compressed: np.ndarray) -> float | None:
     Returns:
         0 to 1, where 1 is identical; None for a side under SMALLEST_SIDE pixels.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> grey = np.full((176, 176, 3), 128, np.uint8)
         >>> ms_ssim(grey, grey), ms_ssim(grey[:64], grey[:64])

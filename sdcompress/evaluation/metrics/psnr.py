@@ -26,7 +26,7 @@ def psnr_db(original: np.ndarray, compressed: np.ndarray) -> float:
 
     Source: Huynh-Thu and Ghanbari 2008, "Scope of validity of PSNR in image/video quality assessment".
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> grey = np.full((8, 8, 3), 128, np.uint8)
         >>> round(psnr_db(grey, grey + 1), 2), psnr_db(grey, grey)

@@ -22,7 +22,7 @@ def ssim(original: np.ndarray, compressed: np.ndarray) -> float:
 
     Source: Wang et al. 2004, "Image quality assessment: from error visibility to structural similarity", equation 13.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> stripes = np.tile(np.array([0, 255], np.uint8), (16, 8))[..., None].repeat(3, axis=2)
         >>> ssim(stripes, stripes), ssim(stripes, 255 - stripes) < 0

@@ -10,14 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr
 
-from sdcompress.backends.component import Component
+from sdcompress.backends.component import Component, MeasuringContext
 from sdcompress.errors import Problem
 from sdcompress.files.manifest import LayerStatus
-from sdcompress.progress import Listener, silent
 from sdcompress.sources.spec import ComponentSpec
 
 if TYPE_CHECKING:
-    from sdcompress.calibration.settings import Calibration
     from sdcompress.sources.source import Source
 
 
@@ -97,23 +95,6 @@ class Planned:
     trains: bool = False
     scratch_bytes: int = 0
     reads: tuple[Path, ...] = ()
-
-
-@dataclass(frozen=True)
-class MeasuringContext:
-    """What a step works with that measures the original before it is planned.
-
-    Args:
-        source: the pipeline, with weights.
-        component: name of the component that the step is for.
-        calibration: what pictures are drawn.
-        listener: told of the runs that are measured.
-    """
-
-    source: Source
-    component: str
-    calibration: Calibration
-    listener: Listener = silent
 
 
 class Step(BaseModel):

@@ -25,7 +25,7 @@ class Cast(Step):
 
     A value that float16 cannot hold is an error when the step is applied.
 
-    Example:
+    Examples:
         cast: {dtype: float16}
     """
 

@@ -16,7 +16,7 @@ from sdcompress.sources.spec import ComponentSpec, TensorSpec
 class Export(ExportSettings, Step):
     """Export a component to ONNX in another way than by default. With `target: onnx` all components are exported.
 
-    Example:
+    Examples:
         export: {attention: standard}
     """
 

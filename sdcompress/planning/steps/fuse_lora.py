@@ -39,7 +39,7 @@ class FuseLora(StepWithFiles):
     of these must match a layer; its keys for other components are added where this step stands under those. `path` and
     `weight` of a single LoRA can stand without `files`.
 
-    Example:
+    Examples:
         fuse_lora: {path: style.safetensors, weight: 0.8}
     """
 

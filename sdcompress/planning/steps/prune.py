@@ -33,7 +33,7 @@ from sdcompress.sources.spec import ComponentSpec
 if TYPE_CHECKING:
     import torch
 
-    from sdcompress.planning.steps import MeasuringContext
+    from sdcompress.backends.component import MeasuringContext
 
 # BK-SDM (Kim et al. 2023, arXiv:2305.15798, section 3.1) as the fields that make it.
 PATTERNS: Mapping[str, Mapping[str, Any]] = {
@@ -57,7 +57,7 @@ class Prune(Step):
     Stock configs can say `pattern`, `drop_mid_block`, `layers_per_block`, `drop_innermost_stage`, `transformer_depth`,
     `text_layers` and blocks of transformers, so stock loaders open the result; the rest is in a format of sdcompress.
 
-    Example:
+    Examples:
         prune: {pattern: bk-sdm-small}
     """
 

@@ -52,7 +52,7 @@ class Quantize(FormatSettings, Step):
     Patterns are names of modules with `*`. A pattern also matches every module inside the one that it names.
     weighted-search, gptq and bias_correction are calibrated on what goes into the layers while pictures are drawn.
 
-    Example:
+    Examples:
         quantize: {format: int4, group_size: 64, rounding: gptq}
     """
 

@@ -34,7 +34,7 @@ class Recover(TrainingSettings, Step):
     while it drew, and on the pictures' latents with new noise (the distillation of BK-SDM, arXiv:2305.15798, section
     3.2, without its loss on a data set). The result is the moving average of the weights.
 
-    Example:
+    Examples:
         recover: {minutes: 10}
     """
 

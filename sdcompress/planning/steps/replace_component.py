@@ -31,7 +31,7 @@ class ReplaceComponent(StepWithFiles):
     scheduler is made of the current one by `class_name` and `config`, as diffusers' `from_config` does, or `model` is a
     folder with a scheduler_config.json. The plan checks that the replacement fits the rest of the pipeline.
 
-    Example:
+    Examples:
         replace_component: {model: ./taesd}
     """
 

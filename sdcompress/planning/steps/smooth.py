@@ -14,7 +14,7 @@ from sdcompress.errors import ProblemList
 from sdcompress.families.foldable import Fold, folds
 from sdcompress.planning.layer_formats import GroupSize, ScaleBits, wanted_format
 from sdcompress.planning.steps import Planned, Stage, Step
-from sdcompress.quant.corrections.smoothing import scaled, scaled_statistics, scales_for
+from sdcompress.quant.smoothing import scaled, scaled_statistics, scales_for
 from sdcompress.quant.statistics import LayerStatistics
 from sdcompress.sources.spec import ComponentSpec
 
@@ -31,7 +31,7 @@ class Smooth(Step):
     for each layer. Only layers are scaled for which a norm or a linear layer before them takes the inverse scale, so
     that the component computes the same (AWQ, arXiv:2306.00978; SmoothQuant, arXiv:2211.10438).
 
-    Example:
+    Examples:
         smooth: {format: uint4, group_size: 64}
     """
 

@@ -26,7 +26,7 @@ class Sparsify(Step):
 
     Weights are stored as before, zeros included: nothing gets smaller or faster until something makes use of the zeros.
 
-    Example:
+    Examples:
         sparsify: {sparsity: 50%}
     """
 

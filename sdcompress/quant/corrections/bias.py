@@ -26,7 +26,7 @@ def corrected_bias(
         approximation: W', of the same shape.
         mean: E[x] of each column of `weight.flatten(1)`, [columns].
 
-    Example:
+    Examples:
         >>> import torch
         >>> weight, mean = torch.tensor([[0.5, 1.0]]), torch.tensor([2.0, 1.0])
         >>> corrected_bias(torch.zeros(1), weight, weight.round(), mean)

@@ -24,7 +24,7 @@ LARGEST_BLOCK = 128
 def block_size(in_channels: int) -> int:
     """Return how many of that many input channels, at least one, are rotated together; 1: none are.
 
-    Example:
+    Examples:
         >>> block_size(320), block_size(1280), block_size(9)
         (64, 128, 1)
     """
@@ -36,7 +36,7 @@ def rotated_weight(weight: torch.Tensor) -> torch.Tensor:
 
     Applied twice, it returns the weight.
 
-    Example:
+    Examples:
         >>> import torch
         >>> rotated_weight(torch.tensor([[0.0, 8.0, 0.0, 0.0]]))
         tensor([[ 4., -4.,  4., -4.]])

@@ -13,7 +13,7 @@ def hadamard_matrix(size: int, dtype: torch.dtype, device: torch.device) -> torc
     It is symmetric, so it is its own inverse. In half precision the entries are exact for even powers of two, and off
     by a factor of 1 - 1e-4 for odd ones, which is far below the rounding of such activations.
 
-    Example:
+    Examples:
         >>> hadamard_matrix(4, torch.float32, torch.device("cpu"))[1]
         tensor([ 0.5000, -0.5000,  0.5000, -0.5000])
     """

@@ -23,7 +23,7 @@ def split(
         statistics: of the layer's input. With them, the product is closest in the layer's output, tr(E M E^T) with
             E = W - up down and M the blocks of E[x x^T]; without, in the sum of squares.
 
-    Example:
+    Examples:
         >>> weight = torch.outer(torch.tensor([1.0, 2.0, 4.0]), torch.tensor([1.0, 0.0, -1.0]))
         >>> up, down = split(weight, rank=1)
         >>> bool(torch.allclose(product(up, down, (3, 3)), weight, atol=0.01))

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 class Affine(GridFormat):
     """Codes with a zero point; a group is 32 input channels by default.
 
-    Example:
+    Examples:
         >>> import torch
         >>> tensor = Affine("uint2", 2).quantize(torch.tensor([[0.0, 1.0, 2.0, 3.0]]))
         >>> tensor.codes.tolist(), tensor.scale.tolist(), tensor.zero_point.tolist()

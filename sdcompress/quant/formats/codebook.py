@@ -28,7 +28,7 @@ LARGEST = 65504.0  # of float16, in which palettes are stored
 class Codebook(GridFormat):
     """Codes of a palette's values. `group_size` counts the output channels that share a palette; by default all do.
 
-    Example:
+    Examples:
         >>> import torch
         >>> tensor = Codebook("codebook2", 2).quantize(torch.tensor([[1.0, 1.0, 4.0], [-2.0, 7.0, 4.0]]))
         >>> tensor.palette.tolist(), tensor.codes.tolist()

@@ -48,7 +48,7 @@ def largest_pair(rows: torch.Tensor) -> torch.Tensor:
     Args:
         rows: [rows, in], or [rows, in, kh, kw], where the channels of each kernel position are neighbours.
 
-    Example:
+    Examples:
         >>> import torch
         >>> largest_pair(torch.tensor([[1.0, 2.0, -3.0, 0.5, 2.5]]))
         tensor([[3.]])

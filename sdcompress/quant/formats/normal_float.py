@@ -34,7 +34,7 @@ FINE = 512  # entries per unit of the table in which a search looks levels up
 class NormalFloat4(GridFormat):
     """Codes of NF4's levels; a group is 32 input channels by default.
 
-    Example:
+    Examples:
         >>> import torch
         >>> tensor = NormalFloat4("normal-float4", 4).quantize(torch.tensor([[-2.0, 0.01, 1.1, 2.0]]))
         >>> tensor.codes.tolist(), tensor.dequantize(torch.float32)

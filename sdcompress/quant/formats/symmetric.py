@@ -28,7 +28,7 @@ class Symmetric(GridFormat):
     DequantizeLinear (opset 21). At 8 bits it is an output channel (of an embedding: a row), or `group_size` input
     channels at all kernel positions together.
 
-    Example:
+    Examples:
         >>> import torch
         >>> fmt = Symmetric("int3", 3)
         >>> tensor = fmt.quantize(torch.tensor([[0.75, -0.25, 0.5, 0.1]]))

@@ -41,7 +41,7 @@ class GPTQ(Rounding):
     Args:
         damping: added to the diagonal of M, as a fraction of its mean.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from sdcompress.quant.error import output_sqnr_db
         >>> from sdcompress.quant.registry import from_label

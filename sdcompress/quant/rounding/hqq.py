@@ -86,7 +86,7 @@ class HQQ(Rounding):
 def shrunk(errors: torch.Tensor, beta: float, power: float) -> torch.Tensor:
     """Return the errors e after generalized soft thresholding, sign(e) max(|e| - |e|^(p-1) / beta, 0).
 
-    Example:
+    Examples:
         >>> import torch
         >>> shrunk(torch.tensor([-2.0, 0.1]), beta=10.0, power=0.5)
         tensor([-1.9293,  0.0000])

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 class Search(Rounding):
     """The smallest squared error of the weights.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from sdcompress.quant.registry import from_label
         >>> weight, fmt = torch.tensor([[-4.0, 3.0, 1.0, -1.0]]), from_label("int3")

@@ -58,7 +58,7 @@ def names() -> list[str]:
 def find(model: str) -> Entry | None:
     """Return the entry with this name, alias or hub id, in upper or lower case; None if there is none.
 
-    Example:
+    Examples:
         >>> find("runwayml/stable-diffusion-v1-5").name
         'sd15'
     """

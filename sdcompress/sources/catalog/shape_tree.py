@@ -22,7 +22,7 @@ BOTH = "weight+bias"
 def expand(tree: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """Return tensor -> shape, in the order of the tree.
 
-    Example:
+    Examples:
         >>> expand({"layers": {"0-1": {"fc": {"weight": [4, 2]}}}})
         {'layers.0.fc.weight': (4, 2), 'layers.1.fc.weight': (4, 2)}
     """
@@ -32,7 +32,7 @@ def expand(tree: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 def overlay(base: Mapping[str, Any], changes: Mapping[str, Any]) -> Tree:
     """Return `base` with the values of `changes`, nested mappings key by key.
 
-    Example:
+    Examples:
         >>> overlay({"a": {"x": 1, "y": 2}}, {"a": {"y": 3}})
         {'a': {'x': 1, 'y': 3}}
     """

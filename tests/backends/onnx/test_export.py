@@ -19,13 +19,13 @@ pytest.importorskip("onnxscript", reason="onnxscript is not installed (pip insta
 import onnx
 from short_recipes import quick
 
-from sdcompress import load_recipe, make_plan, open_pipeline, open_source
+from sdcompress import load_recipe, open_pipeline, open_source
 from sdcompress.errors import UserError
 from sdcompress.execution.execute import execute
 from sdcompress.execution.verify import verify
 from sdcompress.files.artifact import partial_folder
 from sdcompress.files.manifest import MANIFEST_NAME
-from sdcompress.planning.plan import Plan
+from sdcompress.planning.plan import Plan, make_plan
 from sdcompress.planning.recipe import parse_recipe
 from sdcompress.sources.opening import open_folder
 

@@ -12,10 +12,11 @@ import pytest
 import torch
 from short_recipes import quick
 
-from sdcompress import load_recipe, make_plan, open_pipeline, open_source
+from sdcompress import load_recipe, open_pipeline, open_source
 from sdcompress.execution.execute import execute
 from sdcompress.execution.verify import verify
 from sdcompress.files.manifest import MANIFEST_NAME
+from sdcompress.planning.plan import make_plan
 from sdcompress.sources.opening import open_folder
 
 RECIPE = "pruned-50-recovered-int8-onnx"

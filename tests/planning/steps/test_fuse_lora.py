@@ -367,7 +367,7 @@ def test_planning_needs_no_torch(tmp_path):
     file = tmp_path / "l.safetensors"
     save_file({f"unet.{layer}.{part}.weight": torch.ones(shape) for part, shape in shapes.items()}, file)
     code = (
-        "import sys, json\nfrom sdcompress import make_plan, open_source\n"
+        "import sys, json\nfrom sdcompress import open_source\nfrom sdcompress.planning.plan import make_plan\n"
         "from sdcompress.planning.recipe import parse_recipe\n"
         "make_plan(parse_recipe(sys.argv[1], 'r'), open_source('sd15'))\nassert 'torch' not in sys.modules\n"
     )

@@ -11,10 +11,10 @@ from torch.nn import functional as F
 
 from sdcompress.families.foldable import Fold
 from sdcompress.quant.compose import quantize_weight, restored
-from sdcompress.quant.corrections.smoothing import LARGEST_SCALE, scaled, scaled_statistics, scales_for
 from sdcompress.quant.error import output_sqnr_db
 from sdcompress.quant.registry import from_label
 from sdcompress.quant.rounding.search import WeightedSearch
+from sdcompress.quant.smoothing import LARGEST_SCALE, scaled, scaled_statistics, scales_for
 
 FOLD = Fold((("norm.weight", None), ("gate.weight", (0, 48))), ("first", "second"))
 

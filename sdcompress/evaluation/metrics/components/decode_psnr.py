@@ -20,7 +20,7 @@ def decode_psnr_db(outputs: Sequence[tuple[np.ndarray, np.ndarray]]) -> dict[str
     Returns:
         `values` in dB for each pair (None for identical ones, which `identical` counts), their `mean` and `min`.
 
-    Example:
+    Examples:
         >>> grey = np.zeros((1, 3, 8, 8))
         >>> decode_psnr_db([(grey, grey + 4 / 255), (grey, grey)])["identical"]
         1

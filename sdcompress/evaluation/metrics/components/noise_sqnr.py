@@ -22,7 +22,7 @@ def noise_sqnr_db(outputs: Sequence[tuple[np.ndarray, np.ndarray]], timesteps: S
     Source: the signal to quantization noise ratio of Lin et al. 2016, "Fixed Point Quantization of Deep Convolutional
     Networks" (arXiv:1511.06393), section 3.
 
-    Example:
+    Examples:
         >>> ones = np.ones((1, 4))
         >>> round(noise_sqnr_db([(ones, 1.1 * ones)], [999.0])["mean"], 6)
         20.0

@@ -19,7 +19,7 @@ def safety_agreement(outputs: Sequence[tuple[np.ndarray, np.ndarray]]) -> dict[s
     Returns:
         `agreement` from 0 to 1, `pictures`, `flagged_original` and `flagged_compressed`.
 
-    Example:
+    Examples:
         >>> safety_agreement([(np.array([True, False]), np.array([False, False]))])["agreement"]
         0.5
     """

@@ -17,7 +17,7 @@ def text_cosine(outputs: Sequence[tuple[np.ndarray, np.ndarray]]) -> dict[str, A
     Returns:
         `values` from -1 to 1 for each call, where 1 is the same direction; their `mean` and `min`.
 
-    Example:
+    Examples:
         >>> text_cosine([(np.array([[1.0, 0.0]]), np.array([[0.6, 0.8]]))])["mean"]
         0.6
     """

@@ -69,7 +69,7 @@ def scaled(name: str, tensor: torch.Tensor, fold: Fold, scales: torch.Tensor) ->
     Raises:
         ValueError: the result overflows the dtype.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from sdcompress.families.foldable import Fold
         >>> fold, scales = Fold((("norm.weight", None),), ("to_q",)), torch.tensor([2.0, 0.5])

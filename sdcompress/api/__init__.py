@@ -1,0 +1,44 @@
+"""The public API: everything that the command line does, in one call each.
+
+Models, recipes and folders are given as names, paths or objects, and typed objects come back. `import sdcompress`
+offers the names that scripts need most. Torch and other heavy libraries are imported when a function needs them. What a
+user can mend is raised as `sdcompress.errors.UserError`; each function says which kind.
+"""
+
+from sdcompress.api.compression import (
+    Artifact,
+    Conversion,
+    compress,
+    convert,
+    find_recipe,
+    load_recipe,
+    make_plan,
+    shipped_recipes,
+    verify,
+)
+from sdcompress.api.evaluation import RunResult, compare, evaluate, fill_card, history, run
+from sdcompress.api.models import SourceOptions, describe, diagnose, generate, open_pipeline, open_source
+
+__all__ = [
+    "Artifact",
+    "Conversion",
+    "RunResult",
+    "SourceOptions",
+    "compare",
+    "compress",
+    "convert",
+    "describe",
+    "diagnose",
+    "evaluate",
+    "fill_card",
+    "find_recipe",
+    "generate",
+    "history",
+    "load_recipe",
+    "make_plan",
+    "open_pipeline",
+    "open_source",
+    "run",
+    "shipped_recipes",
+    "verify",
+]
