@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+import sdcompress
 from benchmarks import docs_tables
 from sdcompress.cli.main import app
 from sdcompress.planning.recipe import shipped_recipes
@@ -33,11 +34,13 @@ def test_every_recipe_is_described():
     assert set(shipped_recipes()) <= set(described)
 
 
-def test_commands_exist():
+def test_commands_and_public_names_exist():
     commands = {command.name or command.callback.__name__ for command in app.registered_commands} | {"recipes"}
     shown = "".join(re.findall(r"```console\n(.*?)```", ALL, flags=re.DOTALL))
     used = set(re.findall(r"^sdcompress (\w+)", shown, flags=re.MULTILINE))
     assert used and used <= commands
+    names = set(re.findall(r"sdcompress\.(\w+)\(", ALL))
+    assert names and names <= set(sdcompress.__all__)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
