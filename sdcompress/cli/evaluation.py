@@ -59,7 +59,7 @@ def evaluate(
     log_to: LogTo = None,
 ) -> None:
     """Compare two pipelines: size, memory, latency, CLIP score, and the pictures themselves."""
-    with _logged(out, log_to):
+    with logged(out, log_to):
         with interruptible("what was finished is kept, the same command continues"), terminal_bars(stderr()) as bars:
             report = api.evaluate(
                 original,
@@ -88,7 +88,7 @@ def run(
     log_to: LogTo = None,
 ) -> None:
     """Compress, then evaluate: the artifact goes to OUT/artifact, the report and pictures to OUT."""
-    with _logged(out, log_to):
+    with logged(out, log_to):
         with interruptible("what was finished is kept, --resume continues"), terminal_bars(stderr()) as bars:
             result = api.run(
                 model,
@@ -184,7 +184,7 @@ def _fail(report: Report) -> None:
 
 
 @contextmanager
-def _logged(out: Path, tracker: str | None) -> Iterator[None]:
+def logged(out: Path, tracker: str | None) -> Iterator[None]:
     """Log the report that the block writes into `out`. An unknown tracker stops the command before the block."""
     from sdcompress.report.tracking import check_tracker, log_report
 

@@ -10,7 +10,7 @@ from unittest.mock import MagicMock
 
 import pytest
 
-from sdcompress.cli.reports import logged
+from sdcompress.cli.evaluation import logged
 from sdcompress.errors import UserError
 from sdcompress.report import Report
 from sdcompress.report.tracking import check_tracker, log_report
