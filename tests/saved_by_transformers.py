@@ -1,15 +1,31 @@
-"""A tiny pipeline's folder rewritten as transformers 4 or 5 saves it, whichever of them is installed."""
+"""Pipelines as transformers 4 and 5 save them, and tensors by their canonical names, whichever is installed."""
 
 from __future__ import annotations
 
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
+import torch
 from safetensors.torch import load_file, save_file
+
+from sdcompress.files.torch_tensors import read_tensor
+from sdcompress.sources.opening import open_source
+from sdcompress.sources.tensor_names import canonical_name
 
 WEIGHTS = "text_encoder/model.safetensors"
 LEVEL = "text_model."
+
+
+def tensors_in(folder: Path, part: str) -> dict[str, torch.Tensor]:
+    """Canonical name -> tensor of a component in a pipeline's folder."""
+    return {name: read_tensor(where) for name, where in open_source(str(folder)).tensors[part].items()}
+
+
+def tensors_of(model: Any) -> dict[str, torch.Tensor]:
+    """Canonical name -> tensor of a model."""
+    return {canonical_name(type(model).__name__, name): tensor for name, tensor in model.state_dict().items()}
 
 
 def rewrite(folder: Path, version: int, out: Path) -> Path:

@@ -11,13 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sdcompress.errors import ArtifactError
+from sdcompress.errors import ArtifactError, SdcompressError, UserError
 from sdcompress.files.artifact import link_folder
 from sdcompress.sources.portable_parts import LIBRARY, portable_folder, portable_part
 from sdcompress.sources.source import component_entries
 
-# What `from_pretrained` raises for files that it cannot open; it checks few of them itself.
-OPENING_ERRORS = (OSError, ValueError, RuntimeError, KeyError, ImportError, AttributeError, TypeError)
 # Names that transformers 5 no longer has.
 _RENAMED = {"CLIPFeatureExtractor": "CLIPImageProcessor"}
 
@@ -28,7 +26,7 @@ def open_small_part(folder: Path, library: str, class_name: str) -> Any:
     portable = class_name
     if library == LIBRARY and not _opens_as_saved():
         portable, changed = portable_part(class_name, _names_in(folder), lambda name: (folder / name).read_bytes())
-    try:
+    with explaining(ArtifactError, f"{folder}: cannot be opened as {library}.{class_name}"):
         part_class = getattr(importlib.import_module(library), _RENAMED.get(portable, portable))
         if not changed:
             return part_class.from_pretrained(str(folder), local_files_only=True)
@@ -36,8 +34,20 @@ def open_small_part(folder: Path, library: str, class_name: str) -> Any:
             copy = Path(shutil.copytree(folder, Path(name) / folder.name))
             _write(copy, changed)
             return part_class.from_pretrained(str(copy), local_files_only=True)
-    except OPENING_ERRORS as error:
-        raise ArtifactError(f"{folder}: cannot be opened as {library}.{class_name}: {error}") from error
+
+
+@contextmanager
+def explaining(error_class: type[UserError], what: str) -> Iterator[None]:
+    """Turn whatever stock loaders raise for files that they cannot open into an error of that class, after `what`.
+
+    They check few files themselves: a broken one gives a TypeError, or a bare Exception of the package tokenizers.
+    """
+    try:
+        yield
+    except SdcompressError:
+        raise
+    except Exception as error:
+        raise error_class(f"{what}: {error}") from error
 
 
 @contextmanager

@@ -86,8 +86,11 @@ def other_kind(key: str) -> str | None:
 
 def module_names(module: str) -> Iterator[str]:
     """Yield the names, without dots, that a component may have for what a LoRA calls `module`."""
-    yield module
     plain = module.replace("_processor_", "_")  # diffusers' older attention processors
-    yield re.sub(r"_to_out$", "_to_out_0", plain)
-    yield re.sub(r"_to_([qkv])$", r"_\1_proj", re.sub(r"_to_out$", "_out_proj", plain))
-    yield f"text_model_{module}"  # PEFT's names of a CLIP text encoder under transformers 5
+    forms = (
+        module,
+        re.sub(r"_to_out$", "_to_out_0", plain),
+        re.sub(r"_to_([qkv])$", r"_\1_proj", re.sub(r"_to_out$", "_out_proj", plain)),
+    )
+    yield from forms
+    yield from (f"text_model_{form}" for form in forms)  # a CLIP text encoder's, saved under transformers 5

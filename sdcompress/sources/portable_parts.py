@@ -11,6 +11,8 @@ import json
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+from sdcompress.errors import SourceError
+
 LIBRARY = "transformers"
 TOKENIZER_SETTINGS = "tokenizer_config.json"
 _TOKENIZER = "tokenizer.json"
@@ -29,15 +31,18 @@ def portable_part(
         class_name: its class in model_index.json.
         names: names of the files in its folder.
         read: function that returns the content of such a file.
+
+    Raises:
+        SourceError: the tokenizer's settings are not a JSON object.
     """
-    if _TOKENIZER not in names:
-        return _RENAMED.get(class_name, class_name), {}
     portable = _RENAMED.get(class_name, class_name)
+    if _TOKENIZER not in names:
+        return portable, {}
     if class_name in _HAVE_FAST_CLASSES and not _VOCABULARIES & set(names):
         portable = f"{class_name}Fast"
     changed: dict[str, bytes] = {}
     if TOKENIZER_SETTINGS in names:
-        before: dict[str, Any] = json.loads(read(TOKENIZER_SETTINGS))
+        before = _read_settings(read)
         after = _portable_settings(before)
         if after != before:
             changed[TOKENIZER_SETTINGS] = (json.dumps(after, indent=2, ensure_ascii=False) + "\n").encode()
@@ -67,6 +72,16 @@ def portable_folder(
     if index != model_index:
         changed["model_index.json"] = (json.dumps(index, indent=2) + "\n").encode()
     return index, changed
+
+
+def _read_settings(read: Callable[[str], bytes]) -> dict[str, Any]:
+    try:
+        settings = json.loads(read(TOKENIZER_SETTINGS))
+    except ValueError as error:
+        raise SourceError(f"{TOKENIZER_SETTINGS} of a tokenizer: is not valid JSON ({error})") from None
+    if not isinstance(settings, dict):
+        raise SourceError(f"{TOKENIZER_SETTINGS} of a tokenizer: is not a JSON object")
+    return settings
 
 
 def _portable_settings(settings: Mapping[str, Any]) -> dict[str, Any]:

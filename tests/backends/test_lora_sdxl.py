@@ -4,15 +4,14 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
+from saved_by_transformers import tensors_in, tensors_of
 
 from sdcompress.execution.execute import execute
-from sdcompress.files.torch_tensors import read_tensor
 from sdcompress.lora.file import open_lora
 from sdcompress.planning.plan import make_plan
 from sdcompress.planning.recipe import parse_recipe
 from sdcompress.sources.opening import open_source
-from sdcompress.sources.tensor_names import canonical_name
 
 RANK = 3
 DOWN, UP = "down_blocks.1", "up_blocks.0"
@@ -28,13 +27,7 @@ def fused_by_diffusers(folder, file):
     parts = ["unet", "text_encoder", "text_encoder_2"]
     pipeline.fuse_lora(components=parts)
     pipeline.unload_lora_weights()
-    return {
-        part: {
-            canonical_name(type(pipeline.components[part]).__name__, name): tensor
-            for name, tensor in pipeline.components[part].state_dict().items()
-        }
-        for part in parts
-    }
+    return {part: tensors_of(pipeline.components[part]) for part in parts}
 
 
 def test_kohya_with_the_original_names_of_blocks(nano_sdxl, tmp_path):
@@ -73,9 +66,7 @@ def test_kohya_with_the_original_names_of_blocks(nano_sdxl, tmp_path):
     execute(make_plan(parse_recipe(json.dumps(recipe), "r", tmp_path), source), tmp_path / "out")
     want = fused_by_diffusers(nano_sdxl, tmp_path / "xl.safetensors")
     for part in part_of.values():
-        file = "diffusion_pytorch_model.safetensors" if part == "unet" else "model.safetensors"
-        got = load_file(tmp_path / "out" / part / file)
-        before = {name: read_tensor(where) for name, where in source.tensors[part].items()}
+        got, before = tensors_in(tmp_path / "out", part), tensors_in(nano_sdxl, part)
         changed = {name for name in got if not torch.equal(got[name], before[name])}
         assert changed == {
             f"{module}.weight" for name, module in names.items() if part_of[name[: name.index("_")]] == part

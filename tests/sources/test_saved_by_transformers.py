@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import nn
 from sdcompress.backends.open_pipeline import open_pipeline
 from sdcompress.backends.small_parts import open_small_part
 from sdcompress.backends.torch.source_parts import open_component
+from sdcompress.errors import SourceError
 from sdcompress.execution.execute import execute
 from sdcompress.planning.plan import make_plan
 from sdcompress.planning.recipe import load_recipe, parse_recipe, shipped_recipes
@@ -144,6 +146,20 @@ def test_a_tokenizer_with_its_vocabulary_keeps_its_class(class_name: str) -> Non
     for vocabulary in ("vocab.json", "spiece.model", "tokenizer.model"):
         assert portable_part(class_name, ["tokenizer.json", vocabulary], lambda name: b"{}") == (class_name, {})
     assert portable_part(class_name, ["tokenizer.json"], lambda name: b"{}") == (f"{class_name}Fast", {})
+
+
+def test_calibration_with_a_broken_tokenizer_leaves_nothing(saved: dict[int, Path], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(saved[4], tmp_path / "model"))
+    (folder / "tokenizer/vocab.json").write_text("{")
+    with pytest.raises(SourceError, match="its tokenizers or scheduler cannot be opened"):
+        execute(make_plan(parse_recipe(RECIPE, "recipe"), open_source(str(folder))), tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]"])
+def test_broken_settings_of_a_tokenizer(content: bytes) -> None:
+    with pytest.raises(SourceError, match=r"tokenizer_config.json"):
+        portable_part("CLIPTokenizer", ["tokenizer.json", "tokenizer_config.json"], lambda name: content)
 
 
 @pytest.mark.parametrize(

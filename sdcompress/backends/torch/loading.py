@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdcompress.backends.small_parts import OPENING_ERRORS, as_portable
+from sdcompress.backends.small_parts import as_portable, explaining
 from sdcompress.errors import ArtifactError, UserError
 from sdcompress.sources.component_folder import has_weights, read_json, stored_ranges
 from sdcompress.sources.folder import open_folder
@@ -53,15 +53,13 @@ def open_pipeline(path: str | Path, *, device: str = "auto", dtype: str = "auto"
     entries = component_entries(model_index)
     for part in _unknown_names(folder, {part: entry for part, entry in entries.items() if part not in ours}, variant):
         ours[part] = _open_renamed(folder, part, variant, precision)
-    try:
+    with explaining(ArtifactError, f"{folder}: cannot be opened as a pipeline"):
         with as_portable(folder) as portable:
             pipeline = DiffusionPipeline.from_pretrained(
                 str(portable), torch_dtype=precision, variant=variant, local_files_only=True, **ours
             )
         pipeline.register_to_config(_name_or_path=str(folder))
         pipeline = pipeline.to(target)
-    except OPENING_ERRORS as error:
-        raise ArtifactError(f"{folder}: cannot be opened as a pipeline: {error}") from error
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sdcompress.backends.small_parts import OPENING_ERRORS
+from sdcompress.backends.small_parts import explaining
 from sdcompress.backends.torch.pruned_modules import rebuild
 from sdcompress.errors import SourceError
 from sdcompress.sources.empty_model import empty_model, tie_weights
@@ -38,13 +38,12 @@ def open_without_models(source: Source) -> Any:
     absent = dict.fromkeys(name for name in (*source.components, *_OPTIONAL) if name in takes)
     bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
+    what = f"{source.name}: its tokenizers or scheduler cannot be opened"
     try:
-        with _small_files(source) as folder:
+        with explaining(SourceError, what), _small_files(source) as folder:
             return pipeline_class.from_pretrained(
                 str(folder), local_files_only=True, **absent, **pipeline_options(pipeline_class)
             )
-    except OPENING_ERRORS as error:
-        raise SourceError(f"{source.name}: its tokenizers or scheduler cannot be opened: {error}") from error
     finally:
         if bars:
             logging.enable_progress_bar()

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from listeners import interrupt_writing
 from safetensors.torch import load_file, save_file
+from saved_by_transformers import tensors_in, tensors_of
 
 from sdcompress.backends.torch.source_parts import open_component
 from sdcompress.errors import RecipeError, UserError
@@ -109,14 +110,13 @@ def fused_by_diffusers(folder, files, pipeline_class="StableDiffusionPipeline"):
     pipeline.set_adapters([str(index) for index in range(len(files))], [weight for _, weight in files])
     pipeline.fuse_lora(components=parts)
     pipeline.unload_lora_weights()
-    return {part: pipeline.components[part].state_dict() for part in parts}
+    return {part: tensors_of(pipeline.components[part]) for part in parts}
 
 
 def assert_same_weights(folder, want, original, parts=("unet", "text_encoder")):
     """The artifact's tensors are `want`'s, and some are not the original's."""
     for part in parts:
-        file = "diffusion_pytorch_model.safetensors" if part == "unet" else "model.safetensors"
-        got, before = load_file(folder / part / file), load_file(original / part / file)
+        got, before = tensors_in(folder, part), tensors_in(original, part)
         changed = [name for name in got if not torch.equal(got[name], before[name])]
         assert len(changed) > 3
         for name, value in got.items():
