@@ -10,9 +10,7 @@ import pytest
 from sdcompress.calibration.prompt_files import read_prompts
 from sdcompress.errors import EvaluationError
 
-REFERENCE = Path(__file__).parents[3] / "shared" / "reference" / "prompts"
-if not REFERENCE.is_dir():
-    REFERENCE = Path(__file__).parents[4] / "shared" / "reference" / "prompts"  # from a worktree
+REFERENCE = Path(__file__).resolve().parents[2].parent / "shared" / "reference" / "prompts"
 
 FILES = {
     "parti.tsv": 'Prompt\tCategory\tChallenge\tNote\na "big\tAnimals\tBasic\t\na dog\tAnimals\tBasic\tx\n',
