@@ -110,3 +110,61 @@ def tiny_unet(**options: Any) -> Any:
         }
         | options
     )
+
+
+TRANSFORMERS: dict[str, dict[str, Any]] = {
+    "SD3Transformer2DModel": {
+        "sample_size": 8, "patch_size": 2, "in_channels": 4, "out_channels": 4, "num_layers": 2,
+        "attention_head_dim": 8, "num_attention_heads": 4, "joint_attention_dim": 64, "caption_projection_dim": 32,
+        "pooled_projection_dim": 64, "pos_embed_max_size": 32,
+    },
+    "FluxTransformer2DModel": {
+        "patch_size": 1, "in_channels": 16, "num_layers": 1, "num_single_layers": 2, "attention_head_dim": 16,
+        "num_attention_heads": 2, "joint_attention_dim": 32, "pooled_projection_dim": 32, "axes_dims_rope": (4, 6, 6),
+    },
+    "PixArtTransformer2DModel": {
+        "sample_size": 8, "num_layers": 2, "attention_head_dim": 8, "num_attention_heads": 4, "in_channels": 4,
+        "out_channels": 8, "cross_attention_dim": 32, "caption_channels": 32, "use_additional_conditions": False,
+    },
+    "SanaTransformer2DModel": {
+        "sample_size": 8, "patch_size": 1, "in_channels": 4, "out_channels": 4, "num_layers": 2,
+        "num_attention_heads": 4, "attention_head_dim": 8, "num_cross_attention_heads": 4,
+        "cross_attention_head_dim": 8, "cross_attention_dim": 32, "caption_channels": 16,
+    },
+}  # fmt: skip
+
+
+def tiny_transformer(class_name: str, **options: Any) -> Any:
+    import diffusers
+
+    return getattr(diffusers, class_name)(**TRANSFORMERS[class_name] | options)
+
+
+def t5_text(hidden: int = 32, **options: Any) -> Any:
+    from transformers import T5Config, T5EncoderModel
+
+    sizes = {"vocab_size": 64, "d_model": hidden, "d_kv": 8, "d_ff": 2 * hidden, "num_layers": 2, "num_heads": 4}
+    uses = {"feed_forward_proj": "gated-gelu", "is_encoder_decoder": False, "use_cache": False}
+    return T5EncoderModel(T5Config(**sizes | uses | options))
+
+
+def denoised(model: Any) -> Any:
+    """What a UNet or a tiny transformer gives for random latents and text, in its precision."""
+    import torch
+
+    def random(*shape: int, seed: int = 1) -> torch.Tensor:
+        drawn = torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        return drawn.to(model.dtype)
+
+    config, class_name = model.config, type(model).__name__
+    text_width = {"UNet2DConditionModel": "cross_attention_dim", "SD3Transformer2DModel": "joint_attention_dim",
+                  "FluxTransformer2DModel": "joint_attention_dim"}.get(class_name, "caption_channels")  # fmt: skip
+    given = {"timestep": torch.tensor([500.0, 20.0]), "encoder_hidden_states": random(2, 5, config[text_width], seed=2)}
+    if "pooled_projection_dim" in config:
+        given["pooled_projections"] = random(2, config.pooled_projection_dim, seed=3)
+    latents = random(2, config.in_channels, 8, 8)
+    if class_name == "FluxTransformer2DModel":  # packed latents at six places
+        latents = random(2, 6, config.in_channels)
+        given |= {"img_ids": torch.arange(18.0).view(6, 3), "txt_ids": torch.zeros(5, 3)}
+    with torch.no_grad():
+        return model(latents, **given)[0]

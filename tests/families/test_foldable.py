@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pytest
+import random_weights
 import torch
+from tiny_parts import clip_text, denoised, t5_text, tiny_transformer, tiny_unet, tiny_vae
 
 from sdcompress import open_source
 from sdcompress.families.foldable import Fold, folds
@@ -14,7 +16,9 @@ from sdcompress.quant.smoothing import scaled
 from sdcompress.sources import catalog
 from sdcompress.sources.spec import ComponentSpec, parameter
 
-Model = tuple[torch.nn.Module, Callable[[torch.nn.Module], torch.Tensor], dict[str, Any]]
+
+def random(*shape: int, seed: int = 1) -> torch.Tensor:
+    return random_weights.random(*shape, seed=seed, dtype=torch.float64)
 
 
 @pytest.fixture(autouse=True)
@@ -25,146 +29,50 @@ def _everything_in_float64() -> Iterator[None]:
     torch.set_default_dtype(torch.float32)
 
 
-def random(*shape: int, seed: int = 1) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def unet(**changes: Any) -> Model:
-    from diffusers import UNet2DConditionModel
-
-    settings: dict[str, Any] = {
-        "sample_size": 8, "block_out_channels": (16, 32), "layers_per_block": 1, "norm_num_groups": 4,
-        "down_block_types": ("CrossAttnDownBlock2D", "AttnDownBlock2D"),
-        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
-        "attention_head_dim": 4, "cross_attention_dim": 16, **changes,
-    }  # fmt: skip
-    model = UNet2DConditionModel(**settings)
-
-    def run(model: torch.nn.Module) -> torch.Tensor:
-        return model(random(2, 4, 8, 8), torch.tensor([3, 700]), random(2, 5, 16, seed=2)).sample  # type: ignore
-
-    return model, run, dict(model.config)
-
-
-def autoencoder() -> Model:
-    from diffusers import AutoencoderKL
-
-    model = AutoencoderKL(block_out_channels=(8, 16), down_block_types=("DownEncoderBlock2D",) * 2,
-                          up_block_types=("UpDecoderBlock2D",) * 2, norm_num_groups=4, sample_size=8)  # fmt: skip
-    return model, lambda model: model(random(1, 3, 8, 8)).sample, dict(model.config)
-
-
-def stable_diffusion_3() -> Model:
-    from diffusers import SD3Transformer2DModel
-
-    model = SD3Transformer2DModel(sample_size=8, in_channels=4, out_channels=4, num_layers=2, attention_head_dim=4,
-                                  num_attention_heads=4, joint_attention_dim=12, caption_projection_dim=16,
-                                  pooled_projection_dim=8, pos_embed_max_size=8,
-                                  dual_attention_layers=(0,))  # fmt: skip
-
-    def run(model: torch.nn.Module) -> torch.Tensor:
-        return model(random(2, 4, 8, 8), random(2, 5, 12), random(2, 8), torch.tensor([3.0, 700.0])).sample  # type: ignore
-
-    return model, run, dict(model.config)
-
-
-def flux() -> Model:
-    from diffusers import FluxTransformer2DModel
-
-    model = FluxTransformer2DModel(in_channels=4, num_layers=1, num_single_layers=1, attention_head_dim=4,
-                                   num_attention_heads=4, joint_attention_dim=12, pooled_projection_dim=8,
-                                   axes_dims_rope=(0, 2, 2))  # fmt: skip
-
-    def run(model: torch.nn.Module) -> torch.Tensor:
-        return model(  # type: ignore[no-any-return]
-            random(2, 6, 4), encoder_hidden_states=random(2, 5, 12), pooled_projections=random(2, 8),
-            timestep=torch.tensor([0.1, 0.7]), txt_ids=torch.zeros(5, 3), img_ids=torch.zeros(6, 3),
-        ).sample  # fmt: skip
-
-    return model, run, dict(model.config)
-
-
-def clip(projection: bool = False) -> Model:
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
-
-    config = CLIPTextConfig(vocab_size=20, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
-                            num_attention_heads=4, projection_dim=8, max_position_embeddings=8)  # fmt: skip
-    model = (CLIPTextModelWithProjection if projection else CLIPTextModel)(config)
-
-    def run(model: torch.nn.Module) -> torch.Tensor:
-        out = model(torch.tensor([[1, 5, 7, 19]]), output_hidden_states=True)
-        return torch.cat([part.flatten() for part in (*out.hidden_states, out.last_hidden_state, out[0])])
-
-    return model, run, config.to_dict()
-
-
-def t5(gated: bool = True) -> Model:
-    from transformers import T5Config, T5EncoderModel
-
-    config = T5Config(vocab_size=20, d_model=16, d_kv=4, num_heads=4, d_ff=24, num_layers=2,
-                      feed_forward_proj="gated-gelu" if gated else "relu")  # fmt: skip
-    return (
-        T5EncoderModel(config),
-        lambda model: model(torch.tensor([[1, 5, 7, 19]])).last_hidden_state,
-        config.to_dict(),
+def unet(**changes: Any) -> torch.nn.Module:
+    return tiny_unet(  # type: ignore[no-any-return]
+        down_block_types=("CrossAttnDownBlock2D", "AttnDownBlock2D"), attention_head_dim=4, **changes
     )
 
 
-def safety_checker() -> Model:
+def safety_checker() -> torch.nn.Module:
     from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
     from transformers import CLIPConfig
 
     sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
-    config = CLIPConfig(
-        vision_config={**sizes, "image_size": 8, "patch_size": 4, "projection_dim": 8}, projection_dim=8
-    )
-    model = StableDiffusionSafetyChecker(config)
-    return model, lambda model: model.visual_projection(model.vision_model(random(1, 3, 8, 8))[1]), config.to_dict()
+    vision = {**sizes, "image_size": 8, "patch_size": 4, "projection_dim": 8}
+    return StableDiffusionSafetyChecker(CLIPConfig(vision_config=vision, projection_dim=8))  # type: ignore
 
 
-def pixart() -> Model:
-    from diffusers import PixArtTransformer2DModel
-
-    model = PixArtTransformer2DModel(
-        sample_size=8, num_layers=2, attention_head_dim=4, num_attention_heads=2, in_channels=4, out_channels=8,
-        cross_attention_dim=8, caption_channels=16, use_additional_conditions=False,
-    )  # fmt: skip
-    nothing = {"resolution": None, "aspect_ratio": None}
-    return (
-        model,
-        lambda model: model(random(2, 4, 8, 8), random(2, 5, 16, seed=2), torch.tensor([7, 7]), nothing).sample,
-        dict(model.config),
-    )
+def text_states(model: torch.nn.Module) -> torch.Tensor:
+    out = model(torch.tensor([[1, 5, 7, 19]]), output_hidden_states=True)
+    return torch.cat([part.flatten() for part in (*out.hidden_states, out.last_hidden_state, out[0])])
 
 
-def sana() -> Model:
-    from diffusers import SanaTransformer2DModel
-
-    model = SanaTransformer2DModel(
-        sample_size=8, patch_size=1, in_channels=4, out_channels=4, num_layers=2, num_attention_heads=2,
-        attention_head_dim=4, num_cross_attention_heads=2, cross_attention_head_dim=4, cross_attention_dim=8,
-        caption_channels=16,
-    )  # fmt: skip
-    return (
-        model,
-        lambda model: model(random(2, 4, 8, 8), random(2, 5, 16, seed=2), torch.tensor([7.0, 7.0])).sample,
-        dict(model.config),
-    )
+def decoded(model: Any) -> torch.Tensor:
+    return model(random(1, 3, 8, 8)).sample  # type: ignore[no-any-return]
 
 
-MODELS: Mapping[str, tuple[Callable[[], Model], int]] = {  # and how many folds there must be, counted by hand
+def seen_picture(model: Any) -> torch.Tensor:
+    return model.visual_projection(model.vision_model(random(1, 3, 8, 8))[1])  # type: ignore[no-any-return]
+
+
+# A model, what is computed with it, and how many folds there must be, counted by hand.
+MODELS: Mapping[str, tuple[Callable[[], Any], Callable[[Any], torch.Tensor], int]] = {
     # Three transformers (down, mid, up twice) of 8 folds: norm, 3 norms, 2 values, 1 GEGLU; an AttnDownBlock2D of 2.
-    "UNet2DConditionModel": (unet, 4 * 7 + 2),
-    "AutoencoderKL": (autoencoder, 2 * 2),
-    "SD3Transformer2DModel": (stable_diffusion_3, 2 + 1),
-    "FluxTransformer2DModel": (flux, 1),
-    "PixArtTransformer2DModel": (pixart, 2 * 2),
-    "SanaTransformer2DModel": (sana, 2 * 2),
-    "CLIPTextModel": (clip, 2 * 3),
-    "CLIPTextModelWithProjection": (lambda: clip(projection=True), 2 * 3),
-    "StableDiffusionSafetyChecker": (safety_checker, 2 * 3),
-    "T5EncoderModel": (t5, 2 * 4),
-}
+    "UNet2DConditionModel": (unet, denoised, 4 * 7 + 2),
+    "AutoencoderKL": (tiny_vae, decoded, 2 * 2),
+    "SD3Transformer2DModel": (
+        lambda: tiny_transformer("SD3Transformer2DModel", dual_attention_layers=(0,)), denoised, 2 + 1
+    ),
+    "FluxTransformer2DModel": (lambda: tiny_transformer("FluxTransformer2DModel"), denoised, 1),
+    "PixArtTransformer2DModel": (lambda: tiny_transformer("PixArtTransformer2DModel"), denoised, 2 * 2),
+    "SanaTransformer2DModel": (lambda: tiny_transformer("SanaTransformer2DModel"), denoised, 2 * 2),
+    "CLIPTextModel": (clip_text, text_states, 2 * 3),
+    "CLIPTextModelWithProjection": (lambda: clip_text(projected=True), text_states, 2 * 3),
+    "StableDiffusionSafetyChecker": (safety_checker, seen_picture, 2 * 3),
+    "T5EncoderModel": (t5_text, text_states, 2 * 4),
+}  # fmt: skip
 
 
 def shake(model: torch.nn.Module) -> torch.nn.Module:
@@ -176,9 +84,10 @@ def shake(model: torch.nn.Module) -> torch.nn.Module:
     return model
 
 
-def spec_of(model: torch.nn.Module, class_name: str, config: Mapping[str, Any]) -> ComponentSpec:
+def spec_of(model: Any) -> ComponentSpec:
     tensors = {name: parameter(tuple(value.shape), "F64") for name, value in model.state_dict().items()}
-    return ComponentSpec("part", "diffusers", class_name, config, tensors)
+    config = model.config if isinstance(model.config, Mapping) else model.config.to_dict()
+    return ComponentSpec("part", "diffusers", type(model).__name__, dict(config), tensors)
 
 
 def scales_of(fold: Fold, spec: ComponentSpec, seed: int) -> torch.Tensor:
@@ -202,10 +111,9 @@ def inputs_of(model: torch.nn.Module, run: Callable[[torch.nn.Module], torch.Ten
 @pytest.mark.parametrize("class_name", MODELS)
 def test_consumers_see_their_inputs_divided_and_the_output_stays(class_name: str) -> None:
     torch.manual_seed(0)
-    make, count = MODELS[class_name]
-    model, run, config = make()
-    shake(model)
-    spec = spec_of(model, class_name, config)
+    make, run, count = MODELS[class_name]
+    model = shake(make())
+    spec = spec_of(model)
     found = folds(spec)
     assert len(found) == count
     consumers = {layer: place for place, fold in enumerate(found) for layer in fold.consumers}
@@ -260,21 +168,19 @@ def test_known_architectures_have_folds_wherever_they_have_blocks(name: str) -> 
 
 
 def test_a_block_that_may_read_the_text_keeps_its_first_norm() -> None:
-    model, _, config = unet(only_cross_attention=True)
-    found = folds(spec_of(model, "UNet2DConditionModel", config))
+    found = folds(spec_of(unet(only_cross_attention=True)))
     assert found and not any("norm1" in producer for fold in found for producer, _ in fold.producers)
 
 
 def test_a_relu_without_gate_is_left_alone() -> None:
-    model, _, config = t5(gated=False)
-    consumers = {layer for fold in folds(spec_of(model, "T5EncoderModel", config)) for layer in fold.consumers}
+    found = folds(spec_of(t5_text(feed_forward_proj="relu")))
+    consumers = {layer for fold in found for layer in fold.consumers}
     assert any(layer.endswith("DenseReluDense.wi") for layer in consumers)
     assert not any(layer.endswith("DenseReluDense.wo") for layer in consumers)
 
 
 def test_layers_already_quantized_and_unknown_classes_have_none() -> None:
-    model, _, config = clip()
-    spec = spec_of(model, "CLIPTextModel", config)
+    spec = spec_of(clip_text())
     codes = {name.replace("fc1.weight", "fc1.codes"): tensor for name, tensor in spec.tensors.items()}
     assert len(folds(spec.replace(tensors=codes))) == len(folds(spec)) - 2
     assert folds(spec.replace(class_name="MyModel")) == ()

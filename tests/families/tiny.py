@@ -6,7 +6,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tiny_parts import clip_text, clip_tokenizer, gemma_tokenizer, t5_tokenizer, tiny_unet, tiny_vae
+from tiny_parts import (
+    clip_text,
+    clip_tokenizer,
+    gemma_tokenizer,
+    t5_text,
+    t5_tokenizer,
+    tiny_transformer,
+    tiny_unet,
+    tiny_vae,
+)
 
 
 def make(family: str, folder: Path) -> Path:
@@ -18,22 +27,6 @@ def make(family: str, folder: Path) -> Path:
     return folder
 
 
-def _t5_text(hidden: int = 32) -> Any:
-    from transformers import T5Config, T5EncoderModel
-
-    return T5EncoderModel(
-        T5Config(
-            vocab_size=64,
-            d_model=hidden,
-            d_kv=8,
-            d_ff=2 * hidden,
-            num_layers=2,
-            num_heads=4,
-            feed_forward_proj="gated-gelu",
-            is_encoder_decoder=False,
-            use_cache=False,
-        )
-    )
 
 
 def _unchecked() -> dict[str, Any]:
@@ -160,100 +153,51 @@ def _tiny_autoencoder(tokenizers: Path) -> Any:
 
 
 def _sd3(tokenizers: Path) -> Any:
-    from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+    from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
 
-    transformer = SD3Transformer2DModel(
-        sample_size=8,
-        patch_size=2,
-        in_channels=4,
-        num_layers=2,
-        attention_head_dim=8,
-        num_attention_heads=4,
-        joint_attention_dim=64,
-        caption_projection_dim=32,
-        pooled_projection_dim=64,
-        out_channels=4,
-        pos_embed_max_size=32,
-    )
     return StableDiffusion3Pipeline(
-        transformer=transformer,
+        transformer=tiny_transformer("SD3Transformer2DModel"),
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
         vae=tiny_vae(shift_factor=0.0609, use_quant_conv=False, use_post_quant_conv=False),
         text_encoder=clip_text(projected=True),
         tokenizer=clip_tokenizer(tokenizers / "clip"),
         text_encoder_2=clip_text(projected=True),
         tokenizer_2=clip_tokenizer(tokenizers / "clip"),
-        text_encoder_3=_t5_text(64),
+        text_encoder_3=t5_text(64),
         tokenizer_3=t5_tokenizer(),
     )
 
 
-def _flux(tokenizers: Path, guidance_embeds: bool = False) -> Any:
-    from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+def _flux(tokenizers: Path) -> Any:
+    from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
 
-    transformer = FluxTransformer2DModel(
-        patch_size=1,
-        in_channels=16,
-        num_layers=1,
-        num_single_layers=2,
-        attention_head_dim=16,
-        num_attention_heads=2,
-        joint_attention_dim=32,
-        pooled_projection_dim=32,
-        axes_dims_rope=(4, 6, 6),
-        guidance_embeds=guidance_embeds,
-    )
     return FluxPipeline(
-        transformer=transformer,
+        transformer=tiny_transformer("FluxTransformer2DModel"),
         scheduler=FlowMatchEulerDiscreteScheduler(),
         vae=tiny_vae(shift_factor=0.1, use_quant_conv=False, use_post_quant_conv=False),
         text_encoder=clip_text(),
         tokenizer=clip_tokenizer(tokenizers / "clip"),
-        text_encoder_2=_t5_text(32),
+        text_encoder_2=t5_text(32),
         tokenizer_2=t5_tokenizer(),
     )
 
 
 def _pixart(tokenizers: Path) -> Any:
-    from diffusers import DPMSolverMultistepScheduler, PixArtSigmaPipeline, PixArtTransformer2DModel
+    from diffusers import DPMSolverMultistepScheduler, PixArtSigmaPipeline
 
-    transformer = PixArtTransformer2DModel(
-        sample_size=8,
-        num_layers=2,
-        attention_head_dim=8,
-        num_attention_heads=4,
-        in_channels=4,
-        out_channels=8,
-        cross_attention_dim=32,
-        caption_channels=32,
-        use_additional_conditions=False,
-    )
     return PixArtSigmaPipeline(
-        transformer=transformer,
+        transformer=tiny_transformer("PixArtTransformer2DModel"),
         scheduler=DPMSolverMultistepScheduler(),
         vae=tiny_vae(),
-        text_encoder=_t5_text(32),
+        text_encoder=t5_text(32),
         tokenizer=t5_tokenizer(),
     )
 
 
 def _sana(tokenizers: Path) -> Any:
-    from diffusers import AutoencoderDC, FlowMatchEulerDiscreteScheduler, SanaPipeline, SanaTransformer2DModel
+    from diffusers import AutoencoderDC, FlowMatchEulerDiscreteScheduler, SanaPipeline
     from transformers import Gemma2Config, Gemma2Model
 
-    transformer = SanaTransformer2DModel(
-        sample_size=8,
-        patch_size=1,
-        in_channels=4,
-        out_channels=4,
-        num_layers=2,
-        num_attention_heads=4,
-        attention_head_dim=8,
-        num_cross_attention_heads=4,
-        cross_attention_head_dim=8,
-        cross_attention_dim=32,
-        caption_channels=16,
-    )
     vae = AutoencoderDC(
         in_channels=3,
         latent_channels=4,
@@ -287,7 +231,7 @@ def _sana(tokenizers: Path) -> Any:
         )
     )
     return SanaPipeline(
-        transformer=transformer,
+        transformer=tiny_transformer("SanaTransformer2DModel"),
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
         vae=vae,
         text_encoder=text_encoder,
