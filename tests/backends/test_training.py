@@ -13,7 +13,7 @@ from torch import nn
 from sdcompress.backends.torch.training.adapters import add_adapters, merge_adapters
 from sdcompress.backends.torch.training.average import decay_at, update
 from sdcompress.backends.torch.training.batches import draw_batch
-from sdcompress.backends.torch.training.losses import feature_loss, output_loss, stages_of, watching
+from sdcompress.backends.torch.training.losses import feature_loss, output_loss, record_features, stages_of
 from sdcompress.backends.torch.training.pool import Pool, load_or_draw
 from sdcompress.calibration.prompts import GENERAL, default_prompts
 from sdcompress.calibration.settings import Calibration
@@ -95,7 +95,7 @@ def test_stages_and_what_is_seen_of_them(nano_folder: Path) -> None:
     unet = UNet2DConditionModel.from_pretrained(nano_folder, subfolder="unet")
     stages = stages_of(unet)
     assert stages == ("down_blocks.0", "down_blocks.1", "up_blocks.0", "up_blocks.1", "mid_block")
-    with torch.no_grad(), watching(unet, stages) as seen:
+    with torch.no_grad(), record_features(unet, stages) as seen:
         unet(torch.randn(1, 4, 8, 8), 3, torch.randn(1, 16, 32))
     assert {stage: tuple(value.shape[1:]) for stage, value in seen.items()} == {
         "down_blocks.0": (32, 4, 4),

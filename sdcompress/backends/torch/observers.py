@@ -87,8 +87,8 @@ def find_layer(model: nn.Module, component: str, name: str) -> nn.Linear | nn.Co
     Raises:
         SourceError: it is no linear layer or two-dimensional convolution.
     """
-    living = name_in_model(model, name)
-    layer = model.get_submodule(living) if living else None
+    place = name_in_model(model, name)
+    layer = model.get_submodule(place) if place else None
     if isinstance(layer, nn.Linear | nn.Conv2d):
         return layer
     raise SourceError(f"{component}.{name}: is no linear layer or convolution, so nothing is gathered of its input")

@@ -19,7 +19,7 @@ from sdcompress.backends.torch.training import checkpoint
 from sdcompress.backends.torch.training.adapters import add_adapters, merge_adapters
 from sdcompress.backends.torch.training.average import update
 from sdcompress.backends.torch.training.batches import Batch, draw_batch
-from sdcompress.backends.torch.training.losses import feature_loss, output_loss, stages_of, watching
+from sdcompress.backends.torch.training.losses import feature_loss, output_loss, record_features, stages_of
 from sdcompress.backends.torch.training.pool import Pool, load_or_draw
 from sdcompress.backends.torch.training.settings import TrainingSettings
 from sdcompress.errors import Problem, TrainingError
@@ -80,9 +80,9 @@ def recover(
         if settings.lora_rank is not None:
             merge_adapters(student)
     tensors = {
-        name: student.get_parameter(living).detach().cpu()
+        name: student.get_parameter(place).detach().cpu()
         for name in spec.tensors
-        if not is_buffer(name) and (living := name_in_model(student, name)) is not None
+        if not is_buffer(name) and (place := name_in_model(student, name)) is not None
     }
     facts = run.facts()
     del run, teacher
@@ -136,7 +136,10 @@ class _Run:
         """Take the steps that are left, with checkpoints in between and one at the end."""
         began, before = time.perf_counter(), self._progress.seconds
         saved = began
-        with watching(self._teacher, self._stages) as wanted, watching(self._student, self._stages) as given:
+        with (
+            record_features(self._teacher, self._stages) as wanted,
+            record_features(self._student, self._stages) as given,
+        ):
             while not self._done():
                 loss, self._progress.seconds = self._agreed(
                     self._step(wanted, given), before + time.perf_counter() - began

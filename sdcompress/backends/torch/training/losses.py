@@ -17,17 +17,17 @@ def stages_of(model: nn.Module) -> tuple[str, ...]:
 
 
 @contextmanager
-def watching(model: nn.Module, stages: Sequence[str]) -> Iterator[dict[str, torch.Tensor]]:
+def record_features(model: nn.Module, stages: Sequence[str]) -> Iterator[dict[str, torch.Tensor]]:
     """Yield stage -> its last output, which is updated while in the context."""
     features: dict[str, torch.Tensor] = {}
 
-    def noting(stage: str) -> Any:
+    def recorder(stage: str) -> Any:
         def note(module: nn.Module, arguments: Any, output: Any) -> None:
             features[stage] = output[0] if isinstance(output, tuple) else output
 
         return note
 
-    hooks = [model.get_submodule(stage).register_forward_hook(noting(stage)) for stage in stages]
+    hooks = [model.get_submodule(stage).register_forward_hook(recorder(stage)) for stage in stages]
     try:
         yield features
     finally:
