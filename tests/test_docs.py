@@ -58,7 +58,7 @@ def test_every_page_is_in_the_site():
 
 def test_the_example_format_passes_its_own_test(monkeypatch):
     format_code, test_code = re.findall(r"```python\n(.*?)```", TEXTS[DOCS / "extending.md"], flags=re.DOTALL)[:2]
-    module = types.ModuleType("sdcompress.quant.ternary")
+    module = types.ModuleType("sdcompress.quant.formats.ternary")
     monkeypatch.setitem(sys.modules, module.__name__, module)
     exec(format_code, module.__dict__)
     tests: dict = {}

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from sdcompress.evaluation.metrics.fid import ENOUGH as FID_ENOUGH
+from sdcompress.evaluation.metrics.registry import pair_metrics
 from sdcompress.evaluation.samples import Record, ScoringRecord, SetScoreRecord
 from sdcompress.report import statistics
 from sdcompress.report.pairing import estimate, shown_pairs
@@ -21,15 +22,17 @@ class MetricKind(NamedTuple):
     digits: int
 
 
-PAIR_METRICS = {
+# Metrics that every report has; the others are files in evaluation/metrics.
+ALWAYS = {
     "clip_score": MetricKind("CLIP drift", "", True, 2),
     "psnr_db": MetricKind("PSNR", "dB", True, 1),
     "ssim": MetricKind("SSIM", "1", True, 3),
-    "clip_image": MetricKind("CLIP image", "0..100", True, 2),
-    "ms_ssim": MetricKind("MS-SSIM", "1", True, 3),
-    "lpips": MetricKind("LPIPS", "1", False, 3),
 }
-FURTHER = tuple(name for name in PAIR_METRICS if name not in ("clip_score", "psnr_db", "ssim"))
+FURTHER = {
+    name: MetricKind(metric.words, metric.unit, metric.higher_is_better, metric.digits)
+    for name, metric in pair_metrics().items()
+}
+PAIR_METRICS = ALWAYS | FURTHER
 SET_METRICS = {"cmmd": MetricKind("CMMD", "1", False, 3), "fid": MetricKind("FID", "1", False, 2)}
 ENOUGH = {"fid": FID_ENOUGH}  # pictures that make a distance of sets reliable: FID needs more than it has features
 
@@ -37,8 +40,7 @@ ENOUGH = {"fid": FID_ENOUGH}  # pictures that make a distance of sets reliable: 
 def describe_metrics(samples: Sequence[Sample], confidence: float) -> dict[str, Metric]:
     """Return each metric that was measured, over the pairs of which nothing is blocked."""
     described = {}
-    for name in FURTHER:
-        kind = PAIR_METRICS[name]
+    for name, kind in FURTHER.items():
         having = [(each, value) for each in shown_pairs(samples) if (value := each.metrics.get(name)) is not None]
         if not having:
             continue

@@ -27,8 +27,6 @@ def make(family: str, folder: Path) -> Path:
     return folder
 
 
-
-
 def _unchecked() -> dict[str, Any]:
     return {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
 
