@@ -1,4 +1,4 @@
-"""Write the tables of README.md and docs/benchmarks.md from benchmarks/results/*.json.
+"""Write the generated tables of README.md and docs/, from benchmarks/results/*.json and what the steps say of themselves.
 
     python benchmarks/docs_tables.py
 
@@ -21,6 +21,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.contenders.summary import describe_error, digits, megabytes, summarise  # noqa: E402
 from benchmarks.pruning_faces import pruning_table  # noqa: E402
 from benchmarks.quality.table import quality_per_byte_table  # noqa: E402
+from sdcompress.planning.registry import describe_steps  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
 
@@ -39,12 +40,24 @@ def with_tables(page: Path) -> str:
     """Return the page's text with every generated table as the result files say."""
     text = page.read_text(encoding="utf-8")
     for name, make in PAGES[page].items():
-        result = json.loads((RESULTS / f"{name.replace('-', '_')}.json").read_text(encoding="utf-8"))
+        file = RESULTS / f"{name.replace('-', '_')}.json"
+        result = {} if make is parameters_table else json.loads(file.read_text(encoding="utf-8"))
         block = f"<!-- {name} -->\n{make(result)}\n<!-- /{name} -->"
         text, count = re.subn(f"<!-- {name} -->.*<!-- /{name} -->", lambda _, block=block: block, text, flags=re.DOTALL)
         if count != 1:
             raise ValueError(f"{page}: {count} places for the table {name}; there must be one")
     return text
+
+
+def parameters_table(_: dict[str, Any]) -> str:
+    """Return every parameter of every step, as the steps describe them."""
+    rows = ["| step | parameter | values | default | meaning |", "|---|---|---|---|---|"]
+    for step in describe_steps():
+        for each in step.parameters:
+            default = "required" if each.default is None else f"`{each.default}`"
+            cells = (f"`{step.kind}`", f"`{each.name}`", each.values, default, each.description)
+            rows.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
+    return "\n".join(rows)
 
 
 def readme_table(result: dict[str, Any]) -> str:
@@ -219,6 +232,7 @@ def pruned_step_table(result: dict[str, Any]) -> str:
 # Page -> name of a table -> the function that makes it from its result file (with underscores for dashes).
 PAGES: dict[Path, dict[str, Callable[[dict[str, Any]], str]]] = {
     ROOT / "README.md": {"recipes": readme_table},
+    ROOT / "docs" / "recipes.md": {"parameters": parameters_table},
     ROOT / "docs" / "benchmarks.md": {
         "recipes": recipes_table,
         "onnx-quality": onnx_quality_table,

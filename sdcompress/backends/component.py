@@ -32,6 +32,23 @@ class TrainingContext:
     listener: Listener = silent
 
 
+@dataclass(frozen=True)
+class MeasuringContext:
+    """What a step works with that measures the original before it is planned.
+
+    Args:
+        source: the pipeline, with weights.
+        component: name of the component that the step is for.
+        calibration: what pictures are drawn.
+        listener: told of the runs that are measured.
+    """
+
+    source: Source
+    component: str
+    calibration: Calibration
+    listener: Listener = silent
+
+
 @dataclass
 class StepResults:
     """What applying the steps found out. The manifest keeps it.

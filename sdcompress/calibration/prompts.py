@@ -71,7 +71,7 @@ def default_prompts(tiny_sd: bool) -> PromptSet:
 
     Examples:
         >>> default_prompts(tiny_sd=False).take(2)
-        ('a red apple on a wooden table, soft window light', 'a desert highway under a stormy sky, wide angle')
+        ('a red apple on a wooden table, soft window light', 'a street market in the rain, people with umbrellas')
     """
     if not tiny_sd:
         return PromptSet("general", GENERAL, default_count=16)

@@ -97,7 +97,7 @@ def make_plan(recipe: Recipe, source: Source, listener: Listener = silent) -> Pl
         >>> from sdcompress.sources.opening import open_source
         >>> plan = make_plan(load_recipe("int8"), open_source("sd15"))
         >>> f"{plan.source.weights_bytes:,} -> {sum(spec.weights_bytes for spec in plan.components_after.values()):,}"
-        '2,740,437,168 -> 1,375,519,548'
+        '2,740,433,790 -> 1,372,588,672'
     """
     if source.format != "safetensors":
         raise RecipeError(f"{source.name}: is exported already; start from the original weights")

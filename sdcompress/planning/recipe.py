@@ -76,7 +76,7 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
 
     Examples:
         >>> recipe = load_recipe("int8")
-        >>> recipe.target, [step.kind for step in recipe.components["unet|transformer"]]
+        >>> recipe.target, [step.kind for step in recipe.components["*"]]
         ('torch', ['cast', 'quantize'])
     """
     file = find_recipe(str(name_or_path))

@@ -74,9 +74,14 @@ TORCH_RECIPES = [name for name in shipped_recipes() if load_recipe(name).target 
 @pytest.mark.parametrize("name", [*TORCH_RECIPES, *EXTRA_RECIPES])
 def test_predicted_is_actual_and_it_opens(name, nano_folder, tmp_path):
     plan = make_plan(recipe_of(name), open_source(str(nano_folder)))
-    execute(plan, tmp_path / "out")
+    manifest = execute(plan, tmp_path / "out")
     after = open_source(str(tmp_path / "out"))
     for component, spec in plan.components_after.items():
+        planned = {one.layer: one.status for step in plan.steps_of(component) for one in step.planned.layers}
+        entries = manifest.components[component].layers
+        # The manifest has no status of its own; a layer that is sparse and then kept is sparse.
+        told = {layer: entry.status for layer, entry in entries.items()}
+        assert {layer: planned[layer] for layer in told} == told or name == "sparse"
         assert dict(after.components[component].tensors) == dict(spec.tensors), component
         file = tmp_path / "out" / component / weights_file(spec)
         assert sum(where.size_bytes for where in read_header(file).values()) == spec.weights_bytes

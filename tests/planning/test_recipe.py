@@ -15,10 +15,10 @@ components:
 """
 
 
-def problems_of(text):
+def error_of(text):
     with pytest.raises(RecipeError) as caught:
         parse_recipe(text, "r.yaml")
-    return str(caught.value).splitlines()
+    return caught.value
 
 
 def test_round_trip():
@@ -35,39 +35,41 @@ def test_shipped_recipes_parse_and_teach(name):
 
 
 @pytest.mark.parametrize(
-    ("change", "expected"),
+    ("change", "field"),
     [
-        (
-            ("quantize:", "quantise:"),
-            "components.unet.1: no step 'quantise'; did you mean quantize? known: cast, export, fuse_lora, prune",
-        ),
-        (("exclude", "excludes"), "components.unet.1.quantize.excludes: no such key; did you mean exclude?"),
-        (("dtype: float16", "dtype: f16"), "components.unet.0.cast.dtype: input should be 'float32', 'float16'"),
-        (("schema_version: 1", "schema_version: 2"), "schema_version: input should be 1 (got 2)"),
-        (("description: A test.", ""), "description: missing"),
-        (("components:", "component:"), "component: no such key; did you mean components?"),
-        (("    - cast: {dtype: float16}\n", "    - cast\n"), "components.unet.0: must be one step with its parameters"),
-        (("format: int8", "format: int8, format: nf4"), "key 'format' is given twice"),
-        (("{dtype: float16}", "float16"), "components.unet.0.cast: must be a mapping of parameters"),
-        (('["conv_in"]', "[3"), "is not valid YAML"),
+        (("quantize:", "quantise:"), "components.unet.1"),
+        (("exclude", "excludes"), "components.unet.1.quantize.excludes"),
+        (("dtype: float16", "dtype: f16"), "components.unet.0.cast.dtype"),
+        (("dtype: float16", ""), "components.unet.0.cast.dtype"),
+        (("schema_version: 1", "schema_version: 2"), "schema_version"),
+        (("description: A test.", ""), "description"),
+        (("components:", "component:"), "component"),
+        (("    - cast: {dtype: float16}\n", "    - cast\n"), "components.unet.0"),
+        (("{dtype: float16}", "float16"), "components.unet.0.cast"),
+        (("format: int8", "format: int8, format: nf4"), ""),  # a key given twice
+        (('["conv_in"]', "[3"), ""),  # no YAML
     ],
 )
-def test_mistakes_are_named(change, expected):
+def test_mistakes_are_named(change, field):
     assert change[0] in GOOD
-    (problem,) = [line for line in problems_of(GOOD.replace(*change)) if expected in line]
-    assert problem.startswith("r.yaml: ")
+    error = error_of(GOOD.replace(*change))
+    assert field in [problem.field for problem in error.problems]
+    assert all(line.startswith("r.yaml: ") for line in str(error).splitlines())
 
 
 def test_all_mistakes_at_once():
-    text = (
-        GOOD.replace("quantize:", "quant:").replace("float16", "half").replace("schema_version: 1", "schema_version: x")
+    text = GOOD.replace("quantize:", "quant:").replace("float16", "half")
+    assert str(error_of(text.replace("schema_version: 1", "schema_version: x"))) == (
+        "r.yaml: components.unet.0.cast.dtype: input should be 'float32', 'float16' or 'bfloat16' (got 'half')\n"
+        "r.yaml: components.unet.1: no step 'quant'; did you mean quantize? known: cast, export, fuse_lora, prune, "
+        "quantize, recover, replace_component, smooth, sparsify\n"
+        "r.yaml: schema_version: input should be 1 (got 'x')"
     )
-    assert len(problems_of(text)) == 3
 
 
 @pytest.mark.parametrize("text", ["", "- a", "just text"])
 def test_no_mapping(text):
-    assert "is not a mapping" in problems_of(text)[0]
+    assert "is not a mapping" in str(error_of(text))
 
 
 def test_unknown_name_suggests():

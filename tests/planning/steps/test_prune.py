@@ -123,6 +123,12 @@ def test_published_parameter_counts(pattern, published, parameters):
     assert abs(spec.parameters / 1e9 - published) < 0.01
 
 
+def test_the_mid_block_of_sd15_is_11_3_percent():
+    whole = open_source("sd15").components["unet"]
+    without = Prune(drop_mid_block=True).plan(whole, "torch").spec
+    assert 1 - without.parameters / whole.parameters == pytest.approx(0.113, abs=0.0005)
+
+
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_patterns_run_with_stock_diffusers(pattern):
     """What is left joins: the tiny pattern's first up block takes the output of the stage that is innermost now."""
@@ -225,26 +231,26 @@ def test_text_encoders_lose_layers_and_width_with_stock_configs():
 
 
 @pytest.mark.parametrize(
-    ("model", "component", "parameters", "problem"),
+    ("model", "component", "parameters", "field"),
     [
-        ("tiny-sd", "unet", {"pattern": "bk-sdm-tiny"}, "drop_innermost_stage: the stages of unet are 64, 128, 192"),
-        ("sd15", "unet", {"pattern": "bk-sdm-base", "layers_per_block": 1}, "layers_per_block: is settled by pattern"),
-        ("sd15", "unet", {"transformer_depth": 2}, "transformer_depth: 2 is not less than the model's 1"),
-        ("sd15", "unet", {"remove": ("mid_block", "conv_in")}, "remove: 'conv_in' matches no removable part of unet"),
-        ("sd15", "unet", {"auto": "30%"}, "auto: is measured on the original's weights"),
-        ("sd15", "unet", {"heads": 0.99}, "heads: nothing in unet gets narrower by keeping 0.99 of it"),
-        ("sd15", "unet", {"text_layers": 9}, "text_layers: does not go with unet"),
-        ("sd15", "text_encoder", {"remove": ("mid_block",)}, "remove: does not go with text_encoder"),
-        ("sd15", "text_encoder", {"text_layers": 12}, "text_layers: 12 is not less than the 12 of text_encoder"),
-        ("sd15", "text_encoder", {"heads": 0.5}, "heads: those of text_encoder (CLIPTextModel) cannot be removed"),
-        ("sd15", "vae", {"feed_forward": 0.5}, "vae is a AutoencoderKL; only a UNet2DConditionModel"),
-        ("sd15", "unet", {"importance": "activation"}, "nothing to prune"),
+        ("tiny-sd", "unet", {"pattern": "bk-sdm-tiny"}, "drop_innermost_stage"),  # its stages differ in width
+        ("sd15", "unet", {"pattern": "bk-sdm-base", "layers_per_block": 1}, "layers_per_block"),
+        ("sd15", "unet", {"transformer_depth": 2}, "transformer_depth"),
+        ("sd15", "unet", {"remove": ("mid_block", "conv_in")}, "remove"),
+        ("sd15", "unet", {"auto": "30%"}, "auto"),
+        ("sd15", "unet", {"heads": 0.99}, "heads"),
+        ("sd15", "unet", {"text_layers": 9}, "text_layers"),
+        ("sd15", "text_encoder", {"remove": ("mid_block",)}, "remove"),
+        ("sd15", "text_encoder", {"text_layers": 12}, "text_layers"),
+        ("sd15", "text_encoder", {"heads": 0.5}, "heads"),
+        ("sd15", "vae", {"feed_forward": 0.5}, ""),
+        ("sd15", "unet", {"importance": "activation"}, ""),
     ],
 )
-def test_what_cannot_be_is_said(model, component, parameters, problem):
+def test_what_cannot_be_is_said(model, component, parameters, field):
     with pytest.raises(UserError) as error:
         Prune(**parameters).plan(open_source(model).components[component], "torch")
-    assert any(str(each).startswith(problem) for each in error.value.problems), error.value.problems
+    assert field in [problem.field for problem in error.value.problems]
 
 
 def test_pruning_what_was_pruned_apart_from_stock_configs_is_refused():
