@@ -1,4 +1,4 @@
-"""Write the generated tables of README.md and docs/, from benchmarks/results/*.json and what the steps say of themselves.
+"""Write the generated tables of README.md and docs/, from benchmarks/results/*.json and the steps' own descriptions.
 
     python benchmarks/docs_tables.py
 
