@@ -87,20 +87,3 @@ class Component:
     def becomes(self, spec: ComponentSpec, read: Callable[[str], torch.Tensor]) -> Component:
         """Return the component with another spec and reader."""
         return replace(self, spec=spec, read=read)
-
-
-@dataclass(frozen=True)
-class MeasuringContext:
-    """What a step works with that measures the original before it is planned.
-
-    Args:
-        source: the pipeline, with weights.
-        component: name of the component that the step is for.
-        calibration: what pictures are drawn.
-        listener: told of the runs that are measured.
-    """
-
-    source: Source
-    component: str
-    calibration: Calibration
-    listener: Listener = silent
