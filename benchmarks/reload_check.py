@@ -23,6 +23,7 @@ from sdcompress.quant.format import QuantizedTensor
 from sdcompress.quant.grid_format import GridFormat
 from sdcompress.quant.registry import from_label
 from sdcompress.sources.opening import open_source
+from sdcompress.sources.tensor_names import canonical_name, name_in_model
 
 
 def main() -> None:
@@ -56,13 +57,15 @@ def dequantized(module: torch.nn.Module, artifact: Path, name: str, formats: dic
         else:
             state[tensor] = value.float()
     fresh = stock_module(module)
-    shapes = {key: tuple(value.shape) for key, value in fresh.state_dict().items()}
+    shapes = {
+        canonical_name(type(fresh).__name__, key): tuple(value.shape) for key, value in fresh.state_dict().items()
+    }
     for layer, stored in parts.items():
         fmt, shape = from_label(formats[layer]), shapes[f"{layer}.weight"]
         if isinstance(fmt, GridFormat) and fmt.bits < 8:
             stored["codes"] = unpack_codes(stored["codes"], fmt.bits, shape, fmt.signed)
         state[f"{layer}.weight"] = restored(QuantizedTensor.from_parts(stored, fmt, shape), torch.float32)
-    fresh.load_state_dict(state)
+    fresh.load_state_dict({str(name_in_model(fresh, tensor)): value for tensor, value in state.items()})
     return fresh.eval()
 
 
