@@ -99,8 +99,8 @@ def _gain(found: list[VariantSample], before: list[VariantSample] | None, confid
     psnr: list[float | None] = []
     for each in found:
         base = earlier.get(each.index)
-        drift = 0.0 if before is None else None if base is None else base.clip_score_difference
-        clip.append(_minus(each.clip_score_difference, drift))
+        drift = 0.0 if before is None else None if base is None else base.drift
+        clip.append(_minus(each.drift, drift))
         psnr.append(_minus(each.psnr_db, None if base is None else base.psnr_db))
     return StepGain(clip_score=_difference(found, clip, confidence), psnr_db=_difference(found, psnr, confidence))
 

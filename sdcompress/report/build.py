@@ -25,7 +25,7 @@ from sdcompress.report.pairing import estimate, shown_pairs
 from sdcompress.report.quality_model import Change, Estimate, Sample, SampleSide, Similarity
 from sdcompress.report.report import Report
 from sdcompress.report.sample_metrics import describe_metrics, describe_sets, why_not_measured
-from sdcompress.report.variants import describe_noise_floor, pairs_of, scored_variants
+from sdcompress.report.variants import describe_noise_floor, scored_variants
 from sdcompress.report.verdicts import FALSE_CALLS, judge, largest_psnr
 
 FLAGS = ("blocked", "flat", "not_finite")
@@ -75,7 +75,7 @@ def build_report(evaluation: Evaluation) -> Report:
             "not_measured": why_not_measured(records, samples, scorer),
             "component_metrics": None if probed is None else probed.component_metrics,
             "noise_floor": noise_floor,
-            "verdicts": judge(pairs_of(samples), noise_floor, largest_psnr(samples), level),
+            "verdicts": judge(shown_pairs(samples), noise_floor, largest_psnr(samples), level),
             "attribution": None
             if swaps is None
             else describe_attribution(variants, samples, swaps, noise_floor, level),

@@ -3,17 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
 from sdcompress.report import statistics
-from sdcompress.report.quality_model import Estimate, Sample
-
-
-class Prompted(Protocol):
-    """Anything that was drawn from a prompt."""
-
-    @property
-    def prompt(self) -> str: ...
+from sdcompress.report.quality_model import Estimate, Pair, Sample
 
 
 def shown_pairs(samples: Sequence[Sample]) -> list[Sample]:
@@ -21,7 +13,7 @@ def shown_pairs(samples: Sequence[Sample]) -> list[Sample]:
     return [sample for sample in samples if not sample.blocked]
 
 
-def by_prompt(samples: Sequence[Prompted], values: Sequence[float]) -> list[float]:
+def by_prompt(samples: Sequence[Pair], values: Sequence[float]) -> list[float]:
     """Return the mean value of each prompt: seeds of one prompt are no independent samples."""
     groups: dict[str, list[float]] = {}
     for sample, value in zip(samples, values, strict=True):
@@ -29,7 +21,7 @@ def by_prompt(samples: Sequence[Prompted], values: Sequence[float]) -> list[floa
     return [sum(group) / len(group) for group in groups.values()]
 
 
-def estimate(samples: Sequence[Prompted], values: Sequence[float | None], confidence: float) -> Estimate:
+def estimate(samples: Sequence[Pair], values: Sequence[float | None], confidence: float) -> Estimate:
     """Return the mean of the values, one for each sample, and its interval over prompts; None is left out."""
     known = [(sample, value) for sample, value in zip(samples, values, strict=True) if value is not None]
     means = by_prompt([sample for sample, _ in known], [value for _, value in known])

@@ -41,20 +41,25 @@ class SampleSide(Part):
     picture: str  # relative to the report's folder
 
 
-class PairSimilarity(Part):
-    """How near a picture is to the original's of the same prompt and seed. None: the two differ in size."""
+class Pair(Part):
+    """A picture beside the original's of the same prompt and seed. PSNR and SSIM are None where they differ in size."""
 
+    index: int
+    prompt: str
     psnr_db: float | None
     identical: bool
     ssim: float | None
     metrics: dict[str, float | None] = {}
 
+    @property
+    def drift(self) -> float | None:
+        """CLIP score minus the original's; None where either picture is blocked or was not scored."""
+        raise NotImplementedError
 
-class Sample(PairSimilarity):
+
+class Sample(Pair):
     """One drawing: a prompt and a seed through both pipelines."""
 
-    index: int
-    prompt: str
     seed: int
     original: SampleSide
     compressed: SampleSide
@@ -70,7 +75,6 @@ class Sample(PairSimilarity):
 
     @property
     def drift(self) -> float | None:
-        """Compressed minus original CLIP score; None where a side is blocked or was not scored."""
         scores = self.original.clip_score, self.compressed.clip_score
         return None if self.blocked or None in scores else scores[1] - scores[0]  # type: ignore[operator]
 
@@ -167,15 +171,17 @@ class ComponentMetrics(Part):
     flagged_compressed: int | None = None
 
 
-class VariantSample(PairSimilarity):
+class VariantSample(Pair):
     """One picture of the original redrawn, or with a component swapped, beside the original's own."""
 
-    index: int
-    prompt: str
     seed: int | None = None
     clip_score_difference: float | None
     latency_s: float | None = None
     original_latency_s: float | None = None
+
+    @property
+    def drift(self) -> float | None:
+        return self.clip_score_difference
 
 
 class Verdict(Part):

@@ -6,27 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sdcompress.evaluation.samples import Record, VariantRecord, VariantScoreRecord
-from sdcompress.report.pairing import estimate, shown_pairs
+from sdcompress.report.pairing import estimate
 from sdcompress.report.quality_model import Difference, FloorSource, NoiseFloor, Sample, VariantSample
 
 LABEL = "the original against itself"
 SOURCES = {"seed": "another seed", "bfloat16": "in bfloat16", "batch": "in batches of 2"}
-
-
-def pairs_of(samples: Sequence[Sample]) -> list[VariantSample]:
-    """Return how the compressed pipeline's pictures differ from the original's, where neither is blocked."""
-    return [
-        VariantSample(
-            index=sample.index,
-            prompt=sample.prompt,
-            clip_score_difference=sample.drift,
-            psnr_db=sample.psnr_db,
-            identical=sample.identical,
-            ssim=sample.ssim,
-            metrics=sample.metrics,
-        )
-        for sample in shown_pairs(samples)
-    ]
 
 
 def scored_variants(
@@ -62,7 +46,7 @@ def scored_variants(
 
 def variant_figures(found: Sequence[VariantSample], confidence: float) -> dict[str, Any]:
     """Return the fields of a `Variant`: means and intervals over its pictures."""
-    clip = estimate(found, [each.clip_score_difference for each in found], confidence)
+    clip = estimate(found, [each.drift for each in found], confidence)
     metrics = dict.fromkeys(name for each in found for name, value in each.metrics.items() if value is not None)
     return {
         "pictures": len(found),

@@ -28,7 +28,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from sdcompress.report import statistics
 from sdcompress.report.pairing import by_prompt
-from sdcompress.report.quality_model import Interval, NoiseFloor, Sample, VariantSample, Verdict
+from sdcompress.report.quality_model import Interval, NoiseFloor, Pair, Sample, Verdict
 from sdcompress.report.sample_metrics import PAIR_METRICS
 
 OTHER_ARITHMETIC = ("bfloat16", "batch")
@@ -37,7 +37,7 @@ FALSE_CALLS = 0.05
 PEAK = 255.0
 NORMAL_97_5 = 1.959963984540054  # quantile of the normal distribution
 
-Pairs = Sequence[VariantSample]
+Pairs = Sequence[Pair]
 Level = Callable[[float], float]  # chance that an interval misses -> its confidence level
 Sources = Mapping[str, Pairs]  # source of noise -> the original's redrawn pictures
 
@@ -92,24 +92,24 @@ def drift_floor(redrawn: Sequence[float], prompts: int) -> float:
 
 
 def _drifts(pairs: Pairs) -> list[float]:
-    scored = [pair for pair in pairs if pair.clip_score_difference is not None]
-    return by_prompt(scored, [pair.clip_score_difference or 0.0 for pair in scored])
+    scored = [(pair, pair.drift) for pair in pairs if pair.drift is not None]
+    return by_prompt([pair for pair, _ in scored], [drift for _, drift in scored])
 
 
 def _judge_drift(drifts: list[float], sources: Sources, level: Level, error: float) -> Verdict:
     effect = sum(drifts) / len(drifts)
     floors = {name: drift_floor(own, len(drifts)) for name, pairs in sources.items() if (own := _drifts(pairs))}
-    loudest = max(floors, key=lambda name: floors[name]) if floors else None
-    floor = None if loudest is None else floors[loudest]
+    largest = max(floors, key=lambda name: floors[name]) if floors else None
+    floor = None if largest is None else floors[largest]
     low, high = _interval(drifts, level(error))
     at = f"its {100 * level(error):.4g} % interval [{low:+.3g}, {high:+.3g}]"
     if low <= 0 <= high:
         verdict, reason = "within noise", f"{at} contains 0"
     elif floor is not None and abs(effect) <= floor:
-        verdict, reason = "within noise", f"redrawing the original ({loudest}) moves the mean as far"
+        verdict, reason = "within noise", f"redrawing the original ({largest}) moves the mean as far"
     else:
         verdict = "worse" if effect < 0 else "better"
-        reason = f"{at} does not contain 0" + (f", and no redrawing ({loudest}) moves it so far" if loudest else "")
+        reason = f"{at} does not contain 0" + (f", and no redrawing ({largest}) moves it so far" if largest else "")
     interval = statistics.mean_interval(drifts, level(FALSE_CALLS))
     return Verdict(verdict=verdict, effect=effect, interval_95=interval, floor=floor, reason=reason)
 
@@ -160,7 +160,7 @@ def _beside_floor(
     return (*found[furthest], furthest)
 
 
-def _value(name: str, pair: VariantSample, largest_psnr_db: Mapping[int, float]) -> float | None:
+def _value(name: str, pair: Pair, largest_psnr_db: Mapping[int, float]) -> float | None:
     if name == "psnr_db":
         return largest_psnr_db[pair.index] if pair.identical else pair.psnr_db
     return pair.ssim if name == "ssim" else pair.metrics.get(name)
