@@ -46,6 +46,7 @@ class LowRank:
 
     @property
     def rank(self) -> int:
+        """Rank of the update."""
         return self.down.shape[0]
 
 
@@ -208,6 +209,7 @@ class _AdapterConfig:
         return cls(alpha, pattern, bool(settings.get("use_rslora")))
 
     def scale(self, layer: str, rank: int) -> float:
+        """Return alpha / rank for a layer, or as the settings say."""
         alpha = rank if self.alpha is None else self.alpha
         for pattern, value in self.alpha_pattern.items():
             if re.fullmatch(rf"(.*\.)?({pattern})", layer):  # as PEFT matches them

@@ -166,8 +166,6 @@ class GridFormat(QuantFormat):
     def nearest(self, weight: torch.Tensor, grid: Grid) -> torch.Tensor:
         """Return the nearest codes of rows of a weight [rows, in, ...], as float32 in its shape."""
         layout = self.layout(tuple(weight.shape))
-        if not layout.even:
-            return grid.encode(weight.flatten(1), layout.group_of_columns()).view(weight.shape)
         shape = (weight.shape[0], *layout.scale_shape[1:])
         scale = None if grid.scale is None else layout.spread(grid.scale.view(shape))
         zero = None if grid.zero is None else layout.spread(grid.zero.view(shape))
@@ -195,9 +193,8 @@ class GridFormat(QuantFormat):
         if tensor.scale is None:
             return value_of(codes, None, None, levels)
         scale, zero = scales.value(tensor.scale, tensor.scale_step, dtype), self.zero_of(tensor, dtype)
-        place = layout.spread if layout.even else layout.expanded
-        codes = layout.split(codes) if layout.even else codes
-        return value_of(codes, place(scale), None if zero is None else place(zero), levels).view(tensor.shape)
+        spread_zero = None if zero is None else layout.spread(zero)
+        return value_of(layout.split(codes), layout.spread(scale), spread_zero, levels).view(tensor.shape)
 
     def plain(self) -> GridFormat:
         """Return the format without corrections, which is what the rest of a corrected weight is rounded to."""

@@ -96,25 +96,15 @@ class Layout:
         return None if values is None else self.grouped(values.view(1, *self.shape[1:]))[0]
 
     def split(self, weight: torch.Tensor) -> torch.Tensor:
-        """Return rows of the weight as [rows, in/group, group, kh, kw], where the layout is `even`."""
-        if self.group is None:
+        """Return rows of the weight as [rows, in/group, group, kh, kw], or unchanged where groups differ in size."""
+        if self.group is None or not self.even:
             return weight
         return weight.view(weight.shape[0], -1, self.group, *self.kernel)
 
     def spread(self, scale: torch.Tensor) -> torch.Tensor:
         """Return one value for each group, [rows, *scale_shape[1:]], so that it broadcasts with `split(weight)`."""
-        rows = scale.shape[0]
+        rows, ones = scale.shape[0], [1] * len(self.kernel)
         if self.group is None:
-            return scale.view(rows, *[1] * (len(self.shape) - 1))
-        along = scale.shape[1]
-        if self.per_position:
-            return scale.view(rows, along, 1, *self.kernel)
-        return scale.view(rows, along, *[1] * (len(self.shape) - 1))
-
-    def expanded(self, scale: torch.Tensor) -> torch.Tensor:
-        """Return one value for each group, [rows, *scale_shape[1:]], as one for each weight, [rows, in, ...]."""
-        if self.group is None:
-            return self.spread(scale).expand(scale.shape[0], *self.shape[1:])
-        wide = scale if self.per_position else scale.view(*scale.shape, *[1] * len(self.kernel))
-        wide = wide.repeat_interleave(self.group, dim=1)[:, : self.shape[1]]
-        return wide.expand(scale.shape[0], *self.shape[1:])
+            return scale.view(rows, 1, *ones)
+        wide = scale.view(rows, -1, 1, *(self.kernel if self.per_position else ones))
+        return wide if self.even else wide.repeat_interleave(self.group, dim=2).flatten(1, 2)[:, : self.shape[1]]

@@ -84,7 +84,6 @@ def _by_chunks(
     order = _MemoryOrder(shape, _is_channels_last(tensor.codes, fmt, shape))
     levels, zero = fmt.levels_of(tensor, dtype), fmt.zero_of(tensor, dtype)
     scale = None if tensor.scale is None else scales.value(tensor.scale, tensor.scale_step, dtype)
-    place, split = (layout.spread, layout.split) if layout.even else (layout.expanded, _unsplit)
     pairs = _pairs(levels) if levels is not None and fmt.bits == 4 and dtype == torch.bfloat16 else None
     up, down = tensor.low_rank_up, tensor.low_rank_down
     if up is not None and down is not None:
@@ -107,11 +106,11 @@ def _by_chunks(
                 steps.copy_(codes.view(torch.int8).sub_(2 ** (fmt.bits - 1)))
             else:
                 steps.copy_(codes)
-        values = split(order.as_weight(steps))
+        values = layout.split(order.as_weight(steps))
         if zero is not None:
-            values.sub_(place(zero[rows]))
+            values.sub_(layout.spread(zero[rows]))
         if scale is not None:
-            values.mul_(place(scale[rows]))
+            values.mul_(layout.spread(scale[rows]))
         if buffer is not None:
             target.copy_(steps)
         if up is not None and down is not None:
@@ -158,7 +157,3 @@ def _is_channels_last(codes: torch.Tensor, fmt: GridFormat, shape: tuple[int, ..
     if len(shape) != 4:
         return False
     return fmt.bits < 8 or (codes.is_contiguous(memory_format=torch.channels_last) and not codes.is_contiguous())
-
-
-def _unsplit(weight: torch.Tensor) -> torch.Tensor:
-    return weight

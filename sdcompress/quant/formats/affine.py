@@ -69,8 +69,7 @@ class Affine(GridFormat):
         units = 2 ** (8 - self.bits)  # of a stored zero point, in a step
         zero = ((top / 2 - middle / stored) * units).round_().clamp_(0, 255)
         zero_point = zero.to(torch.uint8).view(zero.shape[0], *shape[1:])
-        ordered = {"scale": parts.pop("scale"), "zero_point": zero_point, **parts}
-        return Grid(stored, zero / units, None, 0, top, ordered)
+        return Grid(stored, zero / units, None, 0, top, {**parts, "zero_point": zero_point})
 
     def zero_of(self, tensor: QuantizedTensor, dtype: torch.dtype) -> torch.Tensor | None:
         assert tensor.zero_point is not None
