@@ -16,7 +16,7 @@ from sdcompress.evaluation.settings import EvaluationSettings, list_drawings
 
 def evaluated(model: str) -> set[str]:
     drawings = list_drawings(EvaluationSettings(), default_prompts(tiny_sd=model == "tiny-sd"))
-    return {drawing["prompt"] for drawing in drawings}
+    return {drawing.prompt for drawing in drawings}
 
 
 @pytest.mark.parametrize("model", ["tiny-sd", "sd15"])

@@ -109,7 +109,7 @@ def test_a_component_after_some_steps_is_what_the_shortened_recipe_makes(
     execute(make_plan(parse_recipe(text, "test"), open_source(str(nano_folder))), tmp_path / "whole")
     swaps, recipes = planned
     (swap,) = [each for each in swaps[component] if each.place == len(steps.split("|"))]
-    make_component(recipes[swap.variant], tmp_path / "made")
+    make_component(recipes[swap.variant], tmp_path / "made", _no_calibration)
     files = sorted(file.name for file in (tmp_path / "made").iterdir())
     assert files == sorted(file.name for file in (tmp_path / "whole" / component).iterdir())
     for name in files:
