@@ -53,4 +53,4 @@ def evaluate(original: str | Path, compressed: str | Path, out: Path, **argument
     """Return the report of the public API's `evaluate`, as report.json has it."""
     from sdcompress import api
 
-    return api.evaluate(str(original), str(compressed), out, **arguments)
+    return api.evaluate(str(original), str(compressed), out, progress=None, **arguments).to_dict()

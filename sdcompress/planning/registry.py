@@ -62,7 +62,7 @@ def describe_steps() -> tuple[StepDescription, ...]:
 
 
 def _describe(step: type[Step]) -> StepDescription:
-    text, _, example = inspect.getdoc(step).partition("Example:")  # type: ignore[union-attr]
+    text, _, example = inspect.getdoc(step).partition("Examples:")  # type: ignore[union-attr]
     return StepDescription(step.kind, text.strip(), example.strip(), tuple(_parameters(step)))
 
 

@@ -295,9 +295,9 @@ def test_the_command_says_what_stayed_in_16_bits(nano_folder: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--to", "ggml"], "--to ggml: use one of gguf, openvino"),
-        (["--to", "gguf", "--type", "q4_k"], "--type q4_k: use one of f16"),
-        (["--to", "openvino", "--type", "q8_0"], "--type: is for --to gguf"),
+        (["--to", "ggml"], "ggml: is no format that can be written; use gguf or openvino"),
+        (["--to", "gguf", "--type", "q4_k"], "type q4_k: use one of f16"),
+        (["--to", "openvino", "--type", "q8_0"], "type: is for gguf"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(options: list[str], message: str, nano_folder: Path) -> None:

@@ -150,7 +150,7 @@ def test_difference_is_paired_by_prompt():
     first, second = point("a", PEERS, 1, 30.0, 20.0, None), point("b", OURS, 1, 29.0, 19.0, 50.0)
     found = paired_difference(first, second)
     assert found["mean"] == 1.0
-    assert found["interval_95"] == [1.0, 1.0]
+    assert found["interval_95"] == (1.0, 1.0)
 
 
 def test_table_names_the_peers_above():

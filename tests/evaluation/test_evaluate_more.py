@@ -19,7 +19,7 @@ from sdcompress.evaluation.settings import EvaluationSettings
 from sdcompress.execution.execute import execute
 from sdcompress.planning.plan import make_plan
 from sdcompress.planning.recipe import parse_recipe
-from sdcompress.report import render
+from sdcompress.report import Report, print_report
 from sdcompress.sources.opening import open_source
 
 RECIPE = """
@@ -51,7 +51,7 @@ def coarse(nano_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _printed(report: dict[str, Any]) -> str:
     console = Console(width=80, file=io.StringIO())
-    render(report, console)
+    print_report(Report.model_validate(report), console)
     return console.file.getvalue()
 
 

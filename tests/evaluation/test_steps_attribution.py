@@ -23,7 +23,7 @@ from sdcompress.execution.execute import execute
 from sdcompress.files.manifest import MANIFEST_NAME
 from sdcompress.planning.plan import make_plan
 from sdcompress.planning.recipe import parse_recipe
-from sdcompress.report import render
+from sdcompress.report import Report, print_report
 from sdcompress.sources.opening import open_source
 
 CALIBRATION = "calibration: {prompts: [ab], num_inference_steps: 2}\n"
@@ -180,7 +180,7 @@ def test_an_evaluation_goes_step_by_step(
     assert entries["vae"]["ladder"][0]["step"] == "cast"
 
     console = Console(width=80, file=io.StringIO())
-    render(report, console)
+    print_report(Report.model_validate(report), console)
     text = console.file.getvalue()
     assert max(len(line) for line in text.splitlines()) <= 80 and "…" not in text
     assert all(words in text for words in ("after step", "+ prune", "+ quantize", "+ smooth"))
