@@ -39,7 +39,7 @@ $(DEMO_READY): pyproject.toml $(CONSTRAINTS)
 setup: $(READY)
 
 demo: $(if $(wildcard $(READY)),$(READY),$(DEMO_READY))
-	$(BIN)/sdcompress run tiny-sd --recipe onnx-int8 --out $(DEMO) --force
+	$(BIN)/sdcompress run tiny-sd --recipe onnx-int8 --count 12 --out $(DEMO) --force
 
 # A file's tests share what they made, so they stay in one process.
 test: $(READY)
