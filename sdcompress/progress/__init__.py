@@ -22,7 +22,8 @@ class ProgressEvent:
     Args:
         activity: what is being done.
         subject: what it is done to, such as the name of a component.
-        done: how much is done, in `unit`, since the piece of work began. It never falls.
+        done: how much is done, in `unit`, since the piece of work began. It never falls, unless the same piece is done
+            again: a recipe may need several calibration runs.
         total: how much there is to do, in `unit`.
         unit: what `done` and `total` count.
         note: a short text beside the bar, such as the current loss.
