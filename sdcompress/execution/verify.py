@@ -8,7 +8,7 @@ from sdcompress.errors import SdcompressError
 from sdcompress.files.artifact import file_problems
 from sdcompress.files.manifest import read_manifest
 from sdcompress.progress import Listener, silent
-from sdcompress.sources.opening import open_folder
+from sdcompress.sources.folder import open_folder
 
 
 def verify(folder: Path, *, load: bool = True, listener: Listener = silent) -> list[str]:

@@ -78,7 +78,7 @@ def _positions(config: Mapping[str, Any], name: str) -> int:
         halvings = last if name.startswith("mid_block.") else 0
     else:
         halvings = int(match[2]) if match[1] == "down" else last - int(match[2])
-    return (_size(config) // 2**halvings) ** 2
+    return int((_size(config) // 2**halvings) ** 2)
 
 
 def _heads(config: Mapping[str, Any], name: str) -> int:

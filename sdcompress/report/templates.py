@@ -47,7 +47,8 @@ def render_fragment(template: str, **values: Any) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    return environment.get_template(template).render(**values)
+    page: str = environment.get_template(template).render(**values)
+    return page
 
 
 def render_tables(

@@ -241,7 +241,8 @@ def _run_on_cuda(
     session.run_with_iobinding(binding)
     binding.synchronize_outputs()
     # Not the public class, which lacks DLPack in older versions.
-    return {name: torch.from_dlpack(value._ortvalue) for name, value in zip(wanted, binding.get_outputs(), strict=True)}
+    outputs = zip(wanted, binding.get_outputs(), strict=True)
+    return {name: torch.utils.dlpack.from_dlpack(value._ortvalue) for name, value in outputs}
 
 
 def _dtype_and_rank(file: Path, value: Any) -> tuple[torch.dtype, int | None]:

@@ -99,4 +99,5 @@ def _image_processor() -> Any:
 
 def _features(output: Any) -> torch.Tensor:
     """Return the projected embeddings, which transformers 5 has inside an output object."""
-    return getattr(output, "pooler_output", output)
+    pooled: torch.Tensor = getattr(output, "pooler_output", output)
+    return pooled

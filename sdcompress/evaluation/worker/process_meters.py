@@ -66,7 +66,7 @@ def resident_bytes() -> int:
     """Return the bytes of memory that this process holds now."""
     import psutil
 
-    return psutil.Process().memory_info().rss
+    return int(psutil.Process().memory_info().rss)
 
 
 def peak_bytes() -> int | None:
