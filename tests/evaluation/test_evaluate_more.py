@@ -109,10 +109,10 @@ def test_everything_that_is_measured(
     assert (tmp_path / "junit.xml").is_file() and not (tmp_path / "recording.pt").exists()
     text = _printed(report)
     assert max(len(line) for line in text.splitlines()) <= 80 and "…" not in text
-    for words in ("bfloat16", "worse", "SQNR of predicted noise", "swapped", "FAILED  psnr_db>=99", "Not measured: LPIPS"):
+    for words in ("bfloat16", "worse", "alone, against the original", "after step", "FAILED", "Not measured: LPIPS"):
         assert words in text
     page = (tmp_path / "report.md").read_text()
-    assert all(words in page for words in ("## Quality", "## Attribution", "## Gates", "text\\_encoder"))
+    assert all(words in page for words in ("## Metrics", "## Attribution", "## Gates", "text\\_encoder"))
 
 
 def test_interrupted_anywhere_nothing_is_drawn_twice(

@@ -185,4 +185,4 @@ def test_an_evaluation_goes_step_by_step(
     assert max(len(line) for line in text.splitlines()) <= 80 and "…" not in text
     assert all(words in text for words in ("after step", "+ prune", "+ quantize", "+ smooth"))
     assert "Step by step" in (tmp_path / "report.md").read_text()
-    assert "unet + quantize" in (tmp_path / "report.html").read_text()
+    assert "+ quantize" in (tmp_path / "report.html").read_text()
