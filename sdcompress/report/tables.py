@@ -52,9 +52,9 @@ TOLERANCES = {
 }
 QUALITY_NOTE = (
     "Beside each figure stands the noise floor: the same figure between the original and itself, drawn again with "
-    "another seed, in bfloat16, or in batches of 2. PSNR is in dB. CLIP drift, PSNR, SSIM, MS-SSIM and CLIP image are "
-    "better when higher; LPIPS, CMMD and FID when lower. CLIP drift is judged by its interval and by how far redrawing "
-    "moves it, similarity by what another arithmetic leaves of it."
+    "another seed, in bfloat16, or in batches of 2. PSNR is in dB. Better when higher: {higher}. Better when lower: "
+    "{lower}. CLIP drift is judged by its interval and by how far redrawing moves it, similarity by what another "
+    "arithmetic leaves of it."
 )
 STEP_NOTE = (
     "Each component after the first, the second, ... step of its recipe, in the original pipeline: what the step "
@@ -146,7 +146,15 @@ def quality_table(report: ReportData) -> Table:
             told = Cell(number_text(figure.value, kind.digits), detail=f"over {figure.pictures} pictures")
             rows.append((kind.words, told, *others, NOT_JUDGED if figure.reliable else "unreliable"))
     columns = ("", "compressed", *(source.label for source in floor.values()), "verdict")
-    return Table(columns, rows, ("", "verdict"), "Metrics", QUALITY_NOTE)
+    return Table(columns, rows, ("", "verdict"), "Metrics", _quality_note())
+
+
+def _quality_note() -> str:
+    kinds = (*PAIR_METRICS.values(), *SET_METRICS.values())
+    higher = ", ".join(kind.words for kind in kinds if kind.higher_is_better)
+    return QUALITY_NOTE.format(
+        higher=higher, lower=", ".join(kind.words for kind in kinds if not kind.higher_is_better)
+    )
 
 
 def component_metric_table(report: ReportData) -> Table:
