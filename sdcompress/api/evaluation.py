@@ -161,7 +161,7 @@ def compare(reports: Sequence[str | Path], *, metric: str = "psnr_db", out: str 
         EvaluationError: a report cannot be read, or has no such metric.
 
     Examples:
-        >>> compare(["out/int8", "out/int4"])["rows"]  # doctest: +SKIP
+        >>> compare(["out/int8", "out/int4"]).rows  # doctest: +SKIP
     """
     from sdcompress.report.compare import compare_reports
     from sdcompress.report.compare_views import write_comparison
