@@ -104,9 +104,15 @@ def take_turns(
 
 
 def summary_of(result: Mapping[str, Any]) -> dict[str, Any]:
-    """What plans show of a result."""
-    labels = [label for label in result["contenders"] if label != result["baseline"]]
-    return step_cost.summary(result, {label: step_cost.cost_key(*parsed(label)) for label in labels})
+    """Return what plans show of a result: the ratios of the contenders' times to the baseline's, and the machine."""
+    seconds = {label: contender["seconds"] for label, contender in result["contenders"].items()}
+    baseline = seconds.pop(result["baseline"])
+    ratios = {
+        step_cost.cost_key(*parsed(label)): round(median(a / b for a, b in zip(own, baseline, strict=True)), 2)
+        for label, own in seconds.items()
+    }
+    machine = f"{result['threads']} threads of {result['environment']['cpu']}"
+    return {"machine": machine, "ratios": dict(sorted(ratios.items()))}
 
 
 def parsed(label: str) -> tuple[QuantFormat, bool]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from pydantic import TypeAdapter
+
 from sdcompress.calibration.observed_layers import histograms_wanted
 from sdcompress.planning.plan import Plan, layers_with_ranges
 from sdcompress.progress import Listener, silent
@@ -46,15 +48,9 @@ def dump_ranges(ranges: Ranges) -> dict[str, Any]:
 
 def parse_ranges(value: dict[str, Any]) -> Ranges:
     """Return the ranges that `dump_ranges` gave."""
-    from sdcompress.quant.activations import ActivationRange, LayerRanges
+    from sdcompress.quant.activations import LayerRanges
 
-    def layer_ranges(entry: dict[str, Any]) -> LayerRanges:
-        return LayerRanges(**{name: ActivationRange(**bounds) for name, bounds in entry.items() if bounds is not None})
-
-    return {
-        component: {layer: layer_ranges(entry) for layer, entry in layers.items()}
-        for component, layers in value.items()
-    }
+    return TypeAdapter(dict[str, dict[str, LayerRanges]]).validate_python(value)
 
 
 def _ranges_of(histograms: LayerHistograms, plan: Plan) -> LayerRanges:

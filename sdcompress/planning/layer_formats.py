@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from sdcompress.errors import Problem, ProblemList, UserError, nearest
 from sdcompress.families.registry import architecture_of
+from sdcompress.quant.format import OPTIONS
 from sdcompress.quant.registry import known_formats, known_roundings
 from sdcompress.sources.layer_patterns import first_match, unmatched
 from sdcompress.sources.spec import CONVOLUTIONS, ComponentSpec, Layer, layers_of
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
     from sdcompress.quant.format import QuantFormat
     from sdcompress.quant.rounding import Rounding
 
-# Options of formats, each with the value that stands for "without it".
-OPTIONS: dict[str, Any] = {"scale_bits": 16, "rank": 0, "hadamard": False}
 _NOT_QUANTIZED = frozenset({"norm", "other"})
 
 Patterns = tuple[str, ...]
@@ -72,16 +71,6 @@ class FormatSettings(BaseModel):
     )
 
 
-class WantedFormat(Protocol):
-    """What a step or an override says of its format; it may lack some of OPTIONS."""
-
-    @property
-    def format(self) -> str | None: ...
-
-    @property
-    def group_size(self) -> int | None: ...
-
-
 @dataclass(frozen=True)
 class Choice:
     """What one layer gets: a format and a rounding, or no format and the reason."""
@@ -92,10 +81,7 @@ class Choice:
     rounding: str = "nearest"
 
 
-@dataclass(frozen=True)
-class _FormatAndRounding:
-    format: QuantFormat
-    rounding: str
+_FormatAndRounding = tuple["QuantFormat", str]
 
 
 def choose(settings: FormatSettings, spec: ComponentSpec, target: str) -> list[Choice]:
@@ -143,19 +129,17 @@ def unmatched_patterns(field: str, patterns: Sequence[str], names: list[str], sp
     ]
 
 
-def wanted_format(wanted: WantedFormat, target: str) -> QuantFormat:
-    """Return the format with its options.
+def wanted_format(name: str, group_size: int | None, target: str, **options: Any) -> QuantFormat:
+    """Return the format with its options: `scale_bits`, `rank` and `hadamard`, as far as they are given.
 
     Raises:
         UserError: there is no such format, or it lacks an option, or it cannot be packaged for the target.
     """
     known = known_formats()
-    name = str(wanted.format)
     if name not in known:
         raise UserError(Problem("format", f"no format {name!r}; {nearest(name, known)}"))
-    options = {option: getattr(wanted, option, absent) for option, absent in OPTIONS.items()}
-    given = {option: value for option, value in options.items() if value != OPTIONS[option]}
-    fmt = replace(known[name], group_size=wanted.group_size, **given)
+    given = {option: value for option, value in options.items() if value != getattr(known[name], option)}
+    fmt = replace(known[name], group_size=group_size, **given)
     problems = ProblemList(
         Problem(option, f"{fmt.name} has no such option; leave it out, or use {fmt.alternative}")
         for option in given
@@ -177,7 +161,8 @@ def _format_and_rounding(wanted: FormatSettings | Override, rounding: str, targe
     problems = ProblemList()
     fmt: QuantFormat | None = None
     with problems.collect():
-        fmt = wanted_format(wanted, target)
+        options = {option: getattr(wanted, option) for option in OPTIONS}
+        fmt = wanted_format(str(wanted.format), wanted.group_size, target, **options)
     roundings: Mapping[str, type[Rounding]] = known_roundings()
     if rounding not in roundings:
         problems.add("rounding", f"no way of rounding {rounding!r}; {nearest(rounding, roundings)}")
@@ -187,7 +172,7 @@ def _format_and_rounding(wanted: FormatSettings | Override, rounding: str, targe
         rounding = "nearest"
     if problems or fmt is None:
         raise UserError(problems)
-    return _FormatAndRounding(fmt, rounding)
+    return fmt, rounding
 
 
 def _choose_for(
@@ -209,19 +194,20 @@ def _choose_for(
         return Choice(layer, None, f"excluded by {pattern}")
     if not first_match(settings.include, layer.name):
         return Choice(layer, None, "matches no include pattern")
-    keep_sensitive = default.format.keeps_sensitive if settings.keep_sensitive is None else settings.keep_sensitive
+    fmt, _ = default
+    keep_sensitive = fmt.keeps_sensitive if settings.keep_sensitive is None else settings.keep_sensitive
     sensitive = architecture_of(spec.class_name).sensitive if keep_sensitive else ()
     if pattern := first_match(sensitive, layer.name):
         return Choice(layer, None, f"sensitive layer {pattern} (keep_sensitive)")
-    own = default.format.library == "sdcompress"
-    return _if_it_can(layer, spec, default, own if settings.convolutions is None else settings.convolutions, target)
+    convolutions = fmt.library == "sdcompress" if settings.convolutions is None else settings.convolutions
+    return _if_it_can(layer, spec, default, convolutions, target)
 
 
 def _if_it_can(
     layer: Layer, spec: ComponentSpec, wanted: _FormatAndRounding, convolutions: bool, target: str
 ) -> Choice:
     """Return the format for the layer, or the reason why the layer cannot have it."""
-    fmt = wanted.format
+    fmt, rounding = wanted
     if layer.kind in CONVOLUTIONS and not convolutions:
         return Choice(layer, None, f"{fmt.name} here is for linear layers only (set convolutions: true)")
     if layer.kind not in fmt.kinds_for(target):
@@ -231,7 +217,6 @@ def _if_it_can(
     t5 = spec.class_name.startswith(("T5", "UMT5"))
     if fmt.library == "bitsandbytes" and layer.name.endswith(".wo") and t5:
         return Choice(layer, None, "stock transformers keeps T5's wo in float")
-    rounding = wanted.rounding
     # An embedding looks rows up, so it has no input to calibrate on; of a grouped convolution no statistics are kept.
     if known_roundings()[rounding].calibrated and (layer.kind == "embedding" or is_grouped(layer, spec)):
         rounding = "search"

@@ -6,7 +6,7 @@ That script writes `step_cost.json` beside this file, with the machine it was me
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,23 +46,6 @@ def cost_key(fmt: QuantFormat, rounded: bool) -> str:
     """Return the key in FILE of a format: one key for formats that cost the same."""
     options = [option for option in OPTIONS if getattr(fmt, option, 0)]
     return "+".join([ALIKE.get(fmt.name, fmt.name), *options]) + (ROUNDED if rounded else "")
-
-
-def summary(result: Mapping[str, Any], keys: Mapping[str, str]) -> dict[str, Any]:
-    """Return what FILE holds, from a result of benchmarks/torch_step.py.
-
-    Args:
-        keys: contender -> its `cost_key`.
-    """
-    from statistics import median
-
-    baseline = result["contenders"][result["baseline"]]["seconds"]
-    ratios = {}
-    for label, key in keys.items():
-        seconds = result["contenders"][label]["seconds"]
-        ratios[key] = round(median(own / base for own, base in zip(seconds, baseline, strict=True)), 2)
-    threads, environment = result["threads"], result["environment"]
-    return {"machine": f"{threads} threads of {environment['cpu']}", "ratios": dict(sorted(ratios.items()))}
 
 
 @cache

@@ -44,7 +44,7 @@ class Smooth(Step):
     def plan(self, spec: ComponentSpec, target: str) -> Planned:
         problems = ProblemList()
         with problems.collect():
-            wanted_format(self, target)
+            self._format_for(target)
         found = folds(spec)
         if not found or not can_be_calibrated(spec):
             problems.add("", f"{spec.name} ({spec.class_name}) has no place where scales could go; leave this step out")
@@ -58,12 +58,11 @@ class Smooth(Step):
         return Planned(spec, notes=notes, working_bytes=largest, calibrated=consumers, target=target)
 
     def apply(self, component: Component, planned: Planned) -> Component:
-        fmt = wanted_format(self, planned.target)
         by_tensor: dict[str, list[Fold]] = {}
         for fold in folds(component.spec):
             for name in (*(name for name, _ in fold.producers), *(f"{layer}.weight" for layer in fold.consumers)):
                 by_tensor.setdefault(name, []).append(fold)
-        scales = _Scales(component, fmt)
+        scales = _Scales(component, self._format_for(planned.target))
 
         def read(name: str) -> torch.Tensor:
             tensor = component.read(name)
@@ -73,6 +72,9 @@ class Smooth(Step):
 
         statistics = _ScaledStatistics(component.statistics, by_tensor, scales)
         return replace(component.becomes(planned.spec, read), statistics=statistics)
+
+    def _format_for(self, target: str) -> QuantFormat:
+        return wanted_format(self.format, self.group_size, target, scale_bits=self.scale_bits)
 
 
 class _Scales:
