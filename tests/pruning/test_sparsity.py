@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from random_weights import random
 from safetensors.torch import load_file
 
 from sdcompress.errors import RecipeError, UserError
@@ -18,13 +19,9 @@ from sdcompress.sources.opening import open_source
 HEAD = "schema_version: 1\ndescription: T\ncalibration: {prompts: [ab], num_inference_steps: 1}\ncomponents:\n  unet:\n"
 
 
-def weight(*shape):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
-
-
 @pytest.mark.parametrize("by_row", [True, False])
 def test_the_least_go(by_row):
-    score = scores(weight(6, 8, 3, 3), None)
+    score = scores(random(6, 8, 3, 3), None)
     kept = kept_share(score, 0.4, by_row)
     rows = score.flatten(1) if by_row else score.reshape(1, -1)
     for row, mask in zip(rows, kept.view(rows.shape), strict=True):
@@ -39,7 +36,7 @@ def test_of_equals_exactly_so_many_go():
 
 
 def test_two_of_every_four_input_channels_stay():
-    score = scores(weight(3, 8, 2, 2), None)
+    score = scores(random(3, 8, 2, 2), None)
     kept = kept_2_4(score)
     for out in range(3):
         for y in range(2):

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from random_weights import random
 
 from sdcompress.quant.fitting import best_range, best_scale
-
-
-def random_groups(seed: int = 0) -> torch.Tensor:
-    return torch.randn(6, 3, 16, generator=torch.Generator().manual_seed(seed))
 
 
 def fitted(grouped: torch.Tensor, importance: torch.Tensor | None, bits: int) -> torch.Tensor:
@@ -26,7 +23,7 @@ def scale_losses(grouped: torch.Tensor, scale: torch.Tensor, bits: int, importan
 @pytest.mark.parametrize("bits", [2, 3, 4])
 @pytest.mark.parametrize("weighted", [False, True])
 def test_scale_is_near_the_best_of_all(bits: int, weighted: bool) -> None:
-    grouped = random_groups()
+    grouped = random(6, 3, 16)
     importance = torch.rand(3, 16, generator=torch.Generator().manual_seed(1)) + 0.1 if weighted else torch.ones(3, 16)
     ours = scale_losses(grouped, fitted(grouped, importance if weighted else None, bits), bits, importance)
     largest, best = grouped.abs().amax(2), torch.full(grouped.shape[:2], torch.inf)
@@ -40,7 +37,7 @@ def test_scale_is_near_the_best_of_all(bits: int, weighted: bool) -> None:
 
 @pytest.mark.parametrize("bits", [2, 3, 4])
 def test_range_is_near_the_best_of_all(bits: int) -> None:
-    grouped, top = random_groups(2), 2**bits - 1
+    grouped, top = random(6, 3, 16, seed=2), 2**bits - 1
 
     def losses(scale: torch.Tensor, zero: torch.Tensor) -> torch.Tensor:
         s, z = scale.unsqueeze(2), zero.unsqueeze(2)
@@ -58,7 +55,7 @@ def test_range_is_near_the_best_of_all(bits: int) -> None:
 
 
 def test_size_does_not_matter() -> None:
-    grouped = random_groups(3)
+    grouped = random(6, 3, 16, seed=3)
     # A power of two changes no digit.
     assert torch.equal(fitted(grouped * 2**-6, None, 3), fitted(grouped, None, 3) * 2**-6)
 
@@ -73,5 +70,5 @@ def test_zeros_and_columns_without_importance() -> None:
     zeros = torch.zeros(2, 2, 8)
     scale, zero = best_range(zeros, None, 4)
     assert bool((fitted(zeros, None, 4) > 0).all()) and bool((scale > 0).all()) and bool(zero.isfinite().all())
-    scale, zero = best_range(random_groups(), torch.zeros(3, 16), 4)
+    scale, zero = best_range(random(6, 3, 16), torch.zeros(3, 16), 4)
     assert bool(scale.isfinite().all()) and bool(zero.isfinite().all()) and bool((scale > 0).all())

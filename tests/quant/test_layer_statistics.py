@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from random_weights import random
 
 from sdcompress.quant.statistics import Limits, MomentAccumulator, block_sizes, fitting_limit
 
@@ -12,7 +13,7 @@ SUM_ERROR = 1500 * 2.0**-24
 
 
 def rows_of(count: int, columns: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(count, columns, generator=torch.Generator().manual_seed(seed)) + 0.5
+    return random(count, columns, seed=seed) + 0.5
 
 
 def accumulated(sizes: tuple[int, ...], *batches: torch.Tensor) -> MomentAccumulator:
