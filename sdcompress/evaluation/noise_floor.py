@@ -3,7 +3,7 @@
 Each source of noise draws again in a way that a user would not call another pipeline:
 
 - `seed`: another seed for each prompt. How far scores and pictures move when nothing but chance differs.
-- `bfloat16`: computed in bfloat16. What rounding the arithmetic does.
+- `bfloat16`: computed in bfloat16, or rounded to it (`worker/bfloat16.py`). What rounding the arithmetic does.
 - `batch`: two pictures at a time, which means other kernels and another order of sums, as another machine does.
 """
 

@@ -89,11 +89,13 @@ class Session:
         return [self._pipelines[side] for side in sides]
 
     def reopen_original(self, dtype: str) -> WorkerProcess:
-        """Return the original's process with the pipeline in another precision. Later calls get that one too."""
+        """Return the original's process with the pipeline in another precision, for pictures whose time nobody reads.
+
+        Later calls get that one too.
+        """
         (worker,) = self.pipelines("original")
-        worker.ask(
-            Open(path=str(self.paths["original"]), **{**self.opening["original"], "dtype": dtype}), OpenedPipeline
-        )
+        opening = {**self.opening["original"], "dtype": dtype, "timed": False}
+        worker.ask(Open(path=str(self.paths["original"]), **opening), OpenedPipeline)
         self.warm_up(worker)
         return worker
 

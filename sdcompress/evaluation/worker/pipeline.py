@@ -95,6 +95,11 @@ class PipelineWorker:
                 if callable(getattr(component, method, None)):
                     self._clock.watch(name, component, method)
         self._energy = EnergyMeter(ran_on)
+        self._rounds_products = False
+        if not request.timed and self._device == "cpu" and request.dtype == "bfloat16":
+            from sdcompress.evaluation.worker.bfloat16 import is_fast
+
+            self._rounds_products = not is_fast()
         return OpenedPipeline(
             load_s=load_s,
             resident_after_imports_bytes=after_imports,
@@ -119,12 +124,12 @@ class PipelineWorker:
         import torch
 
         arguments = self._arguments(request.options, request.warm_up)
-        drawings = request.drawings
+        drawings, pipeline = request.drawings, self._pipeline
         one = len(drawings) == 1
         prompts = [drawing.prompt for drawing in drawings]
         generators = [torch.Generator("cpu").manual_seed(drawing.seed) for drawing in drawings]
         pictures = [
-            make_pictures(self._pipeline, drawing.inputs or PictureRequest(drawing.seed), request.options)
+            make_pictures(pipeline, drawing.inputs or PictureRequest(drawing.seed), request.options)
             for drawing in drawings
         ]
         arguments |= {name: each if one else [every[name] for every in pictures] for name, each in pictures[0].items()}
@@ -134,8 +139,8 @@ class PipelineWorker:
         start = time.perf_counter()
         # Recording keeps tensors for later, which inference mode would forbid to use elsewhere.
         without_gradients = torch.no_grad() if request.record else torch.inference_mode()
-        with self._recording(request.record), without_gradients, same_noise(self._pipeline) as noise:
-            output = self._pipeline(
+        with self._recording(request.record), self._arithmetic(), without_gradients, same_noise(pipeline) as noise:
+            output = pipeline(
                 prompt=prompts[0] if one else prompts,
                 generator=generators[0] if one else generators,
                 output_type="np",
@@ -182,6 +187,13 @@ class PipelineWorker:
             self._recorder = Recorder(self._pipeline)
         self._peak_is_its_own = False
         return self._recorder.one_picture()
+
+    def _arithmetic(self) -> contextlib.AbstractContextManager[Any]:
+        if not self._rounds_products:
+            return contextlib.nullcontext()
+        from sdcompress.evaluation.worker.bfloat16 import RoundedProducts
+
+        return RoundedProducts()
 
     def _peak(self) -> int | None:
         return peak_bytes() if self._peak_is_its_own else None

@@ -38,6 +38,7 @@ class Open(Request):
     variant: str | None = None  # of the weight files of a torch pipeline
     swap: str | None = None  # the component to take from the ONNX or OpenVINO folder `swap_from`
     swap_from: str | None = None
+    timed: bool = True  # if not, bfloat16 may be computed in another way that rounds alike
 
 
 class Draw(Request):
