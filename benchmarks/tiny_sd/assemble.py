@@ -125,7 +125,9 @@ def write_scorer(work: Path, target: Path) -> None:
     scorer, _ = trained(train_clip.build("scorer", tokenizer), work / "clip_scorer_final.pt")
     scorer.to(torch.float16).save_pretrained(fresh, safe_serialization=True)
     declare_float32(fresh / "config.json")
-    shutil.copytree(work / "tokenizer_scorer", fresh, dirs_exist_ok=True)
+    # vocab.json and merges.txt are enough for both of CLIP's tokenizers; tokenizer.json would say the same again.
+    skipped = shutil.ignore_patterns("tokenizer.json")
+    shutil.copytree(work / "tokenizer_scorer", fresh, dirs_exist_ok=True, ignore=skipped)
     image_processor().save_pretrained(fresh)
     replace_folder(fresh, target)
 
