@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_parts import clip_text, clip_tokenizer, tiny_unet, tiny_vae
+from tiny_parts import clip_text, tiny_unet, tiny_vae
+from tiny_pipelines import make, sd1
 
 # One thread is faster than two for models this small, and gives the same bytes on every machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -23,22 +25,11 @@ ROOT = Path(__file__).parent.parent
 def nano_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A float32 Stable Diffusion pipeline with seeded random weights, about 1 M parameters; do not write into it."""
     import torch
-    from diffusers import DDIMScheduler, StableDiffusionPipeline
 
     folder = tmp_path_factory.mktemp("models") / "nano"
     torch.manual_seed(0)
-    unet, vae = tiny_unet(layers_per_block=2), tiny_vae()
-    pipeline = StableDiffusionPipeline(
-        vae=vae,
-        text_encoder=clip_text(projection=512),
-        tokenizer=clip_tokenizer(folder.parent / "tokenizer"),
-        unet=unet,
-        scheduler=DDIMScheduler(),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    pipeline.save_pretrained(folder)
+    unet, vae, text_encoder = tiny_unet(layers_per_block=2), tiny_vae(), clip_text(projection=512)
+    sd1(folder.parent, unet=unet, vae=vae, text_encoder=text_encoder).save_pretrained(folder)
     return folder
 
 
@@ -65,6 +56,13 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     threads = torch.get_num_threads()
     yield InProcess
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def family_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a family's tiny pipeline, made when it is first asked for; do not write into it."""
+    root = tmp_path_factory.mktemp("families")
+    return cache(lambda family: make(family, root / family))
 
 
 @pytest.fixture

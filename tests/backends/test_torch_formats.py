@@ -8,14 +8,10 @@ import torch
 from hypothesis import given, settings
 from stored_weights import OWN, format_of, quantized, stored_parts
 
-from sdcompress import load_recipe, open_source
 from sdcompress.backends.torch import unpacking
 from sdcompress.backends.torch.packaging import packed_specs
 from sdcompress.backends.torch.unpacking import dequantize_stored, logical, pick_rows
-from sdcompress.execution.execute import execute
 from sdcompress.files.torch_tensors import TORCH_DTYPE
-from sdcompress.planning.plan import make_plan
-from sdcompress.planning.recipe import parse_recipe
 from sdcompress.quant.formats.normal_float import LEVELS
 from sdcompress.sources.spec import parameter
 
@@ -128,34 +124,3 @@ def test_packed_codes_of_a_convolution_have_their_channels_last():
     parts = stored_parts(type(tensor).from_parts({**tensor.parts(), "codes": codes}, tensor.format, tensor.shape))
     ordered = [0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15]
     assert parts["codes"].tolist() == [[low + 16 * high for low, high in zip(ordered[:8], ordered[8:], strict=True)]]
-
-
-@pytest.mark.parametrize(
-    "options",
-    ["format: int4", "format: uint3, group_size: 24, scale_bits: 8", "format: normal-float4, group_size: 64",
-     "format: codebook4", "format: int2, rank: 2", "format: int6, hadamard: true", "format: int8"],
-)  # fmt: skip
-def test_effective_bits_are_bytes_on_disk(options, nano_folder, tmp_path):
-    text = f"schema_version: 1\ndescription: T\ncomponents: {{unet: [{{quantize: {{{options}}}}}]}}\n"
-    plan = make_plan(parse_recipe(text, "r"), open_source(str(nano_folder)))
-    execute(plan, tmp_path / "out")
-    spec = plan.components_after["unet"]
-    from safetensors import safe_open
-
-    on_disk = 0
-    with safe_open(tmp_path / "out" / "unet" / "diffusion_pytorch_model.safetensors", "pt") as file:
-        for name in file.keys():  # noqa: SIM118 (it cannot be iterated)
-            value = file.get_tensor(name)
-            assert (tuple(value.shape), value.dtype) == (
-                spec.tensors[name].shape,
-                TORCH_DTYPE[spec.tensors[name].dtype],
-            )
-            on_disk += value.numel() * value.element_size()
-    assert on_disk == spec.weights_bytes
-    assert spec.bits_per_weight == 8 * on_disk / spec.parameters
-    assert spec.parameters == plan.source.components["unet"].parameters
-
-
-def test_ready_recipe_of_four_bits(nano_folder):
-    spec = make_plan(load_recipe("int4"), open_source(str(nano_folder))).components_after["unet"]
-    assert any(tensor.dtype == "U8" and tensor.parameters for tensor in spec.tensors.values())

@@ -13,7 +13,6 @@ from sdcompress.errors import SourceError
 from sdcompress.execution.ranges import Ranges, calibrate_ranges, dump_ranges, parse_ranges
 from sdcompress.planning.plan import Plan, layers_with_ranges, make_plan
 from sdcompress.planning.recipe import parse_recipe
-from sdcompress.quant.activations import ActivationRange, LayerRanges
 from sdcompress.sources.spec import CONVOLUTIONS, layers_of
 
 
@@ -64,18 +63,6 @@ def test_every_observed_layer_has_its_ranges(everything: Plan) -> None:
     }
     assert not any(found.first_token for found in ranges["vae"].values())
     assert parse_ranges(json.loads(json.dumps(dump_ranges(ranges)))) == ranges
-
-
-def test_round_trip() -> None:
-    ranges = {
-        "unet": {
-            "a": LayerRanges(ActivationRange(-1 / 3, 2e-30)),
-            "b": LayerRanges(ActivationRange(-1.0, 0.0), output=ActivationRange(0.0, 5e3)),
-        },
-        "text_encoder": {"c": LayerRanges(ActivationRange(-1.0, 1.0), first_token=ActivationRange(-40.0, 0.1))},
-    }
-    assert parse_ranges(json.loads(json.dumps(dump_ranges(ranges)))) == ranges
-    assert parse_ranges(dump_ranges({})) == {}
 
 
 def test_the_method_is_the_recipes() -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import FAMILIES
+from tiny_pipelines import FAMILIES
 
 from sdcompress import open_pipeline
 from sdcompress.execution.execute import execute

@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from in_process import InProcess, evaluate
-from tiny import make
 
+from sdcompress import compress
 from sdcompress.calibration.prompts import PromptSet
 from sdcompress.evaluation import session
 from sdcompress.evaluation.settings import EvaluationSettings
-from sdcompress.execution.execute import execute
-from sdcompress.planning.plan import make_plan
-from sdcompress.planning.recipe import load_recipe
-from sdcompress.sources.opening import open_source
 
 QUICK = ("inpaint", "controlnet", "sd3", "flux")
 REST = ("sdxl-refiner", "lcm", "pixart", "sana", "tiny-autoencoder")
 
 
 @pytest.mark.parametrize("family", [*QUICK, *(pytest.param(name, marks=pytest.mark.full) for name in REST)])
-def test_a_family_against_its_int8_artifact(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_family_against_its_int8_artifact(
+    family: str, family_folder: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(session, "WorkerProcess", InProcess)
-    original = make(family, tmp_path / family)
-    execute(make_plan(load_recipe("int8"), open_source(str(original))), tmp_path / "int8")
+    original = family_folder(family)
+    compress(original, "int8", tmp_path / "int8")
     settings = EvaluationSettings(
         prompts=PromptSet("letters", ("ab", "cd"), 2),
         num_inference_steps=4,  # the refiner draws a third of them

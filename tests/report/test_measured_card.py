@@ -11,16 +11,13 @@ import pytest
 from huggingface_hub import ModelCard
 from PIL import Image
 
+from sdcompress import compress
 from sdcompress.errors import ArtifactError
-from sdcompress.execution.execute import execute
 from sdcompress.files import artifact as artifact_module
 from sdcompress.files.artifact import file_problems
 from sdcompress.files.manifest import read_manifest
-from sdcompress.planning.plan import make_plan
-from sdcompress.planning.recipe import load_recipe
 from sdcompress.report import Report
 from sdcompress.report.measured_card import PICTURE, add_measurements
-from sdcompress.sources.opening import open_source
 
 Alter = Callable[..., Report]
 
@@ -28,7 +25,7 @@ Alter = Callable[..., Report]
 @pytest.fixture(scope="module")
 def made(nano_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("made") / "artifact"
-    execute(make_plan(load_recipe("int8"), open_source(str(nano_folder))), out)
+    compress(nano_folder, "int8", out)
     return out
 
 

@@ -128,13 +128,6 @@ def test_linear_layer(fmt: QuantFormat) -> None:
     assert packaged.counts["linear.codes"] == 24 * 64
 
 
-def test_float32_scales_of_blocks_are_stored_in_half_precision() -> None:
-    packaged = quantized_model(LINEAR, LINEAR_SHAPES, {"linear": INT4})
-    assert initializer(packaged, "linear.scale").dtype == np.float16
-    per_channel = quantized_model(LINEAR, LINEAR_SHAPES, {"linear": INT8})
-    assert initializer(per_channel, "linear.scale").dtype == np.float32
-
-
 def check_weight(y: np.ndarray, layer: str, packaged: Packaged, contrib: bool) -> None:
     """y [in, out], which the graph made of the identity, is the layer's weight."""
     weight = packaged.weight(layer).flatten(1).T
@@ -346,14 +339,6 @@ def test_first_token_has_a_step_of_its_own(optimize: bool) -> None:
     np.testing.assert_allclose(y[:, 1:], expected[:, 1:], atol=10 * TOLERANCE)
     np.testing.assert_allclose(y[:, :1], expected[:, :1], atol=500 * TOLERANCE)
     assert packaged.counts == {"linear.codes": 24 * 64, "linear.scale": 0}  # one weight for both
-
-
-def test_layers_on_the_same_text_share_its_rows() -> None:
-    ranges = dict.fromkeys("kv", LayerRanges(RANGE, first_token=ActivationRange(-25.0, 75.0)))
-    shapes = {"k.weight": (24, 64), "v.weight": (24, 64)}
-    packaged = quantized_model(layers_on_one_input("kv"), shapes, dict.fromkeys("kv", INT8), ranges=ranges)
-    assert operators(packaged.model)["Slice"] == operators(packaged.model)["QuantizeLinear"] == 2
-    run(packaged.model, {"x": small(2, 5, 64)})
 
 
 @pytest.mark.parametrize("optimize", [False, True])

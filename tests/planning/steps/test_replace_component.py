@@ -6,13 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from in_process import evaluate
 from listeners import interrupt_writing
 from safetensors.torch import load_file
 
-from sdcompress.calibration.prompts import PromptSet
 from sdcompress.errors import RecipeError, UserError
-from sdcompress.evaluation.settings import EvaluationSettings
 from sdcompress.evaluation.worker.component_recording import Recorder, replay
 from sdcompress.execution.execute import execute
 from sdcompress.execution.verify import verify
@@ -259,21 +256,3 @@ def test_decoders_of_other_classes_are_given_the_same_latents(parts, nano_folder
     figures, _ = replay(compressed, tmp_path / "recording.pt")
     assert torch.allclose(seen[0], latents, rtol=4 * 2**-24, atol=0)  # divided and multiplied
     assert len(figures["vae"]["decode_psnr_db"]["values"]) == 1
-
-
-@pytest.mark.full
-def test_evaluation_across_classes(parts, nano_folder, tmp_path):
-    components = {"vae": replaced(model="taesd"), "scheduler": replaced(class_name="EulerDiscreteScheduler")}
-    plan = plan_of(nano_folder, components, parts)
-    execute(plan, tmp_path / "out")
-    settings = EvaluationSettings(
-        prompts=PromptSet("two", ("ab", "ba"), 2), num_inference_steps=2, use_clip=False, noise_floor=(),
-        attribute=True, component_metrics_count=1, attribute_count=2, threads=1, device="cpu",
-    )  # fmt: skip
-    report = evaluate(str(nano_folder), str(tmp_path / "out"), tmp_path / "report", settings=settings)
-    assert report["original"]["components"]["vae"]["parameters"] == plan.source.components["vae"].parameters
-    assert report["compressed"]["components"]["vae"]["parameters"] == plan.after("vae").parameters
-    costs = {entry["name"]: entry for entry in report["attribution"]}
-    assert costs["vae"]["identical"] == 0 and costs["vae"]["psnr_db"]["mean"] < 30  # of random weights
-    assert costs["vae"]["steps"][0]["replace_component"]["model"] == "taesd"
-    assert costs["unet"]["identical"] == costs["text_encoder"]["identical"] == 2

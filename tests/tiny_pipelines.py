@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from tiny_parts import (
@@ -31,7 +32,8 @@ def _unchecked() -> dict[str, Any]:
     return {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
 
 
-def _sd1(tokenizers: Path, pipeline: str = "StableDiffusionPipeline", unet: Any = None, **others: Any) -> Any:
+def sd1(tokenizers: Path, pipeline: str = "StableDiffusionPipeline", unet: Any = None, **others: Any) -> Any:
+    """A random Stable Diffusion 1; `others` are components and options in place of the usual ones."""
     import diffusers
 
     return getattr(diffusers, pipeline)(
@@ -52,10 +54,16 @@ def _sd2(tokenizers: Path) -> Any:
 
     unet = tiny_unet(use_linear_projection=True, attention_head_dim=(4, 8), upcast_attention=True)
     scheduler = DDIMScheduler(prediction_type="v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing")
-    return _sd1(tokenizers, unet=unet, scheduler=scheduler)
+    return sd1(tokenizers, unet=unet, scheduler=scheduler)
 
 
-def _sdxl(tokenizers: Path, pipeline: str = "StableDiffusionXLPipeline", **others: Any) -> Any:
+def sdxl(
+    tokenizers: Path,
+    pipeline: str = "StableDiffusionXLPipeline",
+    unet_options: Mapping[str, Any] = MappingProxyType({}),
+    **others: Any,
+) -> Any:
+    """A random SDXL; `others` are components and options in place of the usual ones."""
     import diffusers
 
     widths = 6 * 8 + 32  # six numbers in 8 channels each, and the pooled text
@@ -68,6 +76,7 @@ def _sdxl(tokenizers: Path, pipeline: str = "StableDiffusionXLPipeline", **other
         transformer_layers_per_block=(1, 2),
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        **unet_options,
     )
     return getattr(diffusers, pipeline)(
         **{
@@ -92,7 +101,7 @@ def _sdxl_refiner(tokenizers: Path) -> Any:
         projection_class_embeddings_input_dim=2560,  # by which it is known
         use_linear_projection=True,
     )
-    return _sdxl(
+    return sdxl(
         tokenizers,
         "StableDiffusionXLImg2ImgPipeline",
         unet=unet,
@@ -107,23 +116,23 @@ def _sdxl_refiner(tokenizers: Path) -> Any:
 def _sdxl_turbo(tokenizers: Path) -> Any:
     from diffusers import EulerAncestralDiscreteScheduler
 
-    return _sdxl(tokenizers, scheduler=EulerAncestralDiscreteScheduler(timestep_spacing="trailing"))
+    return sdxl(tokenizers, scheduler=EulerAncestralDiscreteScheduler(timestep_spacing="trailing"))
 
 
 def _lcm(tokenizers: Path) -> Any:
     from diffusers import LCMScheduler
 
-    return _sd1(
+    return sd1(
         tokenizers, "LatentConsistencyModelPipeline", unet=tiny_unet(time_cond_proj_dim=16), scheduler=LCMScheduler()
     )
 
 
 def _inpaint(tokenizers: Path) -> Any:
-    return _sd1(tokenizers, "StableDiffusionInpaintPipeline", unet=tiny_unet(in_channels=9))
+    return sd1(tokenizers, "StableDiffusionInpaintPipeline", unet=tiny_unet(in_channels=9))
 
 
 def _img2img(tokenizers: Path) -> Any:
-    return _sd1(tokenizers, "StableDiffusionImg2ImgPipeline")
+    return sd1(tokenizers, "StableDiffusionImg2ImgPipeline")
 
 
 def _controlnet(tokenizers: Path) -> Any:
@@ -135,7 +144,7 @@ def _controlnet(tokenizers: Path) -> Any:
     for block in (*controlnet.controlnet_down_blocks, controlnet.controlnet_mid_block):
         nn.init.normal_(block.weight, std=0.05)  # they begin at zero, where nothing of a ControlNet would be seen
     nn.init.normal_(controlnet.controlnet_cond_embedding.conv_out.weight, std=0.05)
-    return _sd1(tokenizers, "StableDiffusionControlNetPipeline", unet=unet, controlnet=controlnet)
+    return sd1(tokenizers, "StableDiffusionControlNetPipeline", unet=unet, controlnet=controlnet)
 
 
 def _tiny_autoencoder(tokenizers: Path) -> Any:
@@ -147,7 +156,7 @@ def _tiny_autoencoder(tokenizers: Path) -> Any:
         num_encoder_blocks=(1, 1),
         num_decoder_blocks=(1, 1),
     )
-    return _sd1(tokenizers, vae=vae)
+    return sd1(tokenizers, vae=vae)
 
 
 def _sd3(tokenizers: Path) -> Any:
@@ -238,9 +247,9 @@ def _sana(tokenizers: Path) -> Any:
 
 
 FAMILIES: dict[str, Callable[[Path], Any]] = {
-    "sd1": _sd1,
+    "sd1": sd1,
     "sd2": _sd2,
-    "sdxl": _sdxl,
+    "sdxl": sdxl,
     "sdxl-refiner": _sdxl_refiner,
     "sdxl-turbo": _sdxl_turbo,
     "lcm": _lcm,
