@@ -5,19 +5,13 @@ offers the names that scripts need most. Torch and other heavy libraries are imp
 user can mend is raised as `sdcompress.errors.UserError`; each function says which kind.
 """
 
-from sdcompress.api.compression import (
-    Artifact,
-    Conversion,
-    compress,
-    convert,
-    find_recipe,
-    load_recipe,
-    make_plan,
-    shipped_recipes,
-    verify,
-)
+from sdcompress.api.compression import Artifact, Conversion, compress, convert, make_plan, verify
 from sdcompress.api.evaluation import RunResult, compare, evaluate, fill_card, history, run
-from sdcompress.api.models import SourceOptions, describe, diagnose, generate, open_pipeline, open_source
+from sdcompress.api.models import SourceOptions, describe, diagnose
+from sdcompress.backends.generate import generate
+from sdcompress.backends.open_pipeline import open_pipeline
+from sdcompress.planning.recipe import find_recipe, load_recipe, shipped_recipes
+from sdcompress.sources.opening import open_source
 
 __all__ = [
     "Artifact",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from sdcompress.api.models import SourceOptions, source_of
 from sdcompress.errors import ArtifactError, UserError
 from sdcompress.planning.plan import make_plan as plan_recipe
-from sdcompress.planning.recipe import Recipe, find_recipe, load_recipe, shipped_recipes
+from sdcompress.planning.recipe import Recipe, load_recipe
 from sdcompress.progress.choice import ProgressOption, listening
 from sdcompress.sources.opening import open_source, with_weights
 
@@ -19,19 +19,6 @@ if TYPE_CHECKING:
     from sdcompress.files.manifest import Manifest
     from sdcompress.planning.plan import Plan
     from sdcompress.sources.source import Source
-
-
-__all__ = [
-    "Artifact",
-    "Conversion",
-    "compress",
-    "convert",
-    "find_recipe",
-    "load_recipe",
-    "make_plan",
-    "shipped_recipes",
-    "verify",
-]
 
 
 @dataclass(frozen=True)

@@ -7,15 +7,11 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 from typing_extensions import Unpack
 
-from sdcompress.backends.generate import generate
-from sdcompress.backends.open_pipeline import open_pipeline
 from sdcompress.sources.opening import open_source
 from sdcompress.sources.source import Source
 
 if TYPE_CHECKING:
     from sdcompress.planning.advice import Diagnosis
-
-__all__ = ["SourceOptions", "describe", "diagnose", "generate", "open_pipeline", "open_source", "source_of"]
 
 
 class SourceOptions(TypedDict, total=False):

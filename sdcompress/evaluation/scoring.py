@@ -89,7 +89,9 @@ def drifts_by_prompt(session: Session, drawings: Sequence[Drawing], label: str) 
     }
     blocked |= {record.index for record in log.of(VariantRecord) if record.blocked and record.variant == label}
     records: Sequence[ScoreRecord | VariantScoreRecord] = (
-        log.of(ScoreRecord) if label == "compressed" else _scores_of(session, label)
+        log.of(ScoreRecord)
+        if label == "compressed"
+        else [record for record in log.of(VariantScoreRecord) if record.variant == label]
     )
     scores = {record.index: record.clip_score for record in records if record.scorer == scorer}
     drifts: dict[str, list[float]] = {}
@@ -99,7 +101,3 @@ def drifts_by_prompt(session: Session, drawings: Sequence[Drawing], label: str) 
         if original is not None and other is not None and drawing.index not in blocked:
             drifts.setdefault(drawing.prompt, []).append(other - original)
     return [fmean(each) for each in drifts.values()]
-
-
-def _scores_of(session: Session, variant: str) -> list[VariantScoreRecord]:
-    return [record for record in session.log.of(VariantScoreRecord) if record.variant == variant]

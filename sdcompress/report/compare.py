@@ -239,25 +239,17 @@ def _sampler(report: ReportData) -> str:
     return f"{settings.num_inference_steps} steps, guidance {settings.guidance_scale}, {size}"
 
 
-def _scorer(report: ReportData) -> str:
-    return report.scorer.name if report.scorer else "none"
-
-
 def _machine(report: ReportData) -> str:
     environment = report.environment
     device = environment.device_name["compressed"] or environment.device["compressed"]
     return f"{environment.cpu}, {environment.cores} cores, {device}, {environment.threads['compressed']} threads"
 
 
-def _original(report: ReportData) -> str:
-    return f"{report.original.name} ({report.original.parameters:,} parameters)"
-
-
 ASPECTS: dict[str, Callable[[ReportData], str]] = {
-    "originals": _original,
+    "originals": lambda report: f"{report.original.name} ({report.original.parameters:,} parameters)",
     "prompts": _prompts,
     "seeds": _seeds,
     "sampler settings": _sampler,
-    "scorers": _scorer,
+    "scorers": lambda report: report.scorer.name if report.scorer else "none",
     "machines": _machine,
 }

@@ -17,7 +17,8 @@ SIZE = Axis("weights on disk", bytes_text)
 
 def quality_charts(report: ReportData) -> list[Chart]:
     """Return quality over bytes, bytes by component, drifts, and losses while recovering; only what was measured."""
-    found = (_clip_over_size(report), _psnr_over_size(report), _component_bytes(report), _drifts(report), _loss(report))
+    by_component = _component_bars(report, "weights_bytes", "Bytes of weights by component", bytes_text)
+    found = (_clip_over_size(report), _psnr_over_size(report), by_component, _drifts(report), _loss(report))
     return [chart for chart in found if chart is not None]
 
 
@@ -27,10 +28,6 @@ def latency_charts(report: ReportData) -> list[Chart]:
     caption = "Time of every picture; box: middle half, line: median, whiskers: 5 to 95 %"
     strip = caption, strips(groups, seconds_text, title="Time per picture of both pipelines")
     return [strip, _component_bars(report, "latency_s", "Time per picture by component", seconds_text)]
-
-
-def _component_bytes(report: ReportData) -> Chart:
-    return _component_bars(report, "weights_bytes", "Bytes of weights by component", bytes_text)
 
 
 def _drifts(report: ReportData) -> Chart | None:

@@ -85,7 +85,7 @@ def test_the_cache_is_where_the_variable_says(nano: Source, tmp_path: Path, monk
     ]
 
 
-@pytest.mark.parametrize("stop", [("text_encoder", 2), ("unet", 4), ("vae", 2)])
+@pytest.mark.parametrize("stop", [("text_encoder", 2), ("unet", 4)])
 def test_a_killed_run_goes_on_to_the_same_statistics(
     stop: tuple[str, int], nano: Source, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

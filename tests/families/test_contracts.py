@@ -53,6 +53,12 @@ CALIBRATION = f"\ncalibration: {{prompts: [a red cat], num_inference_steps: 4, h
 # What every family runs with each test; the rest of all combinations runs with `make test-full`.
 TRANSFORMERS = ("sd3", "flux", "pixart", "sana")
 SMOKE = {("sd3", "int8"), ("sana", "int8"), ("sd3", "gptq")}  # T5 and Gemma, which are read most differently
+ALWAYS = {
+    ("sdxl", "gptq"),
+    ("controlnet", "gptq"),
+    ("sana", "gptq"),
+    *(("sd3", recipe) for recipe in (*RECIPES, "gptq")),
+}
 OF_THEIR_OWN = ("sdxl", "sdxl-refiner", "inpaint", "controlnet", "tiny-autoencoder", *TRANSFORMERS)
 
 
@@ -60,7 +66,7 @@ def cases(recipes: Any) -> list[Any]:
     """Family and recipe."""
 
     def is_quick(family: str, recipe: str) -> bool:
-        return family in TRANSFORMERS or recipe == "int8" or (family in OF_THEIR_OWN and recipe in ("uint4", "gptq"))
+        return recipe == "int8" or (family in OF_THEIR_OWN and recipe == "uint4") or (family, recipe) in ALWAYS
 
     def marks(family: str, recipe: str) -> Any:
         if (family, recipe) in SMOKE:

@@ -13,8 +13,8 @@ from sdcompress.calibration.prompts import PromptSet
 from sdcompress.evaluation import session
 from sdcompress.evaluation.settings import EvaluationSettings
 
-QUICK = ("inpaint", "controlnet", "sd3", "flux")
-REST = ("sdxl-refiner", "lcm", "pixart", "sana", "tiny-autoencoder")
+QUICK = ("controlnet", "sd3")
+REST = ("inpaint", "flux", "sdxl-refiner", "lcm", "pixart", "sana", "tiny-autoencoder")
 
 
 @pytest.mark.parametrize("family", [*QUICK, *(pytest.param(name, marks=pytest.mark.full) for name in REST)])
