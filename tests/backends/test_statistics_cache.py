@@ -121,19 +121,6 @@ def test_a_damaged_file_is_gathered_anew(damage: str, nano: Source, whole: Path,
     assert files_in(cache) == files_in(whole)
 
 
-def test_damaged_progress_is_not_used(nano: Source, whole: Path, tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt):
-        load(nano, tmp_path, stop_at("unet", 3))
-    (file,) = tmp_path.rglob("progress/text_encoder.safetensors")
-    data = bytearray(file.read_bytes())
-    data[-100] ^= 1
-    file.write_bytes(data)
-    events = Events()
-    load(nano, tmp_path, events)
-    assert events.counts == RUNS
-    assert files_in(tmp_path) == files_in(whole)
-
-
 def key_of(source: Source, **changes: Any) -> str:
     arguments: dict[str, Any] = {"wanted": WANTED, "calibration": CALIBRATION, "limits": LIMITS, "device": "cpu"}
     return content_key(source, **{**arguments, **changes})

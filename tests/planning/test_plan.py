@@ -37,15 +37,6 @@ def test_shipped_recipes_fit_every_catalog_model(model, name):
     assert description["compressed"]["parameters"] == description["original"]["parameters"]
 
 
-def test_tiny_sd_int8_is_eight_bits_and_little_more():
-    """Codes and scales of the quantized layers alone, over the weights they stand for."""
-    made = make_plan(load_recipe("int8"), open_source("tiny-sd"))
-    for name, spec in made.components_after.items():
-        packed = [tensor for key, tensor in spec.tensors.items() if key.endswith((".codes", ".scale"))]
-        bits = 8 * sum(tensor.size_bytes for tensor in packed) / sum(tensor.parameters for tensor in packed)
-        assert 8 < bits <= 8.3, name
-
-
 def test_sd15_linear_only_4_bit_is_reported_as_what_it_is():
     """1.29x for a UNet whose convolutions stay in float16: what a 4-bit claim must be held to."""
     linear = plan("sd15", "  unet:\n    - quantize: {format: nf4, keep_sensitive: false}\n").after("unet")

@@ -85,17 +85,6 @@ def test_what_is_missing_is_said(make_report: Make, alter: Alter, tmp_path: Path
     assert "Loss while recovering" not in page and "Loss while recovering" in to_html(make_report(whole=True), tmp_path)
 
 
-def test_tiles_say_verdict_and_noise(make_report: Make) -> None:
-    tiles = {tile.label: tile for tile in make_tiles(make_report(whole=True))}
-    assert (tiles["CLIP drift"].chip, tiles["CLIP drift"].tone) == ("worse", "bad")
-    assert "noise: another seed +0.30 [+0.20, +0.40]" in tiles["CLIP drift"].notes
-    assert "noise: in bfloat16 50.8 [50.0, 51.5]" in tiles["Same-seed PSNR, dB"].notes
-    assert (tiles["Size on disk"].chip, tiles["Size on disk"].tone) == ("0.50x", "good")
-    same = {tile.label: tile for tile in make_tiles(make_report(identical=True, drift=0.0, whole=True))}
-    assert (same["CLIP drift"].chip, same["CLIP drift"].tone) == ("within noise", "calm")
-    assert same["Same-seed PSNR, dB"].value == "identical"
-
-
 def test_worst_pairs_come_first(make_report: Make, alter: Alter) -> None:
     scores = {f"samples.{i}.compressed.clip_score": 30.0 + i + drift for i, drift in enumerate((-0.5, 1.0, -2.0, -9.0))}
     report = alter(make_report(count=4, blocked=(3,)), scores)

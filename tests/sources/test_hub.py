@@ -299,13 +299,10 @@ def test_a_repository_of_one_component(hub: Hub) -> None:
     ("action", "model", "says", "settings"),
     [
         ("open", "tester/unknown", "no such model", {}),
-        ("fetch", "tester/unknown", "no such model", {}),
-        ("component", "tester/unknown", "no such model", {}),
         ("open", "tester/gated", "accept its licence", {}),
         ("fetch", "tester/broken", "answered 500", {}),
         ("open", "tester/portal", "something other than the hub answered", {}),
         ("open", "tester/-.bad--name", "is no hub id", {}),
-        ("open", "tester/-.bad--name", "is no hub id", OFFLINE),
         ("open", "tester/hangs", "cannot reach the hub", {"TIMEOUT_S": 0.5}),
         ("open", "tester/tiny", "is not in the local cache", OFFLINE),
     ],

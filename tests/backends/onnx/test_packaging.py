@@ -18,7 +18,7 @@ from sdcompress.backends.onnx.export import clean_up_after, save  # noqa: E402
 from sdcompress.backends.onnx.packaging import Packager  # noqa: E402
 from sdcompress.backends.onnx.passes import geglu, linear, projection  # noqa: E402
 from sdcompress.backends.torch.packaging import package, package_specs  # noqa: E402
-from sdcompress.errors import InternalError, UserError  # noqa: E402
+from sdcompress.errors import UserError  # noqa: E402
 from sdcompress.quant.activations import ActivationRange, LayerRanges  # noqa: E402
 from sdcompress.quant.format import QuantFormat, QuantizedTensor  # noqa: E402
 from sdcompress.quant.registry import from_label  # noqa: E402
@@ -229,22 +229,6 @@ def test_embedding_is_looked_up_as_codes() -> None:
     (y,) = run(packaged.model, {"i": indices})
     np.testing.assert_array_equal(y, packaged.weight("table")[torch.from_numpy(indices)])
     assert initializer(packaged, "table.codes").dtype == np.int8 and packaged.model.graph.outputs[0].name == "y"
-
-
-def test_weight_used_by_something_else_is_an_error() -> None:
-    with pytest.raises(InternalError, match=r"part\.linear: a quantized weight is used by Relu"):
-        quantized_model(
-            "g (float[8, 64] linear.weight) => (float[8, 64] y) { y = Relu(linear.weight) }",
-            {"linear.weight": (8, 64)},
-            {"linear": INT8},
-        )
-
-
-def test_parameter_that_the_component_lacks_is_an_error() -> None:
-    model = build("g (float[n, 8] x, float[8] w) => (float[n, 8] y) { y = Add(x, w) }", {"w": random(8)})
-    spec = ComponentSpec("part", "diffusers", "Part", {}, {})
-    with pytest.raises(InternalError, match=r"part\.w: is a parameter of the graph, but no tensor of the component"):
-        Packager(model, spec, {}, {}, {}.__getitem__, ir.DataType.FLOAT, False, {}).package()
 
 
 # Activations. On x86 without VNNI the kernels add pairs of products of unsigned and signed bytes in 16 bits, where they
