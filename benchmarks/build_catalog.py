@@ -34,7 +34,7 @@ SD3, FLUX = "stable-diffusion-3-medium-diffusers", "FLUX.1-schnell"
 # Component file -> (pipeline folder, part, the component file it extends).
 PUBLISHED: dict[str, tuple[str, str, str | None]] = {
     "unet-sd1": (SD15, "unet", None),
-    "unet-sd21": (SD21, "unet", None),
+    "unet-sd21": (SD21, "unet", "unet-sd1"),
     "unet-sdxl": (SDXL, "unet", None),
     "vae-sd1": (SD15, "vae", None),
     "vae-sd21": (SD21, "vae", "vae-sd1"),
@@ -45,7 +45,7 @@ PUBLISHED: dict[str, tuple[str, str, str | None]] = {
     "clip-h": (SD21, "text_encoder", None),
     "clip-l-projection": (SD3, "text_encoder", "clip-l"),
     "clip-bigg": (SDXL, "text_encoder_2", None),
-    "t5-xxl": (SD3, "text_encoder_3", None),
+    "t5-xxl": (SD3, "text_encoder_3", "t5-xxl-flux"),
     "t5-xxl-flux": (FLUX, "text_encoder_2", None),
     "safety-checker": (SD15, "safety_checker", None),
     "sd3-transformer": (SD3, "transformer", None),
@@ -200,6 +200,9 @@ ENTRIES: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 
+# Catalog name -> the entry of which it stores only the differences.
+EXTENDS = {"sd14": "sd15", "sdxl-turbo": "sdxl", "flux-dev": "flux-schnell"}
+
 NOT_ARCHITECTURE = frozenset(
     {"_name_or_path", "_diffusers_version", "_commit_hash", "torch_dtype", "transformers_version", "text_config_dict",
      "vision_config_dict"}
@@ -342,8 +345,10 @@ def main() -> None:
     for file, content in contents.items():
         if expand(catalog.component_content(file)["tensors"]) != expand(content["tensors"]):
             raise SystemExit(f"{file}: what was written does not expand to what was built")
-    for name in ENTRIES:
-        entry = build_entry(name, arguments.configs)
+    entries = {name: build_entry(name, arguments.configs) for name in ENTRIES}
+    for name, entry in entries.items():
+        if base := EXTENDS.get(name):
+            entry = {"extends": base, **difference(entries[base], entry)}
         (arguments.out / f"{name}.json").write_text(dump(entry) + "\n", encoding="utf-8")
 
 

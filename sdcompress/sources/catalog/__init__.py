@@ -1,7 +1,7 @@
 """The catalog: pipelines whose configs and tensor shapes come with sdcompress, so that nothing is downloaded.
 
 `NAME.json` describes a pipeline and names the files of its components. `components/NAME.json` holds the class, config
-and tensor shapes of a component (see `shape_tree`); with `extends` it holds what differs from another component's file.
+and tensor shapes of a component (see `shape_tree`). With `extends` a file holds what differs from another beside it.
 `benchmarks/build_catalog.py` writes the files from the published configs.
 """
 
@@ -100,10 +100,8 @@ def open_component(file: str, name: str, library: str, pipeline_class: str = "")
 
 
 def component_content(file: str) -> dict[str, Any]:
-    """Return `class_name`, `config` and `tensors` of `components/FILE.json`, with those of the file that it extends."""
-    content = _read(FOLDER / "components" / f"{file}.json")
-    base = content.pop("extends", None)
-    return overlay(component_content(base), content) if base else content
+    """Return `class_name`, `config` and `tensors` of `components/FILE.json`."""
+    return _read(FOLDER / "components" / f"{file}.json")
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -111,4 +109,5 @@ def _read(file: Path) -> dict[str, Any]:
         content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InternalError(f"{file}: the catalog is damaged ({error}); install sdcompress again") from None
-    return content
+    base = content.pop("extends", None)
+    return overlay(_read(file.with_name(f"{base}.json")), content) if base else content
