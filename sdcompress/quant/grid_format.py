@@ -189,12 +189,12 @@ class GridFormat(QuantFormat):
         """Return what the codes stand for without the low-rank correction."""
         layout = self.layout(tensor.shape)
         levels = self.levels_of(tensor, dtype)
-        codes = tensor.codes if levels is not None else tensor.codes.to(dtype)
         if tensor.scale is None:
-            return value_of(codes, None, None, levels)
+            return value_of(tensor.codes, None, None, levels)
         scale, zero = scales.value(tensor.scale, tensor.scale_step, dtype), self.zero_of(tensor, dtype)
         spread_zero = None if zero is None else layout.spread(zero)
-        return value_of(layout.split(codes), layout.spread(scale), spread_zero, levels).view(tensor.shape)
+        # Scales and zero points convert the codes.
+        return value_of(layout.split(tensor.codes), layout.spread(scale), spread_zero, levels).view(tensor.shape)
 
     def plain(self) -> GridFormat:
         """Return the format without corrections, which is what the rest of a corrected weight is rounded to."""

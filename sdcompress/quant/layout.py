@@ -103,8 +103,13 @@ class Layout:
 
     def spread(self, scale: torch.Tensor) -> torch.Tensor:
         """Return one value for each group, [rows, *scale_shape[1:]], so that it broadcasts with `split(weight)`."""
+        import torch
+
         rows, ones = scale.shape[0], [1] * len(self.kernel)
         if self.group is None:
             return scale.view(rows, 1, *ones)
-        wide = scale.view(rows, -1, 1, *(self.kernel if self.per_position else ones))
-        return wide if self.even else wide.repeat_interleave(self.group, dim=2).flatten(1, 2)[:, : self.shape[1]]
+        wide = scale.view(rows, -1, *(self.kernel if self.per_position else ones))
+        if self.even:
+            return wide.unsqueeze(2)
+        # Not repeat_interleave, of which torch.compile leaves out the last group on a CPU (torch 2.13).
+        return wide.index_select(1, torch.arange(self.shape[1], device=scale.device) // self.group)

@@ -13,6 +13,7 @@ LARGEST = 127
 # Outputs (or inputs, if they are more) computed at a time on a CPU, so that sums are scaled while in the cache.
 PIECE = 2**19
 PIECE_ROWS = 32  # a piece has a multiple of this number of rows, like the kernels' blocks
+FEWEST_ROWS = 32  # cuBLAS's integer kernel takes 17 or more; time embeddings and pooled texts have fewer
 SMALLEST_SCALE = 1e-12  # the scale of a token of zeros, whose codes are 0
 
 
@@ -50,8 +51,15 @@ def _scaled(rows: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor, bias: 
 
 def _sums(rounded: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
     """Return X W^T of two int8 matrices as float32, by the device's integer kernel if it has one for their sizes."""
-    on_cuda = rounded.device.type == "cuda"
-    fits = rounded.shape[0] > 16 and codes.shape[0] % 8 == 0 and codes.shape[1] % 8 == 0  # cuBLAS requires this
-    if rounded.device.type == "cpu" or (on_cuda and fits):
+    if rounded.device.type == "cpu":
         return torch._int_mm(rounded, codes.T).float()
+    if rounded.device.type == "cuda" and codes.shape[0] % 8 == 0 and codes.shape[1] % 8 == 0:  # as cuBLAS requires
+        return padded_sums(rounded, codes).float()
     return F.linear(rounded.float(), codes.float())  # exact up to 1,040 columns, whose sums are below 2^24
+
+
+def padded_sums(rounded: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+    """Return X W^T as int32. Rows of zeros are added to X if it has fewer than FEWEST_ROWS."""
+    missing = max(FEWEST_ROWS - rounded.shape[0], 0)
+    padded = F.pad(rounded, (0, 0, 0, missing)) if missing else rounded
+    return torch._int_mm(padded, codes.T)[: rounded.shape[0]]

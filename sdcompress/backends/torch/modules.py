@@ -156,7 +156,7 @@ class QuantizedEmbedding(QuantizedLayer, nn.Embedding):  # type: ignore[override
         picked, fmt = pick_rows(self.stored, self.format, rows)
         values = dequantize_stored(picked, fmt, (rows.numel(), self.embedding_dim), self.compute_dtype)
         values = self.rotated(values, -1).view(*ids.shape, self.embedding_dim)
-        return values if self.output_scale == 1 else values * values.new_tensor(self.output_scale)
+        return values if self.output_scale == 1 else values * values.new_full((), self.output_scale)
 
 
 class TiedEmbedding(nn.Module):

@@ -144,28 +144,31 @@ def pack_codes(codes: torch.Tensor, bits: int) -> torch.Tensor:
 
 def unpack_codes(packed: torch.Tensor, bits: int, shape: tuple[int, ...], signed: bool) -> torch.Tensor:
     """Return the codes [out, in, ...] that `pack_codes` packed, int8 if `signed`, else uint8."""
+    rows = unpack_rows(packed, bits, math.prod(shape[1:]), signed)
+    return rows.view(shape[0], *shape[2:], shape[1]).movedim(-1, 1)  # a convolution's: channels_last in memory
+
+
+def unpack_rows(packed: torch.Tensor, bits: int, count: int, signed: bool) -> torch.Tensor:
+    """Return codes [rows, count] in the order in which they are packed, int8 if `signed`, else uint8.
+
+    It computes what `quant.packing.unpack` does in fewer, larger operations, each of which a GPU has to be told to
+    start, and does not write into slices, which torch.compile cannot trace.
+    """
     import torch
 
-    rows = _unpacked(packed, bits, math.prod(shape[1:]))
-    codes = rows.view(shape[0], *shape[2:], shape[1]).movedim(-1, 1)  # a convolution's: channels_last in memory
-    return codes.to(torch.int8) - 2 ** (bits - 1) if signed else codes
-
-
-def _unpacked(packed: torch.Tensor, bits: int, count: int) -> torch.Tensor:
-    """Return what `quant.packing.unpack` returns, without writing into slices, which torch.compile cannot trace."""
-    import torch
+    from sdcompress.quant.constants import table
 
     codes = None
     start = shift = 0
     for plane in PLANES[bits]:
         size = row_bytes(count, plane)
-        shifts = torch.arange(0, 8, plane, dtype=torch.uint8, device=packed.device).view(-1, 1)
+        shifts = table(tuple(range(0, 8, plane)), torch.uint8, packed.device).view(-1, 1)
         runs = (packed[:, start : start + size].unsqueeze(1) >> shifts) & (2**plane - 1)  # [rows, 8 / plane, size]
-        part = runs.view(packed.shape[0], -1)[:, :count] << shift
-        codes = part if codes is None else codes | part
+        part = runs.view(packed.shape[0], -1)[:, :count]
+        codes = part if codes is None else torch.add(codes, part, alpha=2**shift)
         start, shift = start + size, shift + plane
     assert codes is not None
-    return codes
+    return codes.view(torch.int8) - 2 ** (bits - 1) if signed else codes
 
 
 def _is_packed(codes: TensorSpec) -> bool:

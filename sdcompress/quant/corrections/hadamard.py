@@ -52,7 +52,7 @@ def rotated_input(x: torch.Tensor, dim: int, block: int | None = None) -> torch.
         dim: axis of the channels.
         block: channels rotated together, where that does not follow from their number: in a grouped convolution.
     """
-    from sdcompress.quant.corrections.hadamard_matrix import hadamard_matrix
+    from sdcompress.quant.constants import hadamard_matrix
 
     dim = dim % x.dim()
     size = block or block_size(x.shape[dim])

@@ -17,11 +17,22 @@ from typing import TYPE_CHECKING, Any
 
 from sdcompress.errors import Problem
 from sdcompress.quant.format import QuantFormat, QuantizedTensor, check_finite
+from sdcompress.quant.formats.normal_float import LEVELS
 from sdcompress.sources.spec import CONVOLUTIONS, Layer, TensorSpec
 
 if TYPE_CHECKING:
     import torch
 
+# The values of the 16 codes of each format, as bitsandbytes has them.
+# fmt: off
+VALUES = {
+    "nf4": LEVELS,
+    "fp4": (
+        0.0, 0.0052083334885537624, 0.6666666865348816, 1.0, 0.3333333432674408, 0.5, 0.1666666716337204, 0.25,
+        0.0, -0.0052083334885537624, -0.6666666865348816, -1.0, -0.3333333432674408, -0.5, -0.1666666716337204, -0.25,
+    ),
+}
+# fmt: on
 CHUNK = 2**20  # weights rounded at once, a multiple of every block size
 BLOCK_SIZES = (64, 128, 256, 512, 1024, 2048, 4096)  # for which bitsandbytes has kernels
 
@@ -68,11 +79,11 @@ class FourBit(QuantFormat):
         import torch
 
         assert tensor.scale is not None
-        if tensor.codes.is_cuda:
+        if tensor.codes.is_cuda and not torch.compiler.is_compiling():
             return _dequantize_on_gpu(self, tensor, dtype)
         # bitsandbytes' CPU kernels are compiled for every shape, or wrong where a block is longer than a row (0.50.2 on
-        # AVX512). This lookup is neither.
-        values = self.code_values(tensor.codes.device).to(dtype)
+        # AVX512). This lookup is neither, and torch.compile fuses it.
+        values = self.code_values(tensor.codes.device, dtype)
         pairs = torch.cartesian_prod(values, values)  # [256, 2]: high half byte first
         count = math.prod(tensor.shape)
         weights = torch.nn.functional.embedding(tensor.codes.view(-1).int(), pairs).view(-1)[:count]
@@ -82,9 +93,13 @@ class FourBit(QuantFormat):
             return (weights * scale).view(tensor.shape)
         return (weights.view(-1, self.block_size) * scale.unsqueeze(1)).view(tensor.shape)
 
-    def code_values(self, device: torch.device | str = "cpu") -> torch.Tensor:
-        """Return the values of the 16 codes, [16] float32."""
-        return _code_values(self.name, str(device))
+    def code_values(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """Return the values of the 16 codes, [16], on the CPU and in float32 unless told otherwise. Do not modify it."""
+        import torch
+
+        from sdcompress.quant.constants import table
+
+        return table(VALUES[self.name], dtype or torch.float32, device or torch.device("cpu"))
 
 
 def _dequantize_on_gpu(fmt: FourBit, tensor: QuantizedTensor, dtype: torch.dtype) -> torch.Tensor:
@@ -99,11 +114,6 @@ def _dequantize_on_gpu(fmt: FourBit, tensor: QuantizedTensor, dtype: torch.dtype
         dtype=dtype,
     )
     return functional.dequantize_4bit(tensor.codes, state).view(tensor.shape)
-
-
-@cache
-def _code_values(name: str, device: str) -> torch.Tensor:
-    return _functional().get_4bit_type(name, device=device)
 
 
 @cache  # called whenever a layer runs
@@ -159,7 +169,7 @@ class LLMInt8(QuantFormat):
     def dequantize(self, tensor: QuantizedTensor, dtype: torch.dtype) -> torch.Tensor:
         assert tensor.scale is not None
         scale = (tensor.scale / 127).to(dtype)
-        return tensor.codes.to(dtype) * scale.view(-1, *[1] * (tensor.codes.dim() - 1))
+        return tensor.codes * scale.view(-1, *[1] * (tensor.codes.dim() - 1))
 
 
 FORMATS = (FourBit("nf4", 4), FourBit("fp4", 4), LLMInt8("llm-int8", 8))

@@ -80,9 +80,9 @@ class NormalFloat4(GridFormat):
         return Grid(scales.fitted(parts), None, torch.tensor(LEVELS, device=scale.device), 0, 15, parts)
 
     def levels_of(self, tensor: QuantizedTensor, dtype: torch.dtype) -> torch.Tensor | None:
-        import torch
+        from sdcompress.quant.constants import table
 
-        return torch.tensor(LEVELS, dtype=dtype, device=tensor.codes.device)
+        return table(LEVELS, dtype, tensor.codes.device)
 
 
 FORMATS = (NormalFloat4("normal-float4", 4),)

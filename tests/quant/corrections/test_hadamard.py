@@ -19,7 +19,7 @@ from sdcompress.quant.corrections.hadamard import (
     rotated_statistics,
     rotated_weight,
 )
-from sdcompress.quant.corrections.hadamard_matrix import hadamard_matrix
+from sdcompress.quant.constants import hadamard_matrix
 
 random = partial(random_weights.random, dtype=torch.float64)
 
