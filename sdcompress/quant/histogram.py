@@ -51,8 +51,7 @@ class Histogram:
         """
         if not tensor.numel():
             return
-        least, largest = torch.aminmax(tensor)  # both NaN where there is one
-        low, high = least.item(), largest.item()
+        low, high = torch.stack(torch.aminmax(tensor)).tolist()  # both NaN where there is one
         if not -_LIMIT < low <= high < _LIMIT:
             bad = int((~tensor.float().isfinite()).sum())
             raise ValueError(f"{bad} of {tensor.numel()} values are NaN or infinite")

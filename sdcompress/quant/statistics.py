@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 _TILE = 256  # rows of a block that are computed at once; the triangle above them is left out
 _PENDING_ROWS = 128  # rows multiplied together, so that a block is read and written once for all of them
+# Kinds of devices that have float64 and do their work later. There sums stay on the device, and values that are not
+# finite are found at the end, so that no layer waits for what the device has still to do.
+_DEFERRED = frozenset({"cuda"})
 
 
 @dataclass(frozen=True)
@@ -117,7 +120,7 @@ class MomentAccumulator:
         self.count = 0  # rows added
         self.calls = 0  # how often rows were added
         self.sizes = tuple(sizes)
-        self._sum: torch.Tensor | None = None  # [columns] float64, on the CPU: not every device has float64
+        self._sum: torch.Tensor | None = None  # [columns] float64, on the CPU unless the device is _DEFERRED
         self._blocks: list[torch.Tensor] = []  # each [b, b] float32; above the diagonal undefined
         self._pending: list[torch.Tensor] = []  # rows counted, and not yet in the blocks
 
@@ -125,17 +128,19 @@ class MomentAccumulator:
         """Add rows [n, columns] of any floating-point type.
 
         Raises:
-            ValueError: a value is NaN or infinite.
+            ValueError: a value is NaN or infinite; where the device is _DEFERRED, `statistics` raises it.
         """
         import torch
 
         rows = rows.float()
-        total = rows.sum(0).cpu()  # of float32 rows, pairwise; a value that is not finite makes its column so
-        if not bool(total.isfinite().all()):
-            bad = int((~rows.isfinite()).sum())
-            raise ValueError(f"{bad} of {rows.numel()} values are NaN or infinite")
+        total = rows.sum(0)  # of float32 rows, pairwise; a value that is not finite makes its column so
+        if rows.device.type not in _DEFERRED:
+            total = total.cpu()
+            if not bool(total.isfinite().all()):
+                bad = int((~rows.isfinite()).sum())
+                raise ValueError(f"{bad} of {rows.numel()} values are NaN or infinite")
         if self._sum is None:
-            self._sum = torch.zeros(sum(self.sizes), dtype=torch.float64)
+            self._sum = torch.zeros(sum(self.sizes), dtype=torch.float64, device=total.device)
         if not self._blocks:
             self._blocks = [rows.new_zeros(size, size) for size in self.sizes]
         self._sum += total
@@ -161,12 +166,15 @@ class MomentAccumulator:
         """Return the statistics of the rows so far, on the CPU.
 
         Raises:
-            ValueError: no row was added, or squares overflow float32.
+            ValueError: no row was added, a value is NaN or infinite, or squares overflow float32.
         """
         import torch
 
         if self._sum is None:
             raise ValueError("no row was seen, so there are no statistics")
+        total = self._sum.cpu()
+        if bad := int((~total.isfinite()).sum()):
+            raise ValueError(f"{bad} of {total.numel()} columns have values that are NaN or infinite")
         self.flush()
         moments = []
         for block in self._blocks:
@@ -175,7 +183,7 @@ class MomentAccumulator:
                 raise ValueError("squares of its values do not fit float32")
             lower.tril_()
             moments.append(lower + lower.tril(-1).T)
-        return LayerStatistics(self.count, (self._sum / self.count).to(torch.float32), tuple(moments))
+        return LayerStatistics(self.count, (total / self.count).to(torch.float32), tuple(moments))
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Return all that `load_state_dict` needs; it shares memory with the accumulator, which it flushes."""
@@ -192,7 +200,7 @@ class MomentAccumulator:
         if not state:
             return
         self.count, self.calls = (int(count) for count in state["counts"])
-        self._sum = state["sum"]
+        self._sum = state["sum"].to(device if device is not None and device.type in _DEFERRED else "cpu")
         self._blocks = [state[f"block.{place}"].to(device) for place in range(len(self.sizes))]
 
 

@@ -65,6 +65,14 @@ def test_pieces_are_the_whole(monkeypatch):
     assert torch.equal(integer_linear(x, codes, scale, bias), whole)
 
 
+@pytest.mark.parametrize("count", [1, 2, 31, 32, 33])
+def test_rows_that_fill_up_change_no_sum(count):
+    """cuBLAS's kernel takes 17 rows or more; on a CPU the same function computes any number."""
+    generator = torch.Generator().manual_seed(0)
+    x, codes = (torch.randint(-127, 128, (n, 24), dtype=torch.int8, generator=generator) for n in (count, 16))
+    assert torch.equal(module.padded_sums(x, codes).long(), x.long() @ codes.long().T)
+
+
 def test_within_the_bound_of_rounding():
     """|y - W'x| <= s_x / 2 sum|w'|: a value of the input moves by half a step at most."""
     codes, scale, _ = parts(32, 640)

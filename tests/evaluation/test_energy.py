@@ -46,6 +46,7 @@ def test_a_gpu_is_read_by_its_uuid(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
         nvmlDeviceGetTotalEnergyConsumption=lambda handle: next(counter) if handle == "GPU-abc" else 1 / 0,
     )
     monkeypatch.setitem(sys.modules, "pynvml", nvml)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: SimpleNamespace(uuid="abc"))
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: SimpleNamespace(uuid=[None, "abc"][index]))
     meter = EnergyMeter("cuda", tmp_path)
     assert meter.source == "nvml" and meter.end(meter.begin()) == pytest.approx(3.0)

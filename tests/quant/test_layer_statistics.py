@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from random_weights import random
 
+from sdcompress.quant import statistics as module
 from sdcompress.quant.statistics import Limits, MomentAccumulator, block_sizes, fitting_limit
 
 # Float32 sums of n products lie within n 2^-24 of the sum of magnitudes (Higham, section 3.1); here n <= 1500.
@@ -82,6 +83,22 @@ def test_values_that_are_not_finite_are_refused(bad: float) -> None:
         accumulator.add(broken)
     after = accumulator.statistics()
     assert after.count == before.count == 8 and torch.equal(after.moments[0], before.moments[0])
+
+
+def test_sums_that_stay_on_a_device_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a GPU has them; what is not finite is found at the end, without a wait in each layer."""
+    batches = [rows_of(100, 300, seed) for seed in range(3)]
+    expected = accumulated((200, 100), *batches).statistics()
+    monkeypatch.setattr(module, "_DEFERRED", {"cpu"})
+    deferred = accumulated((200, 100), *batches[:2])
+    continued = MomentAccumulator((200, 100))
+    continued.load_state_dict(deferred.state_dict(), torch.device("cpu"))
+    continued.add(batches[2])
+    found = continued.statistics()
+    assert torch.equal(found.mean, expected.mean) and all(map(torch.equal, found.moments, expected.moments))
+    batches[0][3, 1] = torch.nan
+    with pytest.raises(ValueError, match="1 of 300 columns have values that are NaN or infinite"):
+        accumulated((200, 100), *batches).statistics()
 
 
 def test_what_does_not_fit_float32_is_refused() -> None:

@@ -45,7 +45,7 @@ def take_rows(layer: nn.Linear | nn.Conv2d, x: torch.Tensor, rows: torch.Tensor 
         rows: from `choose_rows`; None for all.
     """
     if rows is not None:
-        rows = rows.to(x.device)
+        rows = rows.to(x.device, non_blocking=True)
     if isinstance(layer, nn.Linear):
         tokens = x.reshape(-1, layer.in_features)
         return tokens if rows is None else tokens.index_select(0, rows)

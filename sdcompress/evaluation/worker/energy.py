@@ -63,7 +63,7 @@ def _nvml_handle() -> tuple[Any, Any] | None:
 
         pynvml.nvmlInit()
         # NVML numbers all GPUs, torch those that are visible: the UUID names one.
-        uuid = str(torch.cuda.get_device_properties(0).uuid)
+        uuid = str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid)
         handle = pynvml.nvmlDeviceGetHandleByUUID(uuid if uuid.startswith("GPU-") else f"GPU-{uuid}")
         pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
     except Exception:

@@ -48,6 +48,7 @@ class PipelineWorker:
         self._guard: DecoderGuard
         self._clock: ComponentClock
         self._recorder: Recorder | None = None
+        self._counts_device_memory = False
         self._peak_is_its_own = True  # until this process holds more than one pipeline that draws
 
     def prepare(self, request: Prepare) -> Nothing:
@@ -68,6 +69,8 @@ class PipelineWorker:
             self._recorder = None
             del self._pipeline, self._guard, self._clock  # they hold the components
             gc.collect()
+            if self._counts_device_memory:
+                torch.cuda.reset_peak_memory_stats()
         after_imports = resident_bytes()
         start = time.perf_counter()
         pipeline = open_pipeline(
@@ -76,10 +79,13 @@ class PipelineWorker:
         )  # fmt: skip
         if request.swap is not None and request.swap_from is not None:
             _swap_component(pipeline, request.swap, Path(request.swap_from), request.threads, of_graphs)
-        self._device = torch.device(pipeline.device).type
+        device = torch.device(pipeline.device)
+        self._device = device.type
         # Tensors may be elsewhere than ONNX Runtime computes, and torch does not count the memory it takes there.
         ran_on = _device_of_graphs(pipeline) if of_graphs else self._device
         self._counts_device_memory = self._device == "cuda" and not of_graphs
+        if self._device == "cuda":
+            torch.cuda.set_device(device)  # whose time, memory and energy the meters ask for
         synchronize(self._device)
         load_s = time.perf_counter() - start
         after_open = resident_bytes()

@@ -94,7 +94,7 @@ class FourBit(QuantFormat):
         return (weights.view(-1, self.block_size) * scale.unsqueeze(1)).view(tensor.shape)
 
     def code_values(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> torch.Tensor:
-        """Return the values of the 16 codes, [16], on the CPU and in float32 unless told otherwise. Do not modify it."""
+        """Return the values of the 16 codes, [16], by default in float32 on the CPU. Do not modify them."""
         import torch
 
         from sdcompress.quant.constants import table

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from random_weights import statistics_of
 from torch.nn import functional as F
 
+from sdcompress.quant.constants import hadamard_matrix
 from sdcompress.quant.corrections.hadamard import (
     LARGEST_BLOCK,
     block_size,
@@ -19,7 +20,6 @@ from sdcompress.quant.corrections.hadamard import (
     rotated_statistics,
     rotated_weight,
 )
-from sdcompress.quant.constants import hadamard_matrix
 
 random = partial(random_weights.random, dtype=torch.float64)
 

@@ -85,8 +85,11 @@ def recover(
         if not is_buffer(name) and (place := name_in_model(student, name)) is not None
     }
     facts = run.facts()
-    del run, teacher
+    del run, teacher, student
+    accelerator.free_memory()  # which it holds, and on a GPU torch too, away from the processes that evaluate
     gc.collect()
+    if accelerator.device.type == "cuda":
+        torch.cuda.empty_cache()
     return Recovered(tensors, facts)
 
 
@@ -141,9 +144,8 @@ class _Run:
             record_features(self._student, self._stages) as given,
         ):
             while not self._done():
-                loss, self._progress.seconds = self._agreed(
-                    self._step(wanted, given), before + time.perf_counter() - began
-                )
+                loss = self._step(wanted, given)
+                loss, self._progress.seconds = self._agreed(loss, before + time.perf_counter() - began)
                 self._progress.losses.append(loss)
                 self._progress.step += 1
                 self._report()
@@ -183,7 +185,7 @@ class _Run:
             return progress.step, settings.steps, "steps"
         return progress.seconds, 60 * (settings.minutes or 0), "seconds"
 
-    def _step(self, wanted: Mapping[str, torch.Tensor], given: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    def _step(self, wanted: Mapping[str, torch.Tensor], given: Mapping[str, torch.Tensor]) -> float:
         """Sum up the gradients of the step's batches and change the parameters; return the mean loss."""
         settings, accelerator, step = self._settings, self._accelerator, self._progress.step
         optimizer = self.trained.optimizer
@@ -202,11 +204,12 @@ class _Run:
                 accelerator.backward(loss)
             total += loss.detach()
         norm = nn.utils.clip_grad_norm_(self.trained.parameters.values(), settings.max_gradient_norm)
-        self._check(total, norm)
+        loss_value, norm_value = torch.stack([total, norm]).tolist()  # the only time in a step that a GPU is waited for
+        self._check(loss_value, norm_value)
         optimizer.step()
         optimizer.zero_grad()
         update(self.trained.average.values(), self.trained.parameters.values(), step, settings.ema_decay)
-        return total
+        return loss_value
 
     def _loss(
         self, batch: Batch, wanted: Mapping[str, torch.Tensor], given: Mapping[str, torch.Tensor]
@@ -221,23 +224,23 @@ class _Run:
             loss = loss + self._settings.feature_loss_weight * feature_loss(given, wanted)
         return loss
 
-    def _agreed(self, loss: torch.Tensor, seconds: float) -> tuple[float, float]:
+    def _agreed(self, loss: float, seconds: float) -> tuple[float, float]:
         """Return the mean over all processes, so that they stop at the same step."""
         if self._accelerator.num_processes == 1:
-            return float(loss), seconds
-        both = torch.stack([loss.double(), torch.tensor(seconds, dtype=torch.float64, device=loss.device)])
+            return loss, seconds
+        both = torch.tensor([loss, seconds], dtype=torch.float64, device=self._accelerator.device)
         mean = self._accelerator.reduce(both, "mean").tolist()
         return mean[0], mean[1]
 
-    def _check(self, loss: torch.Tensor, norm: torch.Tensor) -> None:
+    def _check(self, loss: float, norm: float) -> None:
         """Raise TrainingError if the step would spoil the parameters. Gradients are the same in all processes."""
         for what, value in (("loss", loss), ("gradient", norm)):
-            if not math.isfinite(float(value)):
+            if not math.isfinite(value):
                 kept = f"the checkpoint of step {self._saved_step} is kept" if self._saved_step else "no checkpoint yet"
                 raise TrainingError(
                     Problem(
                         f"{self._component}.recover.learning_rate",
-                        f"the {what} is {float(value)} at step {self._progress.step} ({kept}); lower it "
+                        f"the {what} is {value} at step {self._progress.step} ({kept}); lower it "
                         f"({self._settings.learning_rate:g}) and go on with --resume",
                     )
                 )
