@@ -111,5 +111,6 @@ class Layout:
         wide = scale.view(rows, -1, *(self.kernel if self.per_position else ones))
         if self.even:
             return wide.unsqueeze(2)
-        # Not repeat_interleave, of which torch.compile leaves out the last group on a CPU (torch 2.13).
-        return wide.index_select(1, torch.arange(self.shape[1], device=scale.device) // self.group)
+        if torch.compiler.is_compiling():  # which leaves out repeat_interleave's last group on a CPU (torch 2.13)
+            return wide.index_select(1, torch.arange(self.shape[1], device=scale.device) // self.group)
+        return wide.repeat_interleave(self.group, dim=1)[:, : self.shape[1]]
