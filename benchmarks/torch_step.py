@@ -178,15 +178,16 @@ def quantized_parts(weight: torch.Tensor, fmt: QuantFormat) -> dict[str, torch.T
         weight = rotated_weight(weight.float()).to(weight.dtype)
     if isinstance(fmt, Codebook):
         levels = [NormalDist().inv_cdf((index + 0.5) / 2**fmt.bits) for index in range(2**fmt.bits)]
-        palette = (torch.tensor(levels) * float(weight.float().std())).half().unsqueeze(0)
+        palette = (torch.tensor(levels, device=weight.device) * weight.float().std()).half().unsqueeze(0)
         grid = Grid(None, None, palette[0].float(), 0, 2**fmt.bits - 1, {"palette": palette})
         tensor = fmt.assemble(fmt.nearest(weight.float().contiguous(), grid), grid, tuple(weight.shape))
     else:
         tensor = replace(fmt, rank=0).quantize(weight.contiguous())
     if fmt.rank:
         rows, columns = weight.flatten(1).shape
-        down = torch.zeros(fmt.rank, columns, dtype=torch.float16)
-        tensor = replace(tensor, format=fmt, low_rank_up=torch.zeros(rows, fmt.rank).half(), low_rank_down=down)
+        up = torch.zeros(rows, fmt.rank, dtype=torch.float16, device=weight.device)
+        down = torch.zeros(fmt.rank, columns, dtype=torch.float16, device=weight.device)
+        tensor = replace(tensor, format=fmt, low_rank_up=up, low_rank_down=down)
     stored = package(tensor, "", parameter(tuple(weight.shape), "BF16"), stock=False)
     return {name.removeprefix("."): value for name, value in stored.items()}
 

@@ -187,20 +187,6 @@ def test_stock_bitsandbytes_layout(artifact, monkeypatch):
         assert torch.equal(state.absmax, mine[name].scale) and torch.equal(module.weight.data, mine[name].codes)
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
-@pytest.mark.parametrize("name", ["int8", "nf4", "nf4-conv", "mixed"])
-def test_on_cuda_as_on_the_cpu(name, artifact, monkeypatch):
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    pictures = {}
-    for device in ("cpu", "cuda"):
-        pipeline = open_pipeline(artifact(name), device=device, dtype="float32")
-        generator = torch.Generator("cpu").manual_seed(0)
-        pictures[device] = pipeline("ab", num_inference_steps=2, output_type="pt", generator=generator).images.cpu()
-    # Float32 sums in another order, and TF32 off: a tenth of one of 256 levels.
-    assert float((pictures["cpu"] - pictures["cuda"]).abs().max()) < 0.1 / 255
-
-
 def test_a_layer_that_is_not_there():
     with pytest.raises(ArtifactError, match="Sequential has no layer 7"):
         replace_layers(nn.Sequential(nn.Linear(2, 2)), {"7": from_label("int8")})

@@ -5,27 +5,12 @@ import shutil
 
 import pytest
 import torch
-from stored_weights import OWN, format_of, quantized_pair
+from stored_weights import FLOAT32, LABELS, LAYERS, format_of, inputs, pair, quantized_pair
 from torch import nn
 
 from sdcompress.backends.torch import modules, unpacking
 from sdcompress.backends.torch.modules import QuantizedLayer, cast_scales, replace_layers
 from sdcompress.errors import ArtifactError
-
-# Every kind of codes, scales and corrections, with groups that divide the channels and that do not.
-LABELS = [
-    *OWN, "int8/16", "int4/64+scale8", "uint4/20", "uint3/16+scale8", "normal-float4/64+scale8", "codebook4/5",
-    "codebook3/7", "int4+rank4", "uint4/16+scale8+rank4+hadamard", "int8+hadamard", "codebook4+rank4+hadamard",
-]  # fmt: skip
-LAYERS = {
-    "linear": lambda: nn.Linear(48, 72),
-    "conv3x3": lambda: nn.Conv2d(48, 72, 3, padding=1, stride=2),
-    "conv1x1": lambda: nn.Conv2d(48, 72, 1, bias=False),
-    "grouped": lambda: nn.Conv2d(48, 72, 3, groups=2, dilation=2),
-    "embedding": lambda: nn.Embedding(72, 48),
-}
-# Sums of 432 products below 8, in another order: at worst as many roundings of 2^-24 of a sum below 64.
-FLOAT32 = 432 * 64 * 2.0**-24
 
 
 @pytest.fixture(autouse=True)
@@ -34,18 +19,6 @@ def in_small_pieces(monkeypatch):
     monkeypatch.setattr(unpacking, "CHUNK", 1500)
     monkeypatch.setattr(modules, "PIECE", 1000)
     monkeypatch.setattr(modules, "PIECE_ROWS", 8)
-
-
-def pair(label, layer):
-    torch.manual_seed(0)
-    return quantized_pair(LAYERS[layer](), label)
-
-
-def inputs(layer, dtype=torch.float32):
-    generator = torch.Generator().manual_seed(1)
-    if layer == "embedding":
-        return torch.randint(0, 72, (2, 9), generator=generator)
-    return torch.randn((2, 5, 48) if layer == "linear" else (2, 48, 9, 7), generator=generator).to(dtype)
 
 
 @torch.no_grad()

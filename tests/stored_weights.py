@@ -17,6 +17,21 @@ from sdcompress.sources.spec import parameter
 
 OWN = sorted(name for name, fmt in known_formats().items() if fmt.library == "sdcompress")
 
+# Every kind of codes, scales and corrections, with groups that divide the channels of LAYERS and that do not.
+LABELS = [
+    *OWN, "int8/16", "int4/64+scale8", "uint4/20", "uint3/16+scale8", "normal-float4/64+scale8", "codebook4/5",
+    "codebook3/7", "int4+rank4", "uint4/16+scale8+rank4+hadamard", "int8+hadamard", "codebook4+rank4+hadamard",
+]  # fmt: skip
+LAYERS = {
+    "linear": lambda: nn.Linear(48, 72),
+    "conv3x3": lambda: nn.Conv2d(48, 72, 3, padding=1, stride=2),
+    "conv1x1": lambda: nn.Conv2d(48, 72, 1, bias=False),
+    "grouped": lambda: nn.Conv2d(48, 72, 3, groups=2, dilation=2),
+    "embedding": lambda: nn.Embedding(72, 48),
+}
+# Sums of 432 products below 8, in another order: at worst as many roundings of 2^-24 of a sum below 64.
+FLOAT32 = 432 * 64 * 2.0**-24
+
 
 def format_of(label):
     return from_label(label)
@@ -51,3 +66,17 @@ def quantized_pair(original, label):
     for name, value in stored_parts(tensor).items():
         setattr(module, name, value.float() if value.is_floating_point() else value)  # as cast_scales does
     return module, exact
+
+
+def pair(label, layer):
+    """The quantized module and the exact layer, of one of LAYERS in one of LABELS."""
+    torch.manual_seed(0)
+    return quantized_pair(LAYERS[layer](), label)
+
+
+def inputs(layer, dtype=torch.float32):
+    """What one of LAYERS is given."""
+    generator = torch.Generator().manual_seed(1)
+    if layer == "embedding":
+        return torch.randint(0, 72, (2, 9), generator=generator)
+    return torch.randn((2, 5, 48) if layer == "linear" else (2, 48, 9, 7), generator=generator).to(dtype)
