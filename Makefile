@@ -11,7 +11,7 @@ READY = $(VENV)/.ready
 DEMO_READY = $(VENV)/.ready-demo
 DEMO = out/demo
 
-.PHONY: help setup demo test test-full test-smoke test-latest lint docs bench clean
+.PHONY: help setup demo test test-full test-smoke test-latest lint docs bench gpu-wheels gpu clean
 
 help:
 	@echo "make demo       set up, make an 8-bit ONNX artifact of the built-in tiny-sd, and compare it with the original"
@@ -21,6 +21,8 @@ help:
 	@echo "make lint       ruff, mypy and import-linter"
 	@echo "make docs       build the documentation as a site in site/"
 	@echo "make bench      the benchmarks; writes benchmarks/results/ and the tables of README.md and docs/benchmarks.md"
+	@echo "make gpu-wheels  gather the wheels that a bare GPU machine lacks, for make gpu without a network"
+	@echo "make gpu        everything to measure on a GPU, in 8 minutes; writes OUT (out/gpu); see docs/gpu.md"
 	@echo "make clean      remove environments, caches and out/"
 
 INSTALL = $(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable
@@ -84,6 +86,17 @@ bench: $(READY)
 	$(BIN)/python benchmarks/report_page.py
 	$(BIN)/python benchmarks/docs_tables.py
 
+# Of a machine with a GPU, where this environment is not: its own Python, which has torch.
+GPU_PYTHON ?= $(if $(wildcard $(READY)),$(BIN)/python,python3)
+OUT ?= out/gpu
+ARGS ?=
+
+gpu-wheels:
+	$(PYTHON) -m benchmarks.gpu.wheels
+
+gpu:
+	$(GPU_PYTHON) -m benchmarks.gpu --out $(OUT) $(ARGS)
+
 clean:
-	rm -rf .venv .venv-* .cache build dist out site .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-* .cache build dist out site benchmarks/gpu/wheels .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

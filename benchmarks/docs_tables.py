@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.contenders.summary import describe_error, digits, megabytes, summarise  # noqa: E402
+from benchmarks.gpu.tables import run_tables, status_text  # noqa: E402
 from benchmarks.pruning_faces import pruning_table  # noqa: E402
 from benchmarks.quality.table import quality_per_byte_table  # noqa: E402
 from sdcompress.planning.registry import describe_steps  # noqa: E402
@@ -41,7 +42,7 @@ def with_tables(page: Path) -> str:
     text = page.read_text(encoding="utf-8")
     for name, make in PAGES[page].items():
         file = RESULTS / f"{name.replace('-', '_')}.json"
-        result = {} if make is parameters_table else json.loads(file.read_text(encoding="utf-8"))
+        result = {} if make in FROM_ELSEWHERE else json.loads(file.read_text(encoding="utf-8"))
         block = f"<!-- {name} -->\n{make(result)}\n<!-- /{name} -->"
         text, count = re.subn(f"<!-- {name} -->.*<!-- /{name} -->", lambda _, block=block: block, text, flags=re.DOTALL)
         if count != 1:
@@ -229,10 +230,24 @@ def pruned_step_table(result: dict[str, Any]) -> str:
     return table(result)
 
 
+def gpu_status(_: dict[str, Any]) -> str:
+    """Return where the figures of a GPU come from, or that there are none."""
+    return status_text(RESULTS / "gpu")
+
+
+def gpu_tables(_: dict[str, Any]) -> str:
+    """Return the tables of the run on a GPU."""
+    return run_tables(RESULTS / "gpu")
+
+
+# Functions that are given no result file: the steps describe themselves, and a run on a GPU has several files.
+FROM_ELSEWHERE = (parameters_table, gpu_status, gpu_tables)
+
 # Page -> name of a table -> the function that makes it from its result file (with underscores for dashes).
 PAGES: dict[Path, dict[str, Callable[[dict[str, Any]], str]]] = {
     ROOT / "README.md": {"recipes": readme_table},
     ROOT / "docs" / "recipes.md": {"parameters": parameters_table},
+    ROOT / "docs" / "gpu.md": {"gpu-status": gpu_status, "gpu": gpu_tables},
     ROOT / "docs" / "benchmarks.md": {
         "recipes": recipes_table,
         "onnx-quality": onnx_quality_table,

@@ -13,10 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.gpu.part import Part
+from benchmarks.gpu.part import ORIGINAL, Part
 from benchmarks.gpu.racing import Rounds, peak_bytes_of, race, summary
 from benchmarks.gpu.random_models import (
-    ORIGINAL,
     compressed_models,
     random_module,
     random_source,

@@ -31,6 +31,9 @@ PARTS: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 
 
+ORIGINAL = "original"  # the contender that others are compared with
+
+
 @dataclass
 class Part:
     """A running part.
@@ -93,6 +96,8 @@ def main() -> None:
     """Run the part that the result file names."""
     file, work = Path(sys.argv[1]), Path(sys.argv[2])
     part = Part(file, work, float(sys.argv[3]), read_result(file))
+    if part.small:  # as on the machine that this is for, which lacks it; importing it is a quarter of a part's time
+        sys.modules["bitsandbytes"] = None  # type: ignore[assignment]
     part.content["environment"] = describe_libraries()
     part.save()
     name = part.content["part"]

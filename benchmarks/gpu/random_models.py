@@ -64,12 +64,12 @@ components:
     - cast: {{dtype: float16}}
     - quantize: {{format: int8}}
 """
-ORIGINAL = "original"
+PRUNED = "bk-sdm-small"
 CONTENDERS: Mapping[str, str] = {
     **{name: name for name in ("int8", "int8-dynamic", "int4", "int3-gptq")},
     "codebook4": _FOUR_BITS.format(format="codebook4"),
     "normal-float4": _FOUR_BITS.format(format="normal-float4"),
-    "bk-sdm-small": "bk-sdm-small",
+    PRUNED: PRUNED,
 }
 
 Models = dict[str, nn.Module]  # component -> module
