@@ -29,7 +29,7 @@ from typing import Any
 
 from benchmarks.gpu.part import PARTS
 from benchmarks.gpu.result_file import read_result, write_result
-from benchmarks.gpu.wheels import ROOT, WHEELS, pinned
+from benchmarks.gpu.wheels import PRESENT, ROOT, WHEELS, pinned
 
 # Part -> its seconds at most, and the seconds that are kept for it whatever the parts before it take.
 LIMITS_S = {
@@ -148,6 +148,8 @@ def working_folder() -> Iterator[Path]:
 def child_environment(work: Path) -> dict[str, str]:
     """Return the environment of the parts: this checkout, missing packages from the wheels, and caches in `work`."""
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    if absent := [name for name in PRESENT if not is_installed(name)]:
+        print(f"missing, though it was expected here: {', '.join(absent)}", file=sys.stderr, flush=True)
     if missing := [name for name in pinned() if not is_installed(name)]:
         wheels = sorted(map(str, WHEELS.glob("*.whl")))
         if not wheels:

@@ -19,11 +19,12 @@ WHEELS = Path(__file__).with_name("wheels")
 LARGEST_BYTES = 64 * 2**20  # what is copied to such a machine
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
 
-# The dependencies of sdcompress and of its tests that such a machine has.
+# What sdcompress, its tests and the packages of requirements.txt need, and such a machine has.
 PRESENT = (
-    *("accelerate", "huggingface_hub", "jinja2", "markupsafe", "matplotlib", "numpy", "onnx", "onnxruntime", "peft"),
-    *("pillow", "psutil", "pytest", "pytest-timeout", "pytest-xdist", "pyyaml", "rich", "safetensors", "scipy"),
-    *("torch", "torchmetrics", "tqdm", "transformers", "typer", "typing-extensions"),
+    *("accelerate", "filelock", "huggingface_hub", "jinja2", "markupsafe", "matplotlib", "numpy", "onnx"),
+    *("onnxruntime", "peft", "pillow", "psutil", "pytest", "pytest-timeout", "pytest-xdist", "pyyaml", "regex"),
+    *("requests", "rich", "safetensors", "scipy", "torch", "torchmetrics", "tqdm", "transformers", "typer"),
+    "typing_extensions",
 )
 
 
