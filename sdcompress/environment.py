@@ -63,16 +63,13 @@ def describe_cpu(torch: Mapping[str, Any] | None = None) -> dict[str, Any]:
     Args:
         torch: what `torch.cpu.get_capabilities()` returns; None if it was not asked.
     """
-    import psutil
-
     machine = platform.machine()
-    memory_bytes = usable_memory_bytes()
     return {
         "name": cpu_name(),
         "machine": machine,
         "cores": usable_cores(),
-        "memory_bytes": memory_bytes,
-        "memory_available_bytes": min(memory_bytes, int(psutil.virtual_memory().available)),
+        "memory_bytes": usable_memory_bytes(),
+        "memory_available_bytes": available_memory_bytes(),
         "instructions": instruction_sets(machine, _read(CPUINFO), torch),
     }
 
@@ -151,6 +148,19 @@ def usable_memory_bytes(cgroup: Path = CGROUP) -> int:
     """Return how many bytes of memory this process may use: the machine's, or a container's limit if that is less."""
     limits = (_first_line(cgroup / name) for name in ("memory.max", "memory/memory.limit_in_bytes"))
     return min([_memory_bytes(), *(int(limit) for limit in limits if limit.isdigit())])
+
+
+def available_memory_bytes() -> int:
+    """Return how many bytes of memory this process may use and are free."""
+    import psutil
+
+    return min(usable_memory_bytes(), int(psutil.virtual_memory().available))
+
+
+def cores_to_use() -> int:
+    """Return on how many cores to work at once: those that are usable, and at most OMP_NUM_THREADS."""
+    cores, limit = usable_cores() or 1, os.environ.get("OMP_NUM_THREADS", "")
+    return min(cores, int(limit)) if limit.isdigit() else cores
 
 
 def _family(machine: str) -> str:

@@ -6,7 +6,7 @@ import errno
 import platform
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from sdcompress.backends.component import Component, TrainingContext
 from sdcompress.environment import installed_versions
 from sdcompress.errors import ArtifactError, SdcompressError, SourceError, TrainingError
+from sdcompress.execution.graph_tracing import graph_tracing
 from sdcompress.execution.model_card import model_card
 from sdcompress.execution.pruning import (
     apply_pruning_steps,
@@ -62,10 +63,11 @@ def execute(
     fresh = not (resume and partial.exists())
     if fresh:
         shutil.rmtree(partial, ignore_errors=True)
-    with _cleaning_up(partial, fresh):
+    with _cleaning_up(partial, fresh), ExitStack() as running:
         state = RunState.open(partial, plan, fresh)
         _check_space(plan, out, state)
         due = set(source.components) - set(state.finished)
+        tracing = running.enter_context(graph_tracing(plan, due))
         progress = _WritingProgress(plan.modified_source.weights_bytes, listener)
         readers = {name: _ReportingReader(plan.modified_source, name, progress) for name in source.components}
         components = _prune(plan, readers, partial, listener) if due else {}
@@ -79,7 +81,7 @@ def execute(
                 continue
             readers[name].report("graph" if plan.recipe.target == "onnx" else "")
             component = replace(components.pop(name), statistics=statistics.get(name, {}))
-            state.finish(name, write_component(plan, component, partial, ranges.get(name, {})))
+            state.finish(name, write_component(plan, component, partial, ranges.get(name, {}), tracing))
         _copy_files(plan, partial)
         manifest = _manifest(plan, state)
         (partial / "README.md").write_text(model_card(plan, manifest), encoding="utf-8")

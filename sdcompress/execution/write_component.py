@@ -24,25 +24,33 @@ from sdcompress.sources.spec import ComponentSpec, TensorSpec
 if TYPE_CHECKING:
     import torch
 
+    from sdcompress.backends.onnx.graph_tracing import GraphTracing
     from sdcompress.quant.activations import LayerRanges
 
 _LIBRARY_WEIGHTS = {"diffusers": "diffusion_pytorch_model.safetensors"}
 
 
-def write_component(plan: Plan, component: Component, to: Path, ranges: Mapping[str, LayerRanges]) -> ComponentEntry:
+def write_component(
+    plan: Plan,
+    component: Component,
+    to: Path,
+    ranges: Mapping[str, LayerRanges],
+    tracing: GraphTracing,
+) -> ComponentEntry:
     """Apply the component's steps after pruning and write it, tensor by tensor; return its entry in the manifest.
 
     Args:
         component: the component after its pruning steps, with the statistics of its layers.
         to: the folder of the artifact.
         ranges: layer -> calibrated ranges, for the layers whose activations are rounded.
+        tracing: returns the traced graphs, for ONNX.
     """
     name = component.spec.name
     for step in later_steps(plan.steps_of(name)):
         component = step.step.apply(component, step.planned)
     results = component.results
     if plan.recipe.target == "onnx":
-        graphs = _write_graphs(plan, component, to, ranges)
+        graphs = _write_graphs(plan, component, to, ranges, tracing)
         for layer in results.layers.keys() & ranges.keys():
             results.layers[layer]["activations"] = "int8"
         results.facts["graphs"] = graphs
@@ -71,7 +79,7 @@ def weights_file(component: ComponentSpec) -> str:
 
 
 def _write_graphs(
-    plan: Plan, component: Component, to: Path, ranges: Mapping[str, LayerRanges]
+    plan: Plan, component: Component, to: Path, ranges: Mapping[str, LayerRanges], tracing: GraphTracing
 ) -> dict[str, list[dict[str, object]]]:
     from sdcompress.backends.onnx.export import write_component as write_graphs
 
@@ -79,7 +87,7 @@ def _write_graphs(
     if not isinstance(planned.step, Export):
         raise InternalError(f"{component.spec.name}: planned for ONNX without an export step")
     scale = vae_scale(plan.modified_source.components)
-    return write_graphs(component, planned.step, planned.planned.spec.config, to, ranges, scale)
+    return write_graphs(component, planned.step, planned.planned.spec.config, to, ranges, scale, tracing)
 
 
 def _as_bytes(tensor: torch.Tensor, spec: TensorSpec, name: str) -> memoryview:

@@ -11,14 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
-from sdcompress.backends.onnx.cleanup import clean_up
-from sdcompress.backends.onnx.graph_cache import cached_graph
+from sdcompress.backends.onnx.graph_cache import CachedGraph
+from sdcompress.backends.onnx.graph_tracing import GraphTracing
 from sdcompress.backends.onnx.packaging import Packager
 from sdcompress.backends.onnx.passes import run_passes, standard_passes
 from sdcompress.backends.onnx.settings import ExportSettings, compute_dtype, part_sizes, quantized_layers
-from sdcompress.backends.onnx.trace import trace
 from sdcompress.errors import InternalError, SdcompressError
-from sdcompress.families.architecture import OnnxInput, OnnxPart
 from sdcompress.families.onnx_parts import fix_axes, onnx_parts
 from sdcompress.files.artifact import write_json
 from sdcompress.quant.activations import LayerRanges
@@ -47,6 +45,7 @@ def write_component(
     to: Path,
     ranges: Mapping[str, LayerRanges],
     vae_scale: int,
+    tracing: GraphTracing,
 ) -> dict[str, Any]:
     """Write the component's graphs into folders of `to`; return folder -> the results of the graph passes.
 
@@ -54,22 +53,25 @@ def write_component(
         config: the component's config, which is written beside each graph.
         ranges: layer -> ranges, for the layers whose activations are quantized.
         vae_scale: pixels per latent along an edge.
+        tracing: returns traced graphs.
 
     Raises:
         InternalError: the graphs are not what was planned.
     """
     done: dict[str, Any] = {}
     used: set[str] = set()
-    for onnx_part in onnx_parts(part.spec):
-        folder = to / onnx_part.folder
+    for graph in graphs_of(part.spec, settings, vae_scale):
+        folder = to / graph.part.folder
         shutil.rmtree(folder, ignore_errors=True)  # left by a run that was killed in this component
         folder.mkdir()
-        model, passes = _build(part, onnx_part, settings, ranges, vae_scale)
+        model = tracing.graph(graph)
+        passes = run_passes(model, standard_passes(settings.attention), f"{part.spec.name}.{graph.part.folder}")
+        _package(model, graph, part, settings, ranges)
         parameters = json.loads(model.metadata_props[METADATA])["parameters"]
         used |= set(parameters)
         save(model, folder)
         write_json(folder / "config.json", dict(config))
-        done[onnx_part.folder] = passes
+        done[graph.part.folder] = [asdict(result) for result in passes]
     _check_complete(part, used)
     return done
 
@@ -85,22 +87,31 @@ def save(model: ir.Model, folder: Path) -> None:
         raise cause or error from None
 
 
-def _build(
-    part: Component, onnx_part: OnnxPart, settings: ExportSettings, ranges: Mapping[str, LayerRanges], vae_scale: int
-) -> tuple[ir.Model, list[dict[str, Any]]]:
-    spec, compute = part.spec, compute_dtype(part.spec)
-    inputs = fix_axes(onnx_part, part_sizes(settings.static_shapes, onnx_part, vae_scale))
-    plain = unquantized(spec)
-    model = cached_graph(plain, onnx_part, inputs, compute, lambda: _traced(plain, onnx_part, inputs, compute))
-    passes = run_passes(model, standard_passes(settings.attention), f"{spec.name}.{onnx_part.folder}")
+def graphs_of(spec: ComponentSpec, settings: ExportSettings, vae_scale: int) -> tuple[CachedGraph, ...]:
+    """Return the graphs of a component, given its spec before the export."""
+    plain, compute = unquantized(spec), compute_dtype(spec)
+    return tuple(
+        CachedGraph(plain, part, fix_axes(part, part_sizes(settings.static_shapes, part, vae_scale)), compute)
+        for part in onnx_parts(spec)
+    )
+
+
+def _package(
+    model: ir.Model,
+    graph: CachedGraph,
+    part: Component,
+    settings: ExportSettings,
+    ranges: Mapping[str, LayerRanges],
+) -> None:
+    """Give the graph's parameters their values, in place, and make it a model that stock runtimes open."""
     parameters: dict[str, int] = {}
     packager = Packager(
         model=model,
-        spec=spec,
-        formats={layer: from_label(label) for layer, label in quantized_layers(spec.config).items()},
+        spec=part.spec,
+        formats={layer: from_label(label) for layer, label in quantized_layers(part.spec.config).items()},
         ranges=ranges,
         read=_LayerReader(part.read).read,
-        compute=_IR_DTYPE[compute],
+        compute=_IR_DTYPE[graph.dtype],
         contrib=settings.attention == "fused",
         parameters=parameters,
     )
@@ -108,12 +119,11 @@ def _build(
     clean_up_after(model)
     model.opset_imports[""] = OPSET
     model.ir_version = IR_VERSION
-    model.graph.name = onnx_part.folder
+    model.graph.name = graph.part.folder
     model.producer_name, model.producer_version = "sdcompress", ""
     model.metadata_props.clear()
     held = {name: count for name, count in sorted(parameters.items()) if name in model.graph.initializers}
     model.metadata_props[METADATA] = json.dumps({"parameters": held})
-    return model, [asdict(result) for result in passes]
 
 
 def unquantized(spec: ComponentSpec) -> ComponentSpec:
@@ -128,12 +138,6 @@ def unquantized(spec: ComponentSpec) -> ComponentSpec:
         else:
             tensors[name] = tensor
     return spec.replace(tensors=tensors, config=without_quantization(spec.config))
-
-
-def _traced(spec: ComponentSpec, onnx_part: OnnxPart, inputs: tuple[OnnxInput, ...], compute: str) -> ir.Model:
-    model = trace(spec, onnx_part, inputs, compute)
-    clean_up(model)
-    return model
 
 
 def clean_up_after(model: ir.Model) -> None:

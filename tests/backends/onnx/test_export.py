@@ -22,6 +22,7 @@ from short_recipes import quick
 from sdcompress import load_recipe, open_pipeline, open_source
 from sdcompress.errors import UserError
 from sdcompress.execution.execute import execute
+from sdcompress.execution.graph_tracing import planned_graphs
 from sdcompress.execution.verify import verify
 from sdcompress.files.artifact import partial_folder
 from sdcompress.files.manifest import MANIFEST_NAME
@@ -104,6 +105,15 @@ def test_predicted_is_actual(name: str, exported: Exported) -> None:
     for component in manifest["components"].values():
         for passes in component["graphs"].values():
             assert all(each["matched"] == each["candidates"] for each in passes), passes
+
+
+def test_planned_graphs_are_those_of_the_export(exported: Exported) -> None:
+    """Children trace what was planned, and the export finds it under the same names."""
+    plan, _ = exported("onnx-int8")
+    graphs = planned_graphs(plan, plan.source.components)
+    assert sorted(graph.part.folder for graph in graphs) == sorted(PARTS)
+    assert all(graph.file.is_file() for graph in graphs)
+    assert [graph.part.folder for graph in planned_graphs(plan, {"unet"})] == ["unet"]
 
 
 @pytest.mark.parametrize("name", RECIPES)
