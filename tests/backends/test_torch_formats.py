@@ -1,5 +1,6 @@
 """How codes lie in files, and that what is stored stands for the same weight as what was quantized."""
 
+import itertools
 import math
 
 import hypothesis.strategies as st
@@ -10,7 +11,7 @@ from stored_weights import OWN, format_of, quantized, stored_parts
 
 from sdcompress.backends.torch import unpacking
 from sdcompress.backends.torch.packaging import packed_specs
-from sdcompress.backends.torch.unpacking import dequantize_stored, logical, pick_rows
+from sdcompress.backends.torch.unpacking import at_once, by_chunks, dequantize_stored, logical, pick_rows
 from sdcompress.files.torch_tensors import TORCH_DTYPE
 from sdcompress.quant.formats.normal_float import LEVELS
 from sdcompress.sources.spec import parameter
@@ -80,11 +81,9 @@ def test_stored_weight_is_the_quantized_one(name, data):
     weight = dequantize_stored(parts, tensor.format, tensor.shape, torch.float32)
     # Up to five roundings of float32 on the way, each of at most 2^-24 of a value below the largest.
     assert float((weight - slow).abs().max()) <= 5 * 2.0**-24 * (float(slow.abs().max()) + 1)
-    for dtype in (torch.float32, torch.bfloat16, torch.float16):
-        fast, plain = (
-            dequantize_stored(parts, tensor.format, tensor.shape, dtype),
-            logical(parts, tensor.format, tensor.shape).dequantize(dtype),
-        )
+    for dtype, way in itertools.product((torch.float32, torch.bfloat16, torch.float16), (by_chunks, at_once)):
+        fast = way(parts, tensor.format, tensor.shape, dtype)
+        plain = logical(parts, tensor.format, tensor.shape).dequantize(dtype)
         assert fast.dtype == dtype and fast.shape == tensor.shape
         if not tensor.format.rank:
             assert torch.equal(fast, plain)
