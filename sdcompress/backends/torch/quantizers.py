@@ -110,6 +110,7 @@ def _classes(config_mixin: type[Any], quantizer_base: type[Any]) -> tuple[type[A
         def _process_model_after_weight_loading(self, model: Any, **_: Any) -> Any:
             from sdcompress.backends.torch.modules import cast_scales
 
+            _cast_parameters(model)
             cast_scales(model)
             model.is_quantized = False  # so that both libraries allow casts: scales follow, codes are integers
             return model
@@ -126,3 +127,21 @@ def _classes(config_mixin: type[Any], quantizer_base: type[Any]) -> tuple[type[A
             return True
 
     return SdcompressConfig, SdcompressQuantizer
+
+
+def _cast_parameters(model: Any) -> None:
+    """Convert the model's parameters to the precision that was asked for, but those that its class keeps in float32.
+
+    Some versions of transformers (5.17) leave tensors in their file's precision if the class renamed them, such as
+    those of CLIP's text encoders, whose names lack a level since transformers 5. diffusers' configs state no precision.
+    """
+    import torch
+
+    asked = getattr(model.config, "dtype", None)
+    if not isinstance(asked, torch.dtype):
+        return
+    lists = (getattr(model, name, None) or () for name in ("_keep_in_fp32_modules", "_keep_in_fp32_modules_strict"))
+    kept = {module for modules in lists for module in modules}
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point() and parameter.dtype != asked and not kept & {*name.split(".")}:
+            parameter.data = parameter.data.to(asked)
