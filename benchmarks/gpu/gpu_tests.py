@@ -53,6 +53,7 @@ def run(part: Part) -> None:
     """Run the tests of tests/gpu; with `small` few of each kind."""
     os.environ["GPU_TEST_DEVICE"] = part.device
     os.environ["GPU_TEST_SMALL"] = "1" if part.small else ""
+    os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # otherwise every process starts a pool, for a few kernels each
     options = ["-m", "gpu", "-p", "no:cacheprovider", f"--timeout={TEST_TIMEOUT_S}"]
     options += [f"--basetemp={part.work / 'tests'}", "--color=no", "-q"]
     if not part.small and importlib.util.find_spec("xdist"):
