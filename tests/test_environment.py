@@ -85,6 +85,12 @@ def test_the_processors_name_is_that_of_the_system(
     assert cpu_name() == name
 
 
+def test_a_processor_without_a_name_has_its_architecture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment, "CPUINFO", tmp_path / "none")
+    monkeypatch.setenv("PATH", str(tmp_path))  # neither lscpu nor sysctl
+    assert cpu_name()
+
+
 def test_a_containers_limits_count(tmp_path: Path) -> None:
     cores, memory_bytes = usable_cores(tmp_path), usable_memory_bytes(tmp_path)
     assert cores is not None and cores >= 1

@@ -28,6 +28,11 @@ def said(library: str, answer: dict[str, Any]) -> str:
     return f"print({doctor.ANSWER + json.dumps({library: answer})!r}, flush=True)\n"
 
 
+def test_answers_are_found_among_what_libraries_print(child_code: Any) -> None:
+    child_code("print('Welcome!')\n" + said("torch", {"version": "9.9"}) + "print('bye')")
+    assert doctor.ask(["torch", "absent"]) == {"torch": {"version": "9.9"}, "absent": {"version": None}}
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="has no signals to die of")
 def test_a_crash_takes_only_what_had_not_answered(child_code: Any) -> None:
     child_code(said("torch", {"version": "9.9"}) + "import os, signal; os.kill(os.getpid(), signal.SIGILL)")
@@ -115,6 +120,22 @@ def test_gpus_of_each_kind(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (gpu["kind"], gpu["memory_bytes"], gpu["memory_available_bytes"]) == ("mps", 11_000, None)
 
 
+def test_what_torch_says_of_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", fake_torch())
+    assert doctor.probe_torch()["instructions"] == {"avx2": True}
+    monkeypatch.setitem(sys.modules, "torch", fake_torch(cpu=SimpleNamespace()))  # of a version that cannot tell
+    assert doctor.probe_torch()["instructions"] == {}
+
+
+def test_remarks_explain_a_missing_gpu() -> None:
+    assert doctor.gpu_remarks("12.6", available=True, driver=True) == []
+    assert doctor.gpu_remarks(None, available=False, driver=False) == []
+    assert "install a build with CUDA" in doctor.gpu_remarks(None, available=False, driver=True)[0]
+    assert doctor.gpu_remarks("12.6", available=False, driver=False) == [
+        "torch is built for CUDA 12.6 and finds no such GPU"
+    ]
+
+
 def test_a_provider_works_only_if_a_session_keeps_it(monkeypatch: pytest.MonkeyPatch) -> None:
     class Session:
         def __init__(self, model: bytes, providers: list[str]):
@@ -135,6 +156,14 @@ def test_a_provider_works_only_if_a_session_keeps_it(monkeypatch: pytest.MonkeyP
         "AzureExecutionProvider": "not tried: it calls a service",
         "CPUExecutionProvider": None,
     }
+
+
+def test_the_trial_model_runs_and_negates() -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    import numpy as np
+
+    session = onnxruntime.InferenceSession(doctor.TRIAL_MODEL, providers=["CPUExecutionProvider"])
+    assert session.run(None, {"x": np.array([3], np.float32)})[0].tolist() == [-3]
 
 
 def fake_bitsandbytes(monkeypatch: pytest.MonkeyPatch, error: float) -> None:

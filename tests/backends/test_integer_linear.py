@@ -10,7 +10,7 @@ from sdcompress.backends.open_pipeline import open_pipeline
 from sdcompress.backends.torch import integer_linear as module
 from sdcompress.backends.torch.integer_linear import integer_linear
 from sdcompress.backends.torch.modules import QuantizedLinear, replace_layers
-from sdcompress.errors import ArtifactError
+from sdcompress.errors import ArtifactError, RecipeError
 from sdcompress.execution.execute import execute
 from sdcompress.planning.plan import make_plan
 from sdcompress.planning.recipe import parse_recipe
@@ -126,3 +126,9 @@ def test_from_recipe_to_pipeline(nano_folder, tmp_path):
     inputs = {"sample": random(2, 4, 8, 8), "timestep": 3, "encoder_hidden_states": random(2, 16, 32)}
     with torch.no_grad():
         assert torch.equal(again(**inputs).sample, unet(**inputs).sample)
+
+
+def test_excludes_that_match_nothing_are_errors(nano_folder):
+    text = RECIPE.replace("time_embedding", "conv_in")
+    with pytest.raises(RecipeError, match="activations_exclude: 'conv_in' matches no layer"):
+        make_plan(parse_recipe(text, "r"), open_source(str(nano_folder)))

@@ -7,11 +7,14 @@ from pathlib import Path
 import pytest
 from in_process import InProcess, evaluate
 
-from sdcompress import compress
 from sdcompress.calibration.prompts import PromptSet
+from sdcompress.errors import EvaluationError
 from sdcompress.evaluation.settings import EvaluationSettings
 from sdcompress.evaluation.steps_attribution import ACTIVATIONS
+from sdcompress.execution.execute import execute
+from sdcompress.planning.plan import make_plan
 from sdcompress.planning.recipe import parse_recipe
+from sdcompress.sources.opening import open_source
 
 pytest.importorskip("onnxscript", reason="onnxscript is not installed (pip install 'sdcompress[onnx]')")
 
@@ -42,7 +45,7 @@ def exported(nano_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dic
     }
     for name, text in recipes.items():
         folders[name] = tmp_path_factory.mktemp("onnx") / name
-        compress(nano_folder, parse_recipe(text, "test"), folders[name])
+        execute(make_plan(parse_recipe(text, "test"), open_source(str(nano_folder))), folders[name])
     return folders
 
 
@@ -70,3 +73,8 @@ def test_steps_before_the_export_are_torch_components(
     assert quantize["psnr_db"]["mean"] > export["psnr_db"]["mean"] == entries["unet"]["psnr_db"]["mean"]
     assert quantize["saved_bytes"] > 10 * abs(export["saved_bytes"])
     assert [step["step"] for step in entries["vae"]["ladder"]] == ["export"]
+
+
+def test_torch_components_do_not_go_into_onnx(nano_folder: Path, exported: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(EvaluationError, match="give the torch pipeline as the original"):
+        evaluate(str(exported["plain"]), str(nano_folder), tmp_path, settings=SETTINGS)

@@ -13,7 +13,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from sdcompress.cli.main import app
-from sdcompress.errors import EvaluationError
+from sdcompress.errors import EvaluationError, UserError
 from sdcompress.evaluation.settings import EvaluationSettings
 from sdcompress.files.manifest import MANIFEST_NAME
 from sdcompress.sources.opening import open_source
@@ -47,6 +47,12 @@ def test_generate_draws_what_torch_draws(artifact: Path, tmp_path: Path) -> None
         pictures.append(np.asarray(Image.open(out)).astype(int))
     assert pictures[0].std() > 2
     assert np.abs(pictures[0] - pictures[1]).max() <= 1  # one of 256 levels: a value on the edge rounds either way
+
+
+def test_generate_on_what_is_not_there(onnx_tiny_sd: Path, tmp_path: Path) -> None:
+    command = ["generate", str(onnx_tiny_sd), "a cat", "-o", str(tmp_path / "a.png"), "--device", "openvino"]
+    error = CliRunner().invoke(app, command).exception
+    assert isinstance(error, UserError) and "pip install onnxruntime-openvino" in str(error)
 
 
 @pytest.fixture
@@ -102,3 +108,25 @@ def test_evaluate_gives_one_report_of_torch_against_onnx(artifact: Path, tmp_pat
 def test_low_memory_needs_an_onnx_folder(tmp_path: Path) -> None:
     with pytest.raises(EvaluationError, match="--low-memory: neither pipeline is an ONNX folder"):
         evaluate("tiny-sd", "tiny-sd", tmp_path / "out", settings=EvaluationSettings(**FEW, low_memory=True))
+
+
+def test_an_onnx_component_can_be_swapped_into_the_torch_pipeline(onnx_tiny_sd: Path, tmp_path: Path) -> None:
+    from sdcompress.evaluation.samples import Drawing
+    from sdcompress.evaluation.worker.pipeline import PipelineWorker
+    from sdcompress.evaluation.worker.requests import Draw, Open
+
+    pictures = []
+    worker = PipelineWorker()  # which opens one pipeline after the other
+    for swap in ({}, {"swap": "unet", "swap_from": str(onnx_tiny_sd)}, {"swap": "vae", "swap_from": str(onnx_tiny_sd)}):
+        file = tmp_path / f"{len(pictures)}.png"
+        opened = worker.open(Open(path=str(ASSETS / "tiny-sd"), device="cpu", dtype="float32", threads=1, **swap))
+        drawing = Drawing(index=0, prompt="a red heart", seed=3)
+        drawn = worker.draw(Draw(drawings=[drawing], options={"num_inference_steps": 3}, picture=str(file)))
+        assert drawn.component_latency_s.keys() >= {"unet", "vae"}
+        # A later pipeline's peak memory holds what the earlier took.
+        assert (opened.peak_memory_bytes is None) is (drawn.peak_memory_bytes is None) is bool(swap)
+        pictures.append(np.asarray(Image.open(file)).astype(int))
+        stand_in = type(worker._pipeline.components[swap.get("swap", "unet")]).__name__
+        assert stand_in.startswith("Onnx") is bool(swap)
+    for picture in pictures[1:]:
+        assert np.abs(pictures[0] - picture).max() <= 1  # the same weights; a value on the edge rounds either way

@@ -231,6 +231,25 @@ def test_operator_that_the_provider_lacks(
     assert str(file) in str(told.value)
 
 
+def test_messages_of_onnx_runtime_are_understood() -> None:
+    """As ONNX Runtime 1.32 words them where a provider or an older version cannot run a graph."""
+    chosen = choose_runtime("cpu")
+    for said, told in (
+        (
+            "[ONNXRuntimeError] : 9 : NOT_IMPLEMENTED : Could not find an implementation for Attention(24) node with "
+            "name 'node_Attention_12'",
+            "has no operator Attention; .*attention: standard",
+        ),
+        (
+            "ONNX Runtime only *guarantees* support for models stamped with official released onnx opset versions. "
+            "Opset 26 is under development and support for this is limited.",
+            "is of ONNX opset 26",
+        ),
+    ):
+        with pytest.raises(UserError, match=told):
+            raise runtime._opening_error(Path("unet/model.onnx"), chosen, said)
+
+
 def cut_short(file: Path) -> None:
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 

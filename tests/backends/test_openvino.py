@@ -12,12 +12,14 @@ import torch
 from listeners import interrupt_writing
 from typer.testing import CliRunner
 
-from sdcompress import compress, open_pipeline, open_source
+from sdcompress import load_recipe, open_pipeline, open_source
 from sdcompress.cli.main import app
 from sdcompress.errors import ArtifactError, SourceError, UserError
+from sdcompress.execution.execute import execute
 from sdcompress.execution.verify import verify
 from sdcompress.files.artifact import partial_folder
 from sdcompress.files.manifest import read_manifest
+from sdcompress.planning.plan import make_plan
 from sdcompress.sources.openvino_file import DATA_FILE, MODEL_FILE, read_ir
 
 openvino = pytest.importorskip("openvino", reason="openvino is not installed (pip install 'sdcompress[openvino]')")
@@ -124,7 +126,7 @@ def test_eight_bits_stay_eight_bits(nano_folder: Path, tmp_path: Path) -> None:
         "    - export: {static_shapes: {height: 16, width: 16, sequence: 16}}\n"
         "calibration: {prompt_count: 1, num_inference_steps: 2}\n"
     )
-    compress(nano_folder, str(recipe), tmp_path / "onnx")
+    execute(make_plan(load_recipe(str(recipe)), open_source(str(nano_folder))), tmp_path / "onnx")
     write_openvino(open_source(str(tmp_path / "onnx")), tmp_path / "ir")
     before, after = (open_source(str(tmp_path / each)).components["unet"] for each in ("onnx", "ir"))
     assert after.bits_per_weight == before.bits_per_weight < 9
@@ -215,3 +217,16 @@ def test_devices_and_precisions_that_are_not_there(folder: Path) -> None:
     if "NPU" not in openvino.Core().available_devices:
         with pytest.raises(UserError, match="use --device cpu"):
             open_pipeline(folder, device="npu")
+
+
+@pytest.mark.full
+def test_evaluate_takes_both_sides(folder: Path, tmp_path: Path) -> None:
+    from in_process import evaluate
+
+    from sdcompress.evaluation.settings import EvaluationSettings
+
+    few = EvaluationSettings(prompt_count=2, num_inference_steps=3, threads=1, device="cpu", noise_floor=())
+    report = evaluate("tiny-sd", str(folder), tmp_path, settings=few)
+    assert report["compressed"]["parameters"] == open_source("tiny-sd").parameters
+    assert report["similarity"]["ssim"]["min"] > 0.999  # float32 on both sides: single values round the other way
+    assert (tmp_path / "report.html").is_file()

@@ -1,5 +1,7 @@
 """Pipelines pruned apart from stock configs: they open with stock loaders, quantized or not, and export to ONNX."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -18,6 +20,7 @@ PRUNE = (
     '    - prune: {remove: ["mid_block.attentions.0", "up_blocks.0.resnets.1", "down_blocks.0.attentions.1"],'
     " heads: 0.5, feed_forward: 0.75, resnet_channels: 0.75}\n"
 )
+EIGHT_BITS = "    - quantize: {format: int8}\n"
 CONSTANT = "    - export: {static_shapes: {height: 16, width: 16, sequence: 16}}\n"
 
 
@@ -53,6 +56,19 @@ def test_stock_diffusers_opens_it_and_saves_it_again(pruned, tmp_path):
     before = drawn(pipeline)
     pipeline.save_pretrained(tmp_path / "again")
     assert np.array_equal(drawn(open_pipeline(tmp_path / "again", device="cpu")), before)
+
+
+def test_pruned_then_quantized_is_the_pruned_one_with_rounded_weights(pruned, nano_folder, tmp_path):
+    """The quantized artifact made at once, and of the pruned artifact in a second recipe: the same bytes."""
+    plan = made(PRUNE + EIGHT_BITS, nano_folder, tmp_path / "at-once")
+    assert set(plan.after("unet").config["quantization_config"]) >= {"pruning", "layers"}
+    made(EIGHT_BITS, pruned, tmp_path / "apart")
+    weights = "unet/diffusion_pytorch_model.safetensors"
+    assert (tmp_path / "at-once" / weights).read_bytes() == (tmp_path / "apart" / weights).read_bytes()
+    configs = [json.loads((tmp_path / name / "unet/config.json").read_text()) for name in ("at-once", "apart")]
+    assert configs[0] == configs[1]
+    difference = drawn(open_pipeline(tmp_path / "at-once", device="cpu")) - drawn(open_pipeline(pruned, device="cpu"))
+    assert 0 < np.abs(difference).max() < 0.05  # int8 of random weights: 40 dB or better
 
 
 def test_onnx_draws_what_torch_draws(pruned, nano_folder, tmp_path):

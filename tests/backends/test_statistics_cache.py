@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from listeners import Events
 
 from sdcompress.backends.torch import gathering
 from sdcompress.backends.torch.input_statistics import StatisticsFile, content_key, load_or_gather
 from sdcompress.calibration.settings import Calibration
+from sdcompress.errors import SourceError
 from sdcompress.progress import Listener, silent
 from sdcompress.quant.statistics import Limits
 from sdcompress.sources.opening import open_folder
@@ -43,6 +45,16 @@ def files_in(cache: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in sorted(cache.rglob("*")) if file.is_file()}
 
 
+def equal(one: Any, other: Any) -> bool:
+    return all(
+        one[name].count == other[name].count
+        and torch.equal(one[name].mean, other[name].mean)
+        and len(one[name].moments) == len(other[name].moments)
+        and all(torch.equal(a, b) for a, b in zip(one[name].moments, other[name].moments, strict=True))
+        for name in one
+    )
+
+
 @pytest.fixture(scope="module")
 def nano(nano_folder: Path) -> Source:
     return open_folder(nano_folder)
@@ -69,6 +81,15 @@ def test_what_is_there_is_not_gathered_again(nano: Source, whole: Path) -> None:
         found["unet"]["conv_out"]
 
 
+def test_files_are_named_by_key_and_component(nano: Source, whole: Path) -> None:
+    key = content_key(
+        nano, {name: tuple(sorted(layers)) for name, layers in WANTED.items()}, CALIBRATION, LIMITS, "cpu"
+    )
+    assert len(key) == 64
+    names = sorted(file.relative_to(whole).as_posix() for file in whole.rglob("*") if file.is_file())
+    assert names == [f"statistics/{key}/{component}.safetensors" for component in WANTED]
+
+
 def test_same_bytes_wherever_it_is_gathered(nano: Source, whole: Path, tmp_path: Path) -> None:
     events = Events()
     load(nano, tmp_path, events, wanted={name: layers[::-1] for name, layers in WANTED.items()})
@@ -85,7 +106,7 @@ def test_the_cache_is_where_the_variable_says(nano: Source, tmp_path: Path, monk
     ]
 
 
-@pytest.mark.parametrize("stop", [("text_encoder", 2), ("unet", 4)])
+@pytest.mark.parametrize("stop", [("text_encoder", 2), ("unet", 4), ("vae", 2)])
 def test_a_killed_run_goes_on_to_the_same_statistics(
     stop: tuple[str, int], nano: Source, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -105,6 +126,15 @@ def test_a_killed_run_goes_on_to_the_same_statistics(
     assert files_in(tmp_path) == files_in(whole)  # and nothing of the progress is left
 
 
+def test_without_time_for_checkpoints_components_are_saved(nano: Source, whole: Path, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        load(nano, tmp_path, stop_at("unet", 3))
+    events = Events()
+    load(nano, tmp_path, events)
+    assert events.counts == {"unet": RUNS["unet"], "vae": RUNS["vae"]}
+    assert files_in(tmp_path) == files_in(whole)
+
+
 @pytest.mark.parametrize("damage", ["flipped", "cut", "no header", "gone"])
 def test_a_damaged_file_is_gathered_anew(damage: str, nano: Source, whole: Path, tmp_path: Path) -> None:
     cache = Path(shutil.copytree(whole, tmp_path / "cache"))
@@ -119,6 +149,29 @@ def test_a_damaged_file_is_gathered_anew(damage: str, nano: Source, whole: Path,
     load(nano, cache, events)
     assert events.counts == {"text_encoder": PROMPTS}
     assert files_in(cache) == files_in(whole)
+
+
+def test_what_leads_to_a_damaged_file_runs_again(nano: Source, whole: Path, tmp_path: Path) -> None:
+    cache = Path(shutil.copytree(whole, tmp_path / "cache"))
+    (file,) = cache.rglob("unet.safetensors")
+    file.write_bytes(file.read_bytes()[:-1])
+    events = Events()
+    load(nano, cache, events)
+    assert events.counts == {name: RUNS[name] for name in ("text_encoder", "unet")}
+    assert files_in(cache) == files_in(whole)
+
+
+def test_damaged_progress_is_not_used(nano: Source, whole: Path, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        load(nano, tmp_path, stop_at("unet", 3))
+    (file,) = tmp_path.rglob("progress/text_encoder.safetensors")
+    data = bytearray(file.read_bytes())
+    data[-100] ^= 1
+    file.write_bytes(data)
+    events = Events()
+    load(nano, tmp_path, events)
+    assert events.counts == RUNS
+    assert files_in(tmp_path) == files_in(whole)
 
 
 def key_of(source: Source, **changes: Any) -> str:
@@ -153,6 +206,16 @@ def test_other_layers_limits_or_devices_are_another_key(nano: Source) -> None:
     assert len({key_of(nano), *(key_of(nano, **change) for change in changes)}) == 1 + len(changes)
 
 
+def test_other_prompts_or_settings_are_gathered(nano: Source, tmp_path: Path) -> None:
+    wanted = {"text_encoder": WANTED["text_encoder"]}
+    one = load(nano, tmp_path, wanted=wanted)
+    events = Events()
+    prompts = CALIBRATION.model_copy(update={"prompts": ("a red apple", "two dogs")})
+    other = load(nano, tmp_path, events, wanted=wanted, calibration=prompts)
+    assert events.counts == {"text_encoder": PROMPTS}
+    assert not equal(one["text_encoder"], other["text_encoder"])
+
+
 @pytest.mark.parametrize("part", ["text_encoder/model", "unet/diffusion_pytorch_model", "vae/diffusion_pytorch_model"])
 def test_another_weight_byte_is_another_key(part: str, nano: Source, nano_copy: Path) -> None:
     file = nano_copy / f"{part}.safetensors"
@@ -170,3 +233,19 @@ def test_another_scheduler_tokenizer_or_config_is_another_key(file: str, nano: S
     content = json.loads((nano_copy / file).read_text())
     (nano_copy / file).write_text(json.dumps({**content, "_another": 1}))
     assert key_of(open_folder(nano_copy)) != key_of(nano)
+
+
+def test_nothing_wanted_draws_nothing(nano: Source, tmp_path: Path) -> None:
+    assert load(nano, tmp_path, wanted={"unet": []}) == {} and not list(tmp_path.iterdir())
+
+
+def test_broken_weights_name_the_layer(nano_copy: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    file = nano_copy / "unet" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(file)
+    tensors["conv_in.weight"][0] = torch.inf
+    save_file(tensors, file)
+    with pytest.raises(SourceError, match=r"^unet\.conv_out: in its input"):
+        load(open_folder(nano_copy), tmp_path / "cache", wanted={"unet": ["conv_out"]})
+    assert not list((tmp_path / "cache").rglob("unet.safetensors"))

@@ -27,6 +27,7 @@ from sdcompress.sources.opening import open_folder
 from sdcompress.sources.source import Source
 
 CALIBRATION = Calibration(prompts=("a red apple", "two cats"), num_inference_steps=4)
+ALL_ROWS = Limits(rows=2**30)
 LAYERS = {
     "text_encoder": ["text_model.encoder.layers.1.mlp.fc2"],
     "unet": [
@@ -133,6 +134,13 @@ def test_rows_are_the_patches_that_meet_the_weight(name: str) -> None:
     assert torch.allclose(output, layer(x).flatten(2).transpose(1, 2).reshape(len(expected), -1), atol=1e-5)
 
 
+def test_rows_of_a_linear_layer() -> None:
+    layer, x = nn.Linear(4, 2), torch.randn(2, 3, 5, 4)
+    assert count_rows(layer, x) == 30
+    assert torch.equal(take_rows(layer, x, None), x.view(30, 4))
+    assert torch.equal(take_rows(layer, x, torch.tensor([1, 29])), x.view(30, 4)[[1, 29]])
+
+
 @pytest.mark.parametrize(("total", "limit"), [(100, 100), (101, 100), (100, 7), (4096, 256), (5, 1)])
 def test_every_row_is_chosen_once_a_round(total: int, limit: int) -> None:
     chosen = [choose_rows(total, limit, call) for call in range(3 * -(-total // limit))]
@@ -175,6 +183,32 @@ def test_a_sample_covers_positions_and_both_branches_alike(nano: Source, rows: d
     means = [each.flatten(0, 1).mean(0) for each in both]
     assert not torch.allclose(means[0], means[1], atol=1e-3)
     assert torch.allclose(found.mean, (means[0] + means[1]) / 2, atol=1e-6)  # a few float32 roundings
+
+
+def test_a_sample_is_near_the_whole(nano: Source, rows: dict[str, torch.Tensor]) -> None:
+    name = "down_blocks.0.downsamplers.0.conv"
+    found = gather(nano, {"unet": [name]}, Limits(rows=2 * 4 * 8))["unet"][name]
+    everything = rows[f"unet.{name}"]
+    (block,) = found.moments
+    exact = everything.T @ everything / len(everything)
+    assert found.count == len(everything) / 4 == 2 * 4 * 8
+    # 64 of 256 rows of 288 columns: independent rows would be off by about sqrt(trace(M)^2 / 64) in Frobenius norm.
+    assert (block - exact).norm() < exact.trace() / 8
+
+
+def test_same_seed_same_bytes(nano: Source) -> None:
+    wanted = {"unet": ["conv_in", "conv_out"]}
+    first, again = (gather(nano, wanted, Limits(rows=64), num_inference_steps=2)["unet"] for _ in range(2))
+    other = gather(nano, wanted, Limits(rows=64), num_inference_steps=2, seed=1)["unet"]
+    for name in wanted["unet"]:
+        assert torch.equal(first[name].mean, again[name].mean)
+        assert torch.equal(first[name].moments[0], again[name].moments[0])
+        assert not torch.equal(first[name].moments[0], other[name].moments[0])
+
+
+def test_without_guidance_there_is_one_branch(nano: Source) -> None:
+    found = gather(nano, {"unet": ["conv_in"]}, ALL_ROWS, guidance_scale=1.0, num_inference_steps=1)
+    assert found["unet"]["conv_in"].count == 2 * 8 * 8
 
 
 def test_broken_weights_name_the_layer(nano_copy: Path) -> None:

@@ -102,3 +102,19 @@ def test_in_onnx_its_rows_are_gathered_as_codes(folder, tmp_path):
         expected = model(IDS, attention_mask=torch.ones_like(IDS))[0]
     output = session.run(None, given)[0]
     torch.testing.assert_close(torch.from_numpy(output), expected, rtol=1e-4, atol=1e-5)  # another order of summation
+
+
+def test_umt5_ties_it_too():
+    from transformers import UMT5Config, UMT5EncoderModel
+
+    from sdcompress.backends.torch.modules import QuantizedEmbedding, replace_layers
+    from sdcompress.quant.registry import from_label
+
+    model = UMT5EncoderModel(UMT5Config(vocab_size=64, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2))
+    replace_layers(model, {"shared": from_label("int8")})
+    assert isinstance(model.shared, QuantizedEmbedding)
+    assert [name for name in model.state_dict() if "embed_tokens" in name] == []
+    model.tie_weights()  # loaders call it at the end
+    model.shared.codes.fill_(2)
+    model.shared.scale.fill_(1)
+    assert (model.encoder.embed_tokens(IDS) == 2).all()

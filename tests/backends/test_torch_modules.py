@@ -73,6 +73,15 @@ def test_an_embedding_dequantizes_the_rows_asked_for(monkeypatch):
     assert shapes == [(3, 48)]
 
 
+@torch.no_grad()
+def test_weights_are_dequantized_in_pieces(monkeypatch):
+    module, _ = pair("int4", "conv3x3")
+    sizes = [weight.shape[0] for weight, _ in module.pieces(torch.float32)]
+    # 31,104 weights in at least 32 pieces of 1,000, but of whole blocks of 8 output channels.
+    assert sizes == [8] * 9
+    assert [weight.shape[0] for weight, _ in pair("int4", "grouped")[0].pieces(torch.float32, groups=2)] == [72]
+
+
 def test_a_module_is_of_the_kind_it_stands_for():
     """PEFT, diffusers and transformers ask `isinstance` and read these."""
     linear, conv, table = (pair("int4", layer)[0] for layer in ("linear", "conv3x3", "embedding"))

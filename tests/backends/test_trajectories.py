@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +57,40 @@ def observed(tiny_sd: Source) -> Histograms:
 
 
 @pytest.fixture(scope="module")
-def tiny_sdxl(family_folder: Callable[[str], Path]) -> Path:
-    return family_folder("sdxl")
+def nano_xl(nano_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random SDXL pipeline over the nano pipeline's VAE and tokenizer, saved in float16."""
+    from diffusers import (
+        EulerDiscreteScheduler,
+        StableDiffusionPipeline,
+        StableDiffusionXLPipeline,
+        UNet2DConditionModel,
+    )
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    nano = StableDiffusionPipeline.from_pretrained(nano_folder)
+    torch.manual_seed(0)
+    sizes = {
+        "vocab_size": 78, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "max_position_embeddings": 16, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1,
+    }  # fmt: skip
+    unet = UNet2DConditionModel(
+        sample_size=8, block_out_channels=(32, 64), down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), layers_per_block=1, norm_num_groups=8,
+        attention_head_dim=8, cross_attention_dim=32 + 16, addition_embed_type="text_time", addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=24 + 6 * 8,
+    )  # fmt: skip
+    pipeline = StableDiffusionXLPipeline(
+        nano.vae,
+        CLIPTextModel(CLIPTextConfig(hidden_size=32, **sizes)),
+        CLIPTextModelWithProjection(CLIPTextConfig(hidden_size=16, projection_dim=24, **sizes)),
+        nano.tokenizer,
+        nano.tokenizer,
+        unet,
+        EulerDiscreteScheduler(),
+    )
+    folder = tmp_path_factory.mktemp("models") / "nano-xl"
+    pipeline.to(torch.float16).save_pretrained(folder)
+    return folder
 
 
 def test_every_layer_is_seen_as_often_as_it_runs(tiny_sd: Source, observed: Histograms) -> None:
@@ -119,7 +152,18 @@ def test_outputs_are_those_of_the_layer(tiny_sd: Source, observed: Histograms) -
     assert encoded.low == max(picture.low, -1) and encoded.high == min(picture.high, 1)
 
 
-@pytest.mark.parametrize("model", ["tiny-sd", "tiny_sdxl"])
+def test_same_seed_same_statistics(tiny_sd: Source, observed: Histograms) -> None:
+    wanted = {"unet": {"conv_in": INPUT, "conv_out": INPUT}}
+    again = observe(tiny_sd, wanted)["unet"]
+    other = observe(tiny_sd, wanted, CALIBRATION.model_copy(update={"seed": 7}))["unet"]
+    for name in wanted["unet"]:
+        first = observed["unet"][name].input
+        same, another = again[name].input, other[name].input
+        assert torch.equal(same.counts, first.counts) and same.high == first.high
+        assert not torch.equal(another.counts, first.counts)
+
+
+@pytest.mark.parametrize("model", ["tiny-sd", "nano_xl"])
 def test_pictures_are_those_of_the_stock_pipeline(model: str, request: pytest.FixtureRequest) -> None:
     """Bit for bit, though components come one by one, and whether or not every layer is observed."""
     from diffusers import DiffusionPipeline
@@ -146,13 +190,13 @@ def test_pictures_are_those_of_the_stock_pipeline(model: str, request: pytest.Fi
         assert torch.equal(pictures["observed"][index] / 2 + 0.5, stock)
 
 
-def test_xl_with_an_encoded_empty_prompt(tiny_sdxl: Path, tmp_path: Path) -> None:
+def test_xl_with_an_encoded_empty_prompt(nano_xl: Path, tmp_path: Path) -> None:
     """Without `force_zeros_for_empty_prompt` the negative embeddings are those of "", as in the stock pipeline."""
     import shutil
 
     from diffusers import StableDiffusionXLPipeline
 
-    folder = Path(shutil.copytree(tiny_sdxl, tmp_path / "xl"))
+    folder = Path(shutil.copytree(nano_xl, tmp_path / "xl"))
     index = json.loads((folder / "model_index.json").read_text())
     (folder / "model_index.json").write_text(json.dumps({**index, "force_zeros_for_empty_prompt": False}))
     run = CalibrationRun(open_folder(folder), {"unet": {}}, CALIBRATION, device="cpu")
@@ -230,6 +274,34 @@ def test_interrupted(tiny_sd: Source, tmp_path: Path, monkeypatch: pytest.Monkey
     assert not list(tmp_path.iterdir())
 
 
+def test_weights_are_those_of_the_files(nano_xl: Path) -> None:
+    from diffusers import UNet2DConditionModel
+    from transformers import CLIPTextModelWithProjection
+
+    source = open_folder(nano_xl)
+    for part, stock_class in (("unet", UNet2DConditionModel), ("text_encoder_2", CLIPTextModelWithProjection)):
+        mine = open_component(source, part, CPU).state_dict()
+        stock = stock_class.from_pretrained(nano_xl / part, torch_dtype=torch.float32).state_dict()
+        assert mine.keys() == stock.keys()
+        assert all(torch.equal(mine[name], stock[name]) and mine[name].dtype == torch.float32 for name in stock)
+
+
+def test_broken_weights_name_the_layer(nano_copy: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    file = nano_copy / "unet" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(file)
+    tensors["conv_in.bias"][0] = torch.nan
+    save_file(tensors, file)
+    layer = "down_blocks.0.resnets.0.conv1"
+    with pytest.raises(SourceError, match=rf"^unet\.{layer}: in its input \d+ of \d+ values are NaN or infinite"):
+        observe(
+            open_folder(nano_copy),
+            {"unet": {layer: INPUT}},
+            Calibration(prompt_count=1, num_inference_steps=1),
+        )
+
+
 def test_missing_weights(nano_copy: Path) -> None:
     from safetensors.torch import load_file, save_file
 
@@ -239,3 +311,40 @@ def test_missing_weights(nano_copy: Path) -> None:
     save_file(tensors, file)
     with pytest.raises(SourceError, match=r"its unet lacks conv_in\.bias"):
         observe(open_folder(nano_copy), {"unet": {"conv_out": INPUT}})
+
+
+@pytest.mark.parametrize(
+    ("wanted", "problem"),
+    [
+        ({"unet": {"conv_inn": INPUT}}, r"unet\.conv_inn: is no linear layer or convolution"),
+        ({"unet": {"conv_norm_out": INPUT}}, r"unet\.conv_norm_out: is no linear layer or convolution"),
+        ({"safety_checker": {"visual_projection": INPUT}}, "safety_checker: has no activation ranges"),
+        ({"text_encoder_2": {"x": INPUT}}, "tiny-sd: has no text_encoder_2"),
+    ],
+)
+def test_layers_that_cannot_be_observed(wanted: Any, problem: str, tiny_sd: Source) -> None:
+    with pytest.raises(SourceError, match=problem):
+        observe(tiny_sd, wanted)
+
+
+def test_a_layer_that_never_runs(nano_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run_nothing(model: Any, *_: Any, **__: Any) -> Any:
+        return model.conv_in(torch.zeros(1, 4, 8, 8))
+
+    monkeypatch.setattr(CalibrationRun, "denoise", lambda self, texts: run_within(self, run_nothing))
+
+    def run_within(run: Any, function: Any) -> list[torch.Tensor]:
+        with run._opened("unet") as model:
+            function(model)
+        return []
+
+    with pytest.raises(SourceError, match=r"unet\.conv_out: drawing pictures never runs it"):
+        observe(open_folder(nano_copy), {"unet": {"conv_in": INPUT, "conv_out": INPUT}})
+
+
+def test_pipelines_that_cannot_be_calibrated(tiny_sd: Source) -> None:
+    unknown = replace(tiny_sd, model_index=tiny_sd.model_index | {"_class_name": "UniDiffuserPipeline"})
+    with pytest.raises(SourceError, match="is a UniDiffuserPipeline; activation ranges can be calibrated"):
+        observe(unknown, {"unet": {"conv_in": INPUT}})
+    with pytest.raises(SourceError, match="sd15: has no weights here"):
+        observe(open_source("sd15"), {"unet": {"conv_in": INPUT}})

@@ -51,6 +51,12 @@ def test_prompts_of_ones_own() -> None:
     assert choose_prompts(calibration, open_source("tiny-sd")).prompts == ("a cat", "a dog")
 
 
+@pytest.mark.parametrize("settings", [{}, {"prompts": ["a cat"]}, {"height": 64, "seed": 3, "range": "percentile"}])
+def test_round_trip(settings: dict[str, Any]) -> None:
+    calibration = Calibration.model_validate(settings)
+    assert Calibration.model_validate(calibration.model_dump(mode="json")) == calibration
+
+
 @pytest.mark.parametrize(
     ("settings", "problem"),
     [

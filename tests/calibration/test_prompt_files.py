@@ -10,6 +10,8 @@ import pytest
 from sdcompress.calibration.prompt_files import read_prompts
 from sdcompress.errors import EvaluationError
 
+REFERENCE = Path(__file__).resolve().parents[2].parent / "shared" / "reference" / "prompts"
+
 FILES = {
     "parti.tsv": 'Prompt\tCategory\tChallenge\tNote\na "big\tAnimals\tBasic\t\na dog\tAnimals\tBasic\tx\n',
     "drawbench.csv": '\ufeffPrompts,Category\n"a ""big",Colors\na dog,Colors\n',
@@ -46,3 +48,12 @@ def test_what_is_wrong_is_said(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text(content, encoding="utf-8")
     with pytest.raises(EvaluationError, match=words):
         read_prompts(tmp_path / name)
+
+
+@pytest.mark.skipif(not REFERENCE.is_dir(), reason="the published prompt sets are not in ../shared/reference/prompts")
+def test_the_published_files() -> None:
+    sizes = {"PartiPrompts.tsv": 1632, "drawbench_imagen.csv": 200, "geneval_generation_prompts.txt": 553}
+    for name, size in sizes.items():
+        prompts = read_prompts(REFERENCE / name).prompts
+        assert len(prompts) == size and all(prompts), name
+    assert read_prompts(REFERENCE / "drawbench_imagen.csv").prompts[0] == "A red colored car."

@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from sdcompress.errors import InternalError, SourceError
-from sdcompress.files.safetensors_file import StreamWriter, read_bytes, read_header
+from sdcompress.files.safetensors_file import StreamWriter, TensorRange, ranges_of_header, read_bytes, read_header
 
 WHOLE = {
     "a": np.arange(6, dtype=np.float32).reshape(2, 3),
@@ -119,6 +119,11 @@ def test_a_file_that_shrinks_while_it_is_read(file: Path) -> None:
     file.write_bytes(file.read_bytes()[: where.offset + 4])
     with pytest.raises(SourceError, match="ended while it was read"):
         read_bytes(where)
+
+
+def test_ranges_of_a_header_whose_file_is_elsewhere() -> None:
+    ranges = ranges_of_header(Path("hub/model.safetensors"), entry(), data_start=100, total_bytes=None)
+    assert ranges == {"x": TensorRange(Path("hub/model.safetensors"), "F16", (2,), 100, 4)}
 
 
 @pytest.mark.parametrize(

@@ -151,6 +151,10 @@ def test_libraries_that_do_not_work_are_told_where_they_matter() -> None:
     assert first.startswith("onnxruntime and onnxruntime-gpu are installed") and second.endswith("no libcublas")
 
 
+def test_only_known_recipes_are_advised() -> None:
+    assert [each.recipe for each in advise(findings(ZEN5), ["int8", "mixed"])] == ["int8", "mixed"]
+
+
 def test_the_tables_are_about_recipes_that_exist_and_traits_that_occur() -> None:
     traits = {"cuda", "rocm", "xpu", "mps", "int8-cpu", *advice.SLOW_INT8, "little-memory", "bfloat16-cpu"}
     for rule in advice.RULES:

@@ -37,6 +37,20 @@ def test_shipped_recipes_fit_every_catalog_model(model, name):
     assert description["compressed"]["parameters"] == description["original"]["parameters"]
 
 
+def test_tiny_sd_int8_is_eight_bits_and_little_more():
+    """Codes and scales of the quantized layers alone, over the weights they stand for."""
+    made = make_plan(load_recipe("int8"), open_source("tiny-sd"))
+    for name, spec in made.components_after.items():
+        packed = [tensor for key, tensor in spec.tensors.items() if key.endswith((".codes", ".scale"))]
+        bits = 8 * sum(tensor.size_bytes for tensor in packed) / sum(tensor.parameters for tensor in packed)
+        assert 8 < bits <= 8.3, name
+
+
+def test_sd15_int8_halves_the_unet():
+    spec = plan("sd15", "  unet:\n    - quantize: {format: int8}\n").after("unet")
+    assert 8.0 < spec.bits_per_weight < 8.05
+
+
 def test_sd15_linear_only_4_bit_is_reported_as_what_it_is():
     """1.29x for a UNet whose convolutions stay in float16: what a 4-bit claim must be held to."""
     linear = plan("sd15", "  unet:\n    - quantize: {format: nf4, keep_sensitive: false}\n").after("unet")
@@ -144,6 +158,12 @@ def test_all_problems_at_once():
     ]  # fmt: skip
 
 
+def test_groups_that_do_not_divide_end_in_a_smaller_one():
+    """320 channels are six groups of 48 and one of 32: seven scales for each output channel."""
+    spec = plan("sd15", "  unet:\n    - quantize: {format: int8, group_size: 48, include: [conv_out]}\n").after("unet")
+    assert spec.tensors["conv_out.scale"].shape == (4, 7)
+
+
 def test_calibrated_layers_are_planned_with_their_memory():
     plain = plan("sd15", "  unet:\n    - quantize: {format: uint4, group_size: 64}\n")
     calibrated = plan("sd15", "  unet:\n    - quantize: {format: uint4, group_size: 64, rounding: gptq}\n")
@@ -162,6 +182,25 @@ def test_an_embedding_is_rounded_without_calibration():
     assert methods == {"embedding": "search", "linear": "gptq"}
 
 
+@pytest.mark.parametrize(
+    ("options", "bits"),
+    [
+        # 4 bits, and for each group of 64 a scale and a zero point of 8 bits, or scales alone of 16 or 8.
+        ("format: uint4, group_size: 64, scale_bits: 8", 4 + 16 / 64),
+        ("format: int4, group_size: 64", 4 + 16 / 64),
+        ("format: int3, group_size: 32, scale_bits: 8", 3 + 8 / 32),
+        ("format: normal-float4, group_size: 64, scale_bits: 8", 4 + 8 / 64),
+        ("format: codebook2", 2),
+    ],
+)
+def test_bits_per_weight_of_sd15(options, bits):
+    """A layer whose groups divide: 1280 input channels, 3x3. The step of a row's scales is 16 bits in 11,520."""
+    spec = plan("sd15", f"  unet:\n    - quantize: {{{options}, include: [mid_block.resnets.0.conv1]}}\n").after("unet")
+    parts = [tensor for name, tensor in spec.tensors.items() if name.startswith("mid_block.resnets.0.conv1.")]
+    stored = [tensor for tensor in parts if tensor.shape != (1280,) or tensor.parameters == 0]
+    assert 8 * sum(tensor.size_bytes for tensor in stored) / (1280 * 1280 * 9) == pytest.approx(bits, abs=0.002)
+
+
 def test_every_component_is_exported_though_no_key_names_it():
     made = plan("sd15", f"  unet:\n    - {FLOAT}\n    - export: {{attention: standard}}\n", target="onnx")
     last = {name: made.steps_of(name)[-1].step for name in made.source.components}
@@ -178,6 +217,12 @@ def test_an_exported_pipeline_is_no_source():
 def test_optional_component():
     made = plan("sd21", "  safety_checker?:\n    - cast: {dtype: float16}\n  unet:\n    - cast: {dtype: float16}\n")
     assert {step.component for step in made.steps} == {"unet"}
+
+
+def test_sensitive_layers_are_a_small_part_of_sd15():
+    layers = describe_plan(plan("sd15", "  unet:\n    - quantize: {format: nf4, convolutions: true}\n"))
+    spared = [row for row in layers["components"]["unet"]["layers"] if "sensitive" in row["reason"]]
+    assert sum(row["parameters"] for row in spared) / 859_520_964 == pytest.approx(0.088, abs=0.0005)
 
 
 def test_every_layer_left_alone_has_a_reason():

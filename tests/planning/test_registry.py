@@ -4,7 +4,7 @@ import types
 import pytest
 import yaml
 
-from sdcompress.errors import InternalError
+from sdcompress.errors import InternalError, nearest
 from sdcompress.planning.recipe import parse_recipe
 from sdcompress.planning.registry import describe_steps, known_steps
 from sdcompress.planning.steps import Step
@@ -42,3 +42,8 @@ def test_refuses_a_second_of_the_same_name(tmp_path, monkeypatch):
     with pytest.raises(InternalError, match=r"twice\.b\.B: A is same already"):
         find_classes("twice", Step, "kind")
     assert isinstance(sys.modules.pop("twice"), types.ModuleType)
+
+
+def test_nearest():
+    assert nearest("itn8", ["int8", "nf4"]) == "did you mean int8? known: int8, nf4"
+    assert nearest("zzz", ["int8"]) == "known: int8"

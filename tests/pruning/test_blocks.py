@@ -4,6 +4,7 @@ import pytest
 import torch
 from tiny_parts import denoised, tiny_transformer
 
+import sdcompress
 from sdcompress.backends.component import Component
 from sdcompress.backends.torch.loading import open_pipeline
 from sdcompress.errors import RecipeError, UserError
@@ -141,3 +142,23 @@ def test_auto_measures_blocks(family_folder, monkeypatch, tmp_path):
         assert after.parameters <= (1 - float(share[:-1]) / 100) * before.parameters
     with pytest.raises(RecipeError, match=r"prune\.auto: 90% of transformer asked for, and its removable parts are"):
         made(family_folder("sana"), "{prune: {auto: 90%}}", tmp_path / "no")
+
+
+@pytest.mark.full  # half a minute of tracing
+def test_the_graph_has_no_more_than_what_is_left(family_folder, tmp_path):
+    pytest.importorskip("onnxruntime")
+    made(family_folder("pixart"), '{prune: {remove: ["*.0"]}}', tmp_path / "torch")
+    text = (
+        'schema_version: 1\ndescription: T\ntarget: onnx\ncomponents:\n  transformer: [{prune: {remove: ["*.0"]}}]\n'
+        '  "*": [{cast: {dtype: float32}}]\n'
+    )
+    execute(make_plan(parse_recipe(text, "r"), open_source(str(family_folder("pixart")))), tmp_path / "onnx")
+    pictures = []
+    for out in ("torch", "onnx"):
+        pipeline = sdcompress.open_pipeline(tmp_path / out, device="cpu")
+        generator = torch.Generator().manual_seed(0)
+        pictures.append(
+            pipeline("a red cat", num_inference_steps=2, height=32, width=32, use_resolution_binning=False,
+                     clean_caption=False, generator=generator, output_type="np").images[0]
+        )  # fmt: skip
+    assert abs(pictures[0] - pictures[1]).max() < 1e-4  # float32 in another order of summation, as in test_contracts

@@ -7,7 +7,7 @@ import torch
 from random_weights import random
 from safetensors.torch import load_file
 
-from sdcompress.errors import UserError
+from sdcompress.errors import RecipeError, UserError
 from sdcompress.execution.execute import execute
 from sdcompress.planning.plan import make_plan
 from sdcompress.planning.recipe import parse_recipe
@@ -108,3 +108,9 @@ def test_what_cannot_be_is_said(component, parameters, problem):
     with pytest.raises(UserError) as error:
         Sparsify(**parameters).plan(open_source("sd15").components[component], "torch")
     assert any(str(each).startswith(problem) for each in error.value.problems), error.value.problems
+
+
+def test_it_stands_before_casts(nano_folder):
+    steps = "    - cast: {dtype: float16}\n    - sparsify: {sparsity: 0.5}\n"
+    with pytest.raises(RecipeError, match="sparsify: must stand before cast"):
+        make_plan(parse_recipe(HEAD + steps, "r"), open_source(str(nano_folder)))

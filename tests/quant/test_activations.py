@@ -103,6 +103,19 @@ def test_of_large_tensors_a_sample_counts_but_extremes_are_exact() -> None:
         assert ones == pytest.approx(counted / 2, rel=0.01)  # every channel is met within one of its 128 x 128
 
 
+def test_small_tensors_are_counted_whole() -> None:
+    histogram = Histogram()
+    for size in (1, SAMPLE, 2 * SAMPLE - 1):
+        histogram.add(torch.ones(size))
+    assert int(histogram.counts.sum()) == histogram.count == 3 * SAMPLE
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_precisions_and_no_values(dtype: torch.dtype) -> None:
+    histogram = histogram_of(torch.empty(0, 3, dtype=dtype), torch.tensor([[0.5], [-2.0]], dtype=dtype))
+    assert (histogram.low, histogram.high, histogram.count) == (-2.0, 0.5, 2)
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_values_that_are_not_finite(bad: float) -> None:
     histogram = Histogram()

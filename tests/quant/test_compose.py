@@ -56,6 +56,14 @@ def test_without_corrections_it_is_the_rounding_alone(rounding: Rounding) -> Non
     assert list(parts) == list(expected) and all(torch.equal(parts[name], expected[name]) for name in parts)
 
 
+def test_bitsandbytes_formats_choose_their_own_codes() -> None:
+    pytest.importorskip("bitsandbytes")
+    weight = random(16, 64)
+    tensor, expected = quantize_weight(weight, from_label("nf4"), Search()), from_label("nf4").quantize(weight)
+    assert torch.equal(tensor.codes, expected.codes)
+    assert torch.equal(restored(tensor, torch.float32), expected.dequantize(torch.float32))
+
+
 @pytest.mark.parametrize("label", ["uint4+hadamard", "uint4+rank4+hadamard"])
 def test_a_layer_that_rotates_its_input_computes_with_the_restored_weight(label: str) -> None:
     weight, x = random(24, 48, 3, 3), random(2, 48, 7, 7, seed=1)
@@ -75,6 +83,14 @@ def test_what_is_rounded_is_the_rotated_weight_with_rotated_statistics() -> None
     expected = GPTQ().quantize(rotated_weight(weight), from_label("uint4"), by_hand)
     # Sums in another order may move a weight over the edge between two codes: a few in a thousand.
     assert float((tensor.codes != expected.codes).float().mean()) < 0.01
+
+
+def test_an_outlier_costs_less_when_it_is_rotated() -> None:
+    weight = random(24, 64)
+    weight[:, 5] *= 20
+    tensors = (quantize_weight(weight, from_label(f"uint3/64{more}"), Nearest()) for more in ("", "+hadamard"))
+    alone, rotated = (sqnr_db(weight, restored(tensor, torch.float32)) for tensor in tensors)
+    assert rotated > alone + 3
 
 
 @pytest.mark.parametrize("rounding", [Nearest(), WeightedSearch(), GPTQ()])

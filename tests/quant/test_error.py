@@ -34,6 +34,16 @@ def test_output_error_is_that_of_the_layer_s_outputs(shape: tuple[int, ...], mon
     assert output_sqnr_db(weight, close, statistics_of(rows)) == pytest.approx(expected, abs=1e-4)
 
 
+def test_output_error_adds_up_over_blocks():
+    """As if inputs of different blocks had nothing in common: their cross products are left out."""
+    rows = torch.randn(50, 8, generator=torch.Generator().manual_seed(1))
+    weight, close = torch.ones(2, 8), torch.ones(2, 8)
+    close[:, 6] = 0.9
+    first, second = rows[:, :4].sum(1).square().sum(), rows[:, 4:].sum(1).square().sum()
+    expected = 10 * math.log10((first + second) / (0.1 * rows[:, 6]).square().sum())
+    assert output_sqnr_db(weight, close, statistics_of(rows, 4, 4)) == pytest.approx(expected, abs=1e-4)  # as above
+
+
 def test_output_error_of_inputs_that_never_come():
     rows = torch.zeros(4, 3)
     rows[:, 0] = 1

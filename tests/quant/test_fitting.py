@@ -54,6 +54,18 @@ def test_range_is_near_the_best_of_all(bits: int) -> None:
     assert float(ours.sum()) <= 1.03 * float(best.sum())
 
 
+def test_size_does_not_matter() -> None:
+    grouped = random(6, 3, 16, seed=3)
+    # A power of two changes no digit.
+    assert torch.equal(fitted(grouped * 2**-6, None, 3), fitted(grouped, None, 3) * 2**-6)
+
+
+def test_the_larger_side_gets_the_code_more() -> None:
+    grouped = torch.tensor([[[-4.0, 3.0, 1.0, -1.0], [4.0, -3.0, -1.0, 1.0]]])
+    scale = fitted(grouped, None, 3)
+    assert torch.allclose(scale, torch.tensor([[1.0, -1.0]]))  # both are exact on a grid of steps of 1
+
+
 def test_zeros_and_columns_without_importance() -> None:
     zeros = torch.zeros(2, 2, 8)
     scale, zero = best_range(zeros, None, 4)

@@ -34,6 +34,14 @@ def test_blocks_are_even_whole_channels_within_the_limit(channels: int, multiple
     assert len(sizes) == fewest
 
 
+def test_known_blocks() -> None:
+    assert block_sizes(3456, 9, 2048) == (1728, 1728)
+    assert block_sizes(23040, 9, 2048) == (1926,) * 4 + (1917,) * 8  # 2560 channels over 12 blocks
+    assert block_sizes(768, 1, 2048) == (768,)
+    with pytest.raises(ValueError, match="10 columns are no whole number of channels of 9 columns"):
+        block_sizes(10, 9, 100)
+
+
 def test_a_component_s_blocks_fit_its_budget() -> None:
     layers = [(11520, 9), (1280, 1), (320, 1)]
     limits = Limits(columns=2048, blocks_bytes=20 * 2**20)
@@ -71,6 +79,12 @@ def test_rows_may_be_written_over_once_they_are_added() -> None:
     accumulator.add(rows_of(3, 4, seed=1))
     expected = accumulated((4,), rows_of(3, 4), rows_of(3, 4, seed=1)).statistics()
     assert torch.equal(accumulator.statistics().moments[0], expected.moments[0])
+
+
+def test_halves_are_added_up_as_floats() -> None:
+    rows = torch.full((4, 2), 300.0, dtype=torch.float16)  # whose square is infinite in float16
+    statistics = accumulated((2,), rows).statistics()
+    assert torch.equal(statistics.moments[0], torch.full((2, 2), 9e4))
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])

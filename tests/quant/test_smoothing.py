@@ -43,6 +43,19 @@ def test_scaled_tensors_give_the_same_output() -> None:
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)  # float64 sums of some hundred terms of size 10
 
 
+def test_a_tensor_without_part_in_the_fold_is_itself() -> None:
+    tensor = random(48)
+    assert scaled("first.bias", tensor, FOLD, torch.ones(48)) is tensor
+
+
+def test_the_original_stays_as_it_was() -> None:
+    for name, shape in (("norm.weight", (48,)), ("gate.weight", (96, 7)), ("first.weight", (5, 48))):
+        tensor = random(*shape)
+        copy = tensor.clone()
+        scaled(name, tensor, FOLD, torch.full((48,), 2.0))
+        assert torch.equal(tensor, copy)
+
+
 def test_what_does_not_fit_is_refused() -> None:
     weight = torch.full((5, 48), 30000.0, dtype=torch.float16)
     assert scaled("first.weight", weight, FOLD, torch.full((48,), 2.0)).dtype == torch.float16
@@ -77,6 +90,14 @@ def test_uneven_inputs_lose_less_of_the_output(label: str) -> None:
         assert output_sqnr_db(weight * scales, restored(tensor, torch.float32), seen) > alone + 1
 
 
+def test_even_inputs_are_left_alone() -> None:
+    x = torch.cat([torch.eye(48), -torch.eye(48)]) * 48**0.5  # E[x x^T] is a multiple of 1
+    statistics = dict.fromkeys(("first", "second"), statistics_of(x))
+    weights = {"first": random(8, 48), "second": random(8, 48, seed=1)}
+    scales = scales_for(FOLD, weights, statistics, from_label("uint4"))
+    assert torch.equal(scales, torch.ones(48))
+
+
 def test_scales_are_bounded() -> None:
     x = random(500, 48)
     x[:, 0] *= 1e6
@@ -94,4 +115,11 @@ def test_kernel_positions_share_their_channel_s_scale_and_the_same_comes_out_aga
     weights, statistics = {"first": random(12, 48, 2, 2)}, {"first": statistics_of(rows, 64, 128)}
     scales = scales_for(fold, weights, statistics, from_label("uint3"))
     assert scales.shape == (48,) and torch.equal(scales, scales_for(fold, weights, statistics, from_label("uint3")))
+    assert float(scales[::16].min()) > 1.2 * float(scales[1::16].max())
+
+
+def test_formats_of_bitsandbytes_are_searched_too() -> None:
+    pytest.importorskip("bitsandbytes")
+    weights = {"first": random(32, 48), "second": random(20, 48, seed=1)}
+    scales = scales_for(FOLD, weights, dict.fromkeys(weights, statistics_of(uneven())), from_label("nf4"))
     assert float(scales[::16].min()) > 1.2 * float(scales[1::16].max())

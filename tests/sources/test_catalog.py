@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import random
 import re
 from collections.abc import Mapping
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from benchmarks import build_catalog
-from benchmarks.shape_tree_writer import compact
+from benchmarks.shape_tree_writer import compact, difference
 from sdcompress.sources import catalog
-from sdcompress.sources.catalog.shape_tree import expand
+from sdcompress.sources.catalog.shape_tree import expand, overlay
 from sdcompress.sources.opening import open_source
 from sdcompress.sources.source import is_buffer
 from sdcompress.sources.spec import ComponentSpec, parameters_by_kind
 
+ROOT = Path(__file__).resolve().parents[2]
+
+CONFIGS = ROOT.parent / "shared" / "reference" / "models"
 COMPONENT_FILES = sorted(file.stem for file in (catalog.FOLDER / "components").glob("*.json"))
 
 # Published figures: parameters, and the share of them (%) in the weights of linear, 3x3, 1x1 and embedding layers.
@@ -130,3 +135,29 @@ def test_shape_trees_write_repetitions_once_and_expand_to_the_same() -> None:
     for _ in range(200):
         shapes = {name: (draw.choice([2, 3]),) * draw.choice([1, 2]) for name in draw.sample(names, draw.randint(1, 9))}
         assert expand(compact(shapes)) == shapes
+
+
+def test_difference_is_what_overlay_adds() -> None:
+    base = {"x": {"y": [1], "z": "same"}, "w": 1}
+    wanted = {"x": {"y": [2], "z": "same", "new": {"n": [3]}}, "w": 1}
+    changes = difference(base, wanted)
+    assert changes == {"x": {"y": [2], "new": {"n": [3]}}}
+    assert overlay(base, changes) == wanted
+    with pytest.raises(ValueError, match="take away"):
+        difference(wanted, base)
+
+
+@pytest.mark.skipif(not CONFIGS.is_dir(), reason="the published configs are not beside this repository")
+def test_catalog_is_what_the_script_writes() -> None:
+    for name in catalog.names():
+        written = json.loads((catalog.FOLDER / f"{name}.json").read_text())
+        if base := written.pop("extends", None):
+            written = overlay(json.loads((catalog.FOLDER / f"{base}.json").read_text()), written)
+        assert written == build_catalog.build_entry(name, CONFIGS)
+    for file, (pipeline, part, _) in build_catalog.PUBLISHED.items():
+        content = catalog.component_content(file)
+        published = build_catalog.read_json(CONFIGS / pipeline / part / "config.json")
+        if file == "safety-checker":  # its nested configs keep only what the class reads
+            assert content["config"]["vision_config"].items() <= published["vision_config"].items()
+        else:
+            assert content["config"] == build_catalog.architecture_config(published)

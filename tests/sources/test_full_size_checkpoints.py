@@ -11,19 +11,22 @@ from typing import Any
 
 import pytest
 import torch
-from original_layout import State, clip_to_open_clip, unet_to_original, vae_to_original
+from original_layout import State, clip_to_open_clip, sd1_checkpoint, unet_to_original, vae_to_original
+from safetensors.torch import save_file
 
 from sdcompress.errors import SourceError
 from sdcompress.execution.execute import execute
+from sdcompress.files.safetensors_file import read_bytes
 from sdcompress.planning.plan import make_plan
 from sdcompress.planning.recipe import load_recipe
 from sdcompress.sources import catalog
-from sdcompress.sources.opening import open_source
+from sdcompress.sources.opening import open_folder, open_source
 from sdcompress.sources.single_file import tokenizers
 from sdcompress.sources.single_file.transformer_names import locate_in_flux, locate_in_sd3
 from sdcompress.sources.source import Source
 from sdcompress.sources.spec import ComponentSpec
 
+ROOT = Path(__file__).resolve().parents[2]
 CONV_IN = "model.diffusion_model.input_blocks.0.0.weight"
 
 
@@ -142,6 +145,20 @@ def test_a_transformer_alone_needs_a_folder_for_the_rest(tmp_path: Path) -> None
         open_source(file)
 
 
+@pytest.mark.full
+def test_sd15_tensor_for_tensor(tmp_path: Path) -> None:
+    """Takes 2.1 GB of disk for each of the folder and the file, and 2 GB of memory."""
+    from benchmarks.random_pipeline import build_random_pipeline
+
+    folder = build_random_pipeline("sd15", tmp_path / "sd15", components=["unet", "vae", "text_encoder"])
+    save_file(sd1_checkpoint(folder, levels=4), tmp_path / "sd15.safetensors")
+    source, wanted = open_source(str(tmp_path / "sd15.safetensors")), open_folder(folder)
+    assert source.components == wanted.components
+    for component in wanted.components:
+        for name, where in wanted.tensors[component].items():
+            assert read_bytes(source.tensors[component][name]) == read_bytes(where), f"{component}.{name}"
+
+
 @pytest.mark.parametrize(
     ("entry", "channels", "pipeline_class"),
     [
@@ -252,3 +269,28 @@ def test_vocabularies_are_fetched(vocabulary: None, tmp_path: Path, monkeypatch:
     monkeypatch.setattr(tokenizers, "fetch_file", refuse)
     with pytest.raises(SourceError, match=r"could not be fetched \(no connection\); put vocab.json and merges.txt of"):
         tokenizers.find_tokenizers(CLIP, tmp_path, fetch=True)
+
+
+@pytest.mark.parametrize(
+    ("model", "entry"),
+    [("stable-diffusion-v1-5", "sd15"), ("stable-diffusion-2-1", "sd21"), ("stable-diffusion-xl-base-1.0", "sdxl")],
+)
+def test_published_vocabularies_give_the_published_tokens(model: str, entry: str, tmp_path: Path) -> None:
+    from transformers import CLIPTokenizer
+
+    reference = ROOT.parent / "shared" / "reference" / "models" / model
+    if not reference.is_dir():
+        pytest.skip(f"{reference} is not here (published tokenizers, which are not committed)")
+    configs = catalog.load_entry(entry).tokenizers
+    found = tokenizers.find_tokenizers(configs, reference, fetch=False)
+    assert found is not None
+    for name, content in found.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    texts = ["a red cat, 4k", "Ünïcode 🐈", "word " * 100]
+    for tokenizer in configs:
+        ids = [
+            CLIPTokenizer.from_pretrained(folder / tokenizer)(texts, padding="max_length", truncation=True).input_ids
+            for folder in (tmp_path, reference)
+        ]
+        assert ids[0] == ids[1]

@@ -8,6 +8,7 @@ import math
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -53,6 +54,8 @@ try:
         source = with_weights(open_source(model, variant, **options))
         result = {"name": source.name, "folder": source.path.name, "options": dict(source.options),
                   "parameters": source.components["unet"].parameters}
+    elif action == "file":
+        result = {"content": hub_requests.fetch_file(model, "tokenizer/vocab.json").decode()}
     elif action == "component":
         result = {"files": listed(hub.fetch_component(model, "vae"))}
     else:
@@ -276,6 +279,15 @@ def test_a_revision_is_read_downloaded_and_found_again_offline(hub: Hub) -> None
     assert "has the revision v1 already; leave out --revision v2" in twice["error"]
 
 
+def test_one_file_is_fetched_alone(hub: Hub) -> None:
+    assert hub.ask("file", "tester/tiny")["content"] == "{}"
+    asked = [path for path, _ in hub.requests if path.startswith("/tester/")]  # huggingface_hub may ask for more
+    assert asked == ["/tester/tiny/resolve/main/tokenizer/vocab.json"]
+    hub.requests.clear()
+    assert "forbids asking" in hub.ask("file", "tester/tiny", **OFFLINE)["error"]
+    assert hub.requests == []
+
+
 def test_one_component_of_a_pipeline(hub: Hub) -> None:
     assert hub.ask("component", "tester/tiny")["files"] == [
         "LICENSE.md", "model_index.json", "tokenizer/vocab.json", "vae/config.json",
@@ -299,10 +311,13 @@ def test_a_repository_of_one_component(hub: Hub) -> None:
     ("action", "model", "says", "settings"),
     [
         ("open", "tester/unknown", "no such model", {}),
+        ("fetch", "tester/unknown", "no such model", {}),
+        ("component", "tester/unknown", "no such model", {}),
         ("open", "tester/gated", "accept its licence", {}),
         ("fetch", "tester/broken", "answered 500", {}),
         ("open", "tester/portal", "something other than the hub answered", {}),
         ("open", "tester/-.bad--name", "is no hub id", {}),
+        ("open", "tester/-.bad--name", "is no hub id", OFFLINE),
         ("open", "tester/hangs", "cannot reach the hub", {"TIMEOUT_S": 0.5}),
         ("open", "tester/tiny", "is not in the local cache", OFFLINE),
     ],
@@ -316,11 +331,25 @@ def test_refusals_say_what_to_do(hub: Hub, action: str, model: str, says: str, s
     assert refused["seconds"] < HANG_S
 
 
+@pytest.mark.parametrize("action", ["open", "fetch"])
+def test_no_connection(tmp_path: Path, action: str) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{unused.getsockname()[1]}"  # bound, but nothing listens: refused at once
+        refused = run_child([action, "tester/tiny", None, {}], tmp_path, {"HF_ENDPOINT": address})
+    assert refused["exit_code"] == 2
+    assert refused["error"].startswith("tester/tiny: cannot reach the hub")
+    assert "HF_HUB_OFFLINE=1" in refused["error"]
+    assert refused["seconds"] < 5
+
+
 @pytest.mark.parametrize(
     ("file", "content", "says"),
     [
         ("model_index.json", None, "is no diffusers pipeline"),
         ("unet/diffusion_pytorch_model-00001-of-00002.safetensors", None, "1 of 2 shards"),
+        ("vae/config.json", None, "vae has weights but no config.json"),
+        ("vae/config.json", b"[]", "tester/tiny/vae/config.json: is not a JSON object"),
         ("vae/diffusion_pytorch_model.safetensors", b"version https://git-lfs.github.com", "so it is no safetensors"),
     ],
 )

@@ -4,15 +4,31 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from sdcompress.report.inspect_table import render, render_layers
-from sdcompress.sources.inspect_model import describe
+from sdcompress.report.number_text import bytes_text
+from sdcompress.sources.inspect_model import bytes_at, describe
 from sdcompress.sources.opening import open_source
 from sdcompress.sources.source import Source
 from sdcompress.sources.spec import KINDS, ComponentSpec, TensorSpec, parameter
+
+ROOT = Path(__file__).resolve().parents[2]
+
+CHILD = """
+import io, sys
+from rich.console import Console
+from sdcompress.sources.inspect_model import describe
+from sdcompress.report.inspect_table import render
+from sdcompress.sources.opening import open_source
+render(describe(open_source("sdxl")), Console(file=io.StringIO()))
+print({"torch", "diffusers", "transformers", "onnxruntime", "bitsandbytes", "huggingface_hub"} & {*sys.modules})
+"""
 
 
 def rendered(source: Source, width: int = 80) -> str:
@@ -53,11 +69,23 @@ def test_describe_stable_diffusion_15() -> None:
     assert any("plain arithmetic" in note for note in found["notes"])
 
 
+def test_totals_agree_where_there_is_no_safety_checker() -> None:
+    found = describe(open_source("sdxl"))
+    assert found["totals"]["without_safety_checker"] == found["totals"]["with_safety_checker"]
+    assert found["has_safety_checker"] is False
+
+
 def test_packed_tensors_count_what_they_stand_for() -> None:
     unet = describe(packed_source())["components"]["unet"]
     assert unet["parameters"] == 110
     assert unet["weights_bytes"] == 50 + 20 + 20
     assert unet["bits_per_weight"] == pytest.approx(8 * 90 / 110, abs=1e-4)
+
+
+def test_bytes_are_whole_and_in_decimal_units() -> None:
+    assert [bytes_at(3, bits) for bits in (32, 16, 8, 4)] == [12, 6, 3, 2]
+    texts = {0: "0 B", 999: "999 B", 1000: "1 kB", 61_530_240: "61.5 MB", 999_600_000: "1.00 GB"}
+    assert {size: bytes_text(size) for size in texts} == texts
 
 
 @pytest.mark.parametrize("name", ["sd15", "sd3-medium", "flux-dev"])
@@ -84,3 +112,8 @@ def test_names_are_not_read_as_markup() -> None:
     source = open_source("sd15")
     odd = Source("[red]odd[/red]", source.kind, source.model_index, source.components)
     assert "[red]odd[/red]" in rendered(odd)
+
+
+def test_inspect_imports_nothing_heavy() -> None:
+    done = subprocess.run([sys.executable, "-c", CHILD], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"

@@ -164,6 +164,18 @@ def test_interrupted_run_resumes_without_calibrating_again(exported: Exported, t
     assert hashes(out) == hashes(whole)
 
 
+def test_manifest_tells_of_activations(exported: Exported) -> None:
+    _, folder = exported("onnx-int8")
+    manifest = json.loads((folder / MANIFEST_NAME).read_text())
+    for component in ("text_encoder", "unet", "vae"):
+        layers = manifest["components"][component]["layers"]
+        rounded = {name for name, entry in layers.items() if entry.get("activations") == "int8"}
+        assert rounded == set(manifest["activation_ranges"][component]) != set()
+    assert "activations" not in manifest["components"]["unet"]["layers"]["conv_in"]
+    quantizers = [node for node in graph_of(folder, "unet").graph.node if node.op_type == "QuantizeLinear"]
+    assert len(quantizers) > 20
+
+
 @pytest.mark.parametrize("name", ["onnx-int8", "onnx-int4", "onnx-mixed"])
 def test_quantized_unet_stays_near_the_original(name: str, exported: Exported) -> None:
     """One step's noise against float32's: 25 to 27 dB when this was written, on a CPU without VNNI."""
@@ -205,6 +217,27 @@ def test_standard_attention_gives_the_same_with_standard_operators(exported: Exp
     # Float32 sums in another order; the noise is of size 1.
     np.testing.assert_allclose(run_unet(tmp_path / "out", inputs), run_unet(fused, inputs), atol=1e-4)
     assert verify(tmp_path / "out") == []
+
+
+def test_any_size_and_batch(exported: Exported) -> None:
+    """What is not fixed is free: the graph against torch in sizes that it was not traced with."""
+    _, folder = exported("onnx-fp32")
+    unet = open_pipeline("tiny-sd", device="cpu").unet
+    generator = torch.Generator().manual_seed(0)
+    for batch, height, width, tokens in ((1, 8, 24, 32), (3, 16, 8, 5)):
+        sample = torch.randn((batch, 4, height, width), generator=generator)
+        text = torch.randn((batch, tokens, unet.config.cross_attention_dim), generator=generator)
+        with torch.no_grad():
+            expected = unet(sample, 11, encoder_hidden_states=text).sample
+        actual = run_unet(
+            folder,
+            {
+                "sample": sample.numpy(),
+                "timestep": np.array(11, dtype=np.float32),
+                "encoder_hidden_states": text.numpy(),
+            },
+        )
+        np.testing.assert_allclose(actual, expected, atol=1e-4)  # of size 1, sums in another order
 
 
 def test_broken_weights_are_named(exported: Exported, tmp_path: Path) -> None:
@@ -259,3 +292,27 @@ def test_float16(nano_folder: Path, onnx_nano_half: Path) -> None:
     # Some hundred roundings of 2^-11 each, at random: about 2^-11 x 10 of the whole.
     assert float((actual - expected).norm() / expected.norm()) < 0.01
     assert draw(half).shape == (16, 16, 3)
+
+
+@pytest.mark.full
+@pytest.mark.timeout(1200)
+def test_float16_tiny_sd_of_any_size(tmp_path: Path) -> None:
+    plan = make_plan(load_recipe("onnx-fp16"), open_source("tiny-sd"))
+    execute(plan, tmp_path / "out")
+    check_predicted(plan, tmp_path / "out")
+    assert verify(tmp_path / "out") == []
+    pictures = [
+        draw(open_pipeline(model, device="cpu"), height=64, width=96) for model in ("tiny-sd", tmp_path / "out")
+    ]
+    assert float(np.abs(pictures[0] - pictures[1]).mean()) < 2 / 255  # of 256 levels; see test_float16
+
+
+@pytest.mark.full
+@pytest.mark.timeout(1200)
+def test_sdxl_of_any_size(nano_sdxl: Path, tmp_path: Path) -> None:
+    plan = make_plan(load_recipe("onnx-fp32"), open_source(str(nano_sdxl)))
+    execute(plan, tmp_path / "out")
+    check_predicted(plan, tmp_path / "out")
+    options = {"height": 16, "width": 32, "num_images_per_prompt": 2}
+    pictures = [draw(open_pipeline(model, device="cpu"), "ab", **options) for model in (nano_sdxl, tmp_path / "out")]
+    assert float(np.abs(pictures[0] - pictures[1]).max()) <= TOLERANCE

@@ -18,7 +18,7 @@ from sdcompress.backends.onnx.export import clean_up_after, save  # noqa: E402
 from sdcompress.backends.onnx.packaging import Packager  # noqa: E402
 from sdcompress.backends.onnx.passes import geglu, linear, projection  # noqa: E402
 from sdcompress.backends.torch.packaging import package, package_specs  # noqa: E402
-from sdcompress.errors import UserError  # noqa: E402
+from sdcompress.errors import InternalError, UserError  # noqa: E402
 from sdcompress.quant.activations import ActivationRange, LayerRanges  # noqa: E402
 from sdcompress.quant.format import QuantFormat, QuantizedTensor  # noqa: E402
 from sdcompress.quant.registry import from_label  # noqa: E402
@@ -128,6 +128,13 @@ def test_linear_layer(fmt: QuantFormat) -> None:
     assert packaged.counts["linear.codes"] == 24 * 64
 
 
+def test_float32_scales_of_blocks_are_stored_in_half_precision() -> None:
+    packaged = quantized_model(LINEAR, LINEAR_SHAPES, {"linear": INT4})
+    assert initializer(packaged, "linear.scale").dtype == np.float16
+    per_channel = quantized_model(LINEAR, LINEAR_SHAPES, {"linear": INT8})
+    assert initializer(per_channel, "linear.scale").dtype == np.float32
+
+
 def check_weight(y: np.ndarray, layer: str, packaged: Packaged, contrib: bool) -> None:
     """y [in, out], which the graph made of the identity, is the layer's weight."""
     weight = packaged.weight(layer).flatten(1).T
@@ -231,6 +238,22 @@ def test_embedding_is_looked_up_as_codes() -> None:
     assert initializer(packaged, "table.codes").dtype == np.int8 and packaged.model.graph.outputs[0].name == "y"
 
 
+def test_weight_used_by_something_else_is_an_error() -> None:
+    with pytest.raises(InternalError, match=r"part\.linear: a quantized weight is used by Relu"):
+        quantized_model(
+            "g (float[8, 64] linear.weight) => (float[8, 64] y) { y = Relu(linear.weight) }",
+            {"linear.weight": (8, 64)},
+            {"linear": INT8},
+        )
+
+
+def test_parameter_that_the_component_lacks_is_an_error() -> None:
+    model = build("g (float[n, 8] x, float[8] w) => (float[n, 8] y) { y = Add(x, w) }", {"w": random(8)})
+    spec = ComponentSpec("part", "diffusers", "Part", {}, {})
+    with pytest.raises(InternalError, match=r"part\.w: is a parameter of the graph, but no tensor of the component"):
+        Packager(model, spec, {}, {}, {}.__getitem__, ir.DataType.FLOAT, False, {}).package()
+
+
 # Activations. On x86 without VNNI the kernels add pairs of products of unsigned and signed bytes in 16 bits, where they
 # saturate: but for the last test, codes of activations stay below 2^15 / (2 * 127) = 129 here, which the ranges' upper
 # ends leave room for.
@@ -323,6 +346,14 @@ def test_first_token_has_a_step_of_its_own(optimize: bool) -> None:
     np.testing.assert_allclose(y[:, 1:], expected[:, 1:], atol=10 * TOLERANCE)
     np.testing.assert_allclose(y[:, :1], expected[:, :1], atol=500 * TOLERANCE)
     assert packaged.counts == {"linear.codes": 24 * 64, "linear.scale": 0}  # one weight for both
+
+
+def test_layers_on_the_same_text_share_its_rows() -> None:
+    ranges = dict.fromkeys("kv", LayerRanges(RANGE, first_token=ActivationRange(-25.0, 75.0)))
+    shapes = {"k.weight": (24, 64), "v.weight": (24, 64)}
+    packaged = quantized_model(layers_on_one_input("kv"), shapes, dict.fromkeys("kv", INT8), ranges=ranges)
+    assert operators(packaged.model)["Slice"] == operators(packaged.model)["QuantizeLinear"] == 2
+    run(packaged.model, {"x": small(2, 5, 64)})
 
 
 @pytest.mark.parametrize("optimize", [False, True])

@@ -1,8 +1,9 @@
-"""The CLIP score: its range, and that neither neighbours nor long prompts matter; its value: test_similarity.py."""
+"""The CLIP score against torchmetrics' on the same pictures."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -27,6 +28,32 @@ def scorer() -> Iterator[ClipScorer]:
     torch.set_num_threads(1)  # the model is tiny, and threads wait for one another on a busy machine
     yield ClipScorer(TINY_SD_SCORER)
     torch.set_num_threads(threads)
+
+
+def test_equals_torchmetrics(scorer: ClipScorer) -> None:
+    from torchmetrics.functional.multimodal import clip_score
+    from transformers import CLIPProcessor
+
+    def feature(name: str):  # torchmetrics expects tensors, transformers 5 hands back an object
+        def call(*args: torch.Tensor) -> torch.Tensor:
+            with torch.inference_mode():
+                output = getattr(scorer._model, name)(*args)
+            return getattr(output, "pooler_output", output)
+
+        return call
+
+    model = SimpleNamespace(
+        to=lambda device: model,
+        config=scorer._model.config,
+        get_image_features=feature("get_image_features"),
+        get_text_features=feature("get_text_features"),
+    )
+    processor = CLIPProcessor(image_processor=scorer._processor, tokenizer=scorer._tokenizer)
+    for prompt in PROMPTS:
+        ours = scorer.scores(list(_pictures()), prompt)
+        for picture, score in zip(_pictures(), ours, strict=True):
+            theirs = clip_score(torch.from_numpy(picture).permute(2, 0, 1), prompt, lambda: (model, processor))
+            assert score == pytest.approx(float(theirs), abs=1e-4)  # the rounding of float32, times 100
 
 
 def test_each_sample_is_floored_at_zero(scorer: ClipScorer) -> None:

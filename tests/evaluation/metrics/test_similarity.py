@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from sdcompress.evaluation.metrics import lpips
 from sdcompress.evaluation.metrics.clip_image import clip_image
 from sdcompress.evaluation.metrics.clip_score import ClipScorer
 from sdcompress.evaluation.metrics.cmmd import cmmd
@@ -137,3 +139,14 @@ def test_cmmd_is_its_definition(monkeypatch: pytest.MonkeyPatch) -> None:
     assert cmmd(first, second) == pytest.approx(_slow_cmmd(first, second), abs=1e-9)
     assert cmmd(first, first) == pytest.approx(0, abs=1e-9)
     assert cmmd(first, second) > 1  # 0.5 apart, where chance leaves about 1
+
+
+def test_lpips_says_what_it_lacks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(lpips.importlib.util, "find_spec", lambda name: None)
+    assert "sdcompress[lpips]" in (lpips.why_not() or "")
+    monkeypatch.setattr(lpips.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    assert str(tmp_path / "checkpoints") in (lpips.why_not() or "")
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / lpips.ALEXNET_FILE).touch()
+    assert lpips.why_not() is None

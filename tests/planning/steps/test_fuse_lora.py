@@ -1,6 +1,8 @@
 """fuse_lora: what it adds is what diffusers and PEFT add; files that do not fit are errors of the plan."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,15 +12,19 @@ from listeners import interrupt_writing
 from safetensors.torch import load_file, save_file
 from saved_by_transformers import tensors_in, tensors_of
 
+from sdcompress.backends.torch.source_parts import open_component
 from sdcompress.errors import RecipeError, UserError
 from sdcompress.execution.execute import execute
 from sdcompress.files.artifact import sha256_of
-from sdcompress.lora.file import open_lora
+from sdcompress.lora.file import layer_names, open_lora
 from sdcompress.lora.fusing import difference
+from sdcompress.lora.keys import parse_key
 from sdcompress.planning.plan import make_plan
 from sdcompress.planning.recipe import dump_recipe, load_recipe, parse_recipe
 from sdcompress.sources.opening import open_source
 
+ROOT = Path(__file__).resolve().parents[3]
+REAL = ROOT.parent / "shared/reference/lora/pytorch_lora_weights.safetensors"  # of SD 1.5, by its authors
 UNET_MODULES = ("to_q", "to_out.0", "ff.net.2", "proj_in", "conv1", "conv_shortcut", "time_emb_proj")
 TEXT_MODULES = ("q_proj", "out_proj", "fc1")
 RANK = 3
@@ -188,6 +194,15 @@ def test_locon_with_a_kernel_in_the_middle(kernel, nano_folder, tmp_path):
     assert float((got - want).norm() / want.norm()) < 32 * 2**-24
 
 
+def test_linear_updates_of_1x1_convolutions(nano_folder, tmp_path):
+    layer, spec = "down_blocks.0.attentions.0.proj_in", open_source(str(nano_folder)).components["unet"]
+    out, into, *_ = spec.tensors[f"{layer}.weight"].shape
+    save_file({f"unet.{layer}.lora_A.weight": torch.ones(2, into), f"unet.{layer}.lora_B.weight": torch.ones(out, 2)},
+              tmp_path / "l.safetensors")  # fmt: skip
+    update = open_lora(tmp_path / "l.safetensors", spec).updates[layer]
+    assert torch.equal(difference(update, (out, into, 1, 1)), torch.full((out, into, 1, 1), 2.0))
+
+
 def small(tensors, tmp_path, **metadata):
     save_file({name: torch.zeros(shape) for name, shape in tensors.items()}, tmp_path / "l.safetensors", metadata)
     return tmp_path / "l.safetensors"
@@ -236,6 +251,12 @@ def test_what_is_wrong_with_a_recipe(nano_folder, tmp_path):
         make_plan(recipe_of({"unet": [{"cast": {"dtype": "float16"}}, *steps]}, tmp_path), open_source("sd15"))
 
 
+def test_keys_of_other_components_are_said(loras, nano_folder, tmp_path):
+    save_file(as_kohya(loras[0]), tmp_path / "a.safetensors")
+    plan = make_plan(recipe_of({"unet": fuse(("a.safetensors", 1))}, tmp_path), open_source(str(nano_folder)))
+    assert plan.steps[0].planned.notes[1] == "a.safetensors has 6 layers for text_encoder too, which are not fused here"
+
+
 def test_paths_are_relative_to_the_recipe_and_dumped_as_written(loras, nano_folder, tmp_path):
     save_file(as_kohya(loras[0]), tmp_path / "a.safetensors")
     file = tmp_path / "r.yaml"
@@ -266,6 +287,15 @@ def test_calibration_and_later_steps_see_the_fused_weights(loras, nano_folder, t
     assert (tmp_path / "at-once" / weights).read_bytes() != (tmp_path / "unfused" / weights).read_bytes()
 
 
+def test_models_opened_to_measure_and_teach_are_fused(loras, nano_folder, tmp_path):
+    save_file(as_kohya(loras[0]), tmp_path / "a.safetensors")
+    plan = make_plan(recipe_of({"unet": fuse(("a.safetensors", 1))}, tmp_path), open_source(str(nano_folder)))
+    execute(plan, tmp_path / "out")
+    opened = open_component(plan.modified_source, "unet", torch.device("cpu")).state_dict()
+    written = load_file(tmp_path / "out" / "unet" / "diffusion_pytorch_model.safetensors")
+    assert opened.keys() == written.keys() and all(torch.equal(opened[name], written[name]) for name in written)
+
+
 def test_half_precision_stays_and_overflow_is_named(nano_copy, tmp_path):
     file = nano_copy / "unet" / "diffusion_pytorch_model.safetensors"
     save_file({name: value.half() for name, value in load_file(file).items()}, file)
@@ -293,3 +323,53 @@ def test_a_changed_lora_cannot_be_resumed(loras, nano_folder, tmp_path):
     save_file(as_kohya(loras[1]), tmp_path / "a.safetensors")
     with pytest.raises(UserError, match="was begun with another recipe, model"):
         execute(make_plan(recipe, open_source(str(nano_folder))), tmp_path / "out", resume=True)
+
+
+def test_names_of_the_original_unet():
+    assert parse_key("lora_unet_output_blocks_5_2_conv.lora_up.weight").module == "output_blocks_5_2_conv"
+    names = layer_names(open_source("sdxl").components["unet"])
+    want = {
+        "output_blocks_5_2_conv": "up_blocks.1.upsamplers.0.conv",
+        "input_blocks_6_0_op": "down_blocks.1.downsamplers.0.conv",
+        "middle_block_2_out_layers_3": "mid_block.resnets.1.conv2",
+        "out_2": "conv_out",
+        "label_emb_0_2": "add_embedding.linear_2",
+        "input_blocks_8_1_proj_out": "down_blocks.2.attentions.1.proj_out",
+    }
+    assert {name: names[name] for name in want} == want
+
+
+@pytest.mark.skipif(not REAL.is_file(), reason=f"{REAL} is not here (a published LoRA, which is not committed)")
+def test_real_lora_on_full_size_shapes():
+    source = open_source("sd15")
+    recipe = recipe_of({"unet": fuse((REAL, 0.8))}, REAL.parent)
+    plan = make_plan(recipe, source)
+    assert plan.steps[0].planned.notes == (f"{REAL} fused with weight 0.8: 128 layers, rank 4",)
+    updates = open_lora(REAL, source.components["unet"]).updates
+    assert {layer.rpartition(".attn")[2][1:] for layer in updates} == {".to_q", ".to_k", ".to_v", ".to_out.0"}
+    tensors = load_file(REAL)
+    for layer, key in (
+        ("mid_block.attentions.0.transformer_blocks.0.attn2.to_k", "attn2.processor.to_k_lora"),
+        ("up_blocks.3.attentions.2.transformer_blocks.0.attn1.to_out.0", "attn1.processor.to_out_lora"),
+    ):
+        key = layer.rpartition(".attn")[0] + "." + key
+        want = tensors[f"{key}.up.weight"].double() @ tensors[f"{key}.down.weight"].double()
+        got = difference(updates[layer], source.components["unet"].tensors[f"{layer}.weight"].shape)
+        assert float(want.abs().max()) > 0
+        assert float((got - want).abs().max()) < 8 * 2**-24 * float(
+            want.abs().max()
+        )  # four products, summed in float32
+
+
+def test_planning_needs_no_torch(tmp_path):
+    layer = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
+    shapes = {"lora_A": (4, 768), "lora_B": (1280, 4)}
+    file = tmp_path / "l.safetensors"
+    save_file({f"unet.{layer}.{part}.weight": torch.ones(shape) for part, shape in shapes.items()}, file)
+    code = (
+        "import sys, json\nfrom sdcompress import open_source\nfrom sdcompress.planning.plan import make_plan\n"
+        "from sdcompress.planning.recipe import parse_recipe\n"
+        "make_plan(parse_recipe(sys.argv[1], 'r'), open_source('sd15'))\nassert 'torch' not in sys.modules\n"
+    )
+    recipe = json.dumps({"schema_version": 1, "description": "T", "components": {"unet": fuse((file, 1))}})
+    subprocess.run([sys.executable, "-c", code, recipe], check=True, cwd=ROOT)

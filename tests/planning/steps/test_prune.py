@@ -4,9 +4,13 @@ import pytest
 import torch
 
 from sdcompress.backends.component import Component
+from sdcompress.backends.torch.loading import open_pipeline
 from sdcompress.backends.torch.pruned_modules import rebuild
 from sdcompress.backends.torch.source_parts import empty_component
 from sdcompress.errors import UserError
+from sdcompress.execution.execute import execute
+from sdcompress.planning.plan import make_plan
+from sdcompress.planning.recipe import parse_recipe
 from sdcompress.planning.steps.prune import Prune
 from sdcompress.quant.statistics import LayerStatistics
 from sdcompress.sources.opening import open_source
@@ -117,6 +121,12 @@ def test_published_parameter_counts(pattern, published, parameters):
     spec = Prune(pattern=pattern).plan(open_source("sd15").components["unet"], "torch").spec
     assert spec.parameters == parameters
     assert abs(spec.parameters / 1e9 - published) < 0.01
+
+
+def test_the_mid_block_of_sd15_is_11_3_percent():
+    whole = open_source("sd15").components["unet"]
+    without = Prune(drop_mid_block=True).plan(whole, "torch").spec
+    assert 1 - without.parameters / whole.parameters == pytest.approx(0.113, abs=0.0005)
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
@@ -247,3 +257,17 @@ def test_pruning_what_was_pruned_apart_from_stock_configs_is_refused():
     spec = Prune(heads=0.5).plan(open_source("sd15").components["unet"], "torch").spec
     with pytest.raises(UserError, match="pruned already"):
         Prune(heads=0.5).plan(spec, "torch")
+
+
+def test_kept_weights_are_the_original_ones(nano_folder, tmp_path):
+    """An up block keeps its first and its last layers, a down block its first."""
+    text = "schema_version: 1\ndescription: T\ncomponents:\n  unet:\n    - prune: {layers_per_block: 1}\n"
+    execute(make_plan(parse_recipe(text, "r"), open_source(str(nano_folder))), tmp_path / "out")
+    before = open_pipeline(nano_folder, device="cpu").unet.state_dict()
+    after = open_pipeline(tmp_path / "out", device="cpu").unet.state_dict()
+    for new, old in {
+        "down_blocks.0.resnets.0": "down_blocks.0.resnets.0",
+        "up_blocks.1.resnets.1": "up_blocks.1.resnets.2",
+    }.items():
+        assert torch.equal(after[f"{new}.conv1.weight"], before[f"{old}.conv1.weight"])
+    assert not any(name.startswith("up_blocks.1.resnets.2") for name in after)

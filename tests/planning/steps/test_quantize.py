@@ -46,6 +46,15 @@ def applied(step: Quantize, **statistics: LayerStatistics) -> tuple[Planned, dic
     return planned, {name: part.read(name) for name in part.spec.tensors}, part.results
 
 
+def test_what_is_read_has_the_planned_specs() -> None:
+    step = Quantize(format="uint3", group_size=8, scale_bits=8, rank=2, keep_sensitive=False)
+    planned, read, _ = applied(step)
+    names = {torch.uint8: "U8", torch.float16: "F16", torch.float32: "F32"}
+    assert {name: (tuple(value.shape), names[value.dtype]) for name, value in read.items()} == {
+        name: (spec.shape, spec.dtype) for name, spec in planned.spec.tensors.items()
+    }
+
+
 def test_results_say_how_and_how_well() -> None:
     step = Quantize(
         format="int4", group_size=16, rounding="search", overrides=({"layers": ["conv_in"], "format": "int8"},)
@@ -108,6 +117,15 @@ def test_read_in_any_order() -> None:
     first = {name: forwards.read(name) for name in names}
     second = {name: backwards.read(name) for name in reversed(names)}
     assert all(torch.equal(first[name], second[name]) for name in names)
+
+
+def test_broken_weights_are_named() -> None:
+    step, tensors = Quantize(format="uint4", keep_sensitive=False), random_tensors()
+    tensors["mid_block.plain.weight"][3, 5] = math.nan
+    planned = step.plan(unet(), "torch")
+    part = step.apply(Component(unet(), tensors.__getitem__), planned)
+    with pytest.raises(UserError, match=r"unet\.mid_block\.plain\.weight: 1 of 384 values are NaN or infinite"):
+        part.read("mid_block.plain.codes")
 
 
 def test_what_cannot_be_calibrated() -> None:

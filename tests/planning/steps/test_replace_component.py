@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from in_process import evaluate
 from listeners import interrupt_writing
 from safetensors.torch import load_file
 
+from sdcompress.calibration.prompts import PromptSet
 from sdcompress.errors import RecipeError, UserError
+from sdcompress.evaluation.settings import EvaluationSettings
 from sdcompress.evaluation.worker.component_recording import Recorder, replay
 from sdcompress.execution.execute import execute
 from sdcompress.execution.verify import verify
@@ -194,18 +197,25 @@ def test_same_bytes_twice_and_resumed(parts, nano_folder, tmp_path):
     ("components", "said"),
     [
         ({"vae": {"model": "nowhere"}}, r"vae\.0\.replace_component\.model: .*nowhere: no such folder"),
+        ({"vae": {}}, r"vae\.0\.replace_component\.model: missing"),
         ({"vae": {"model": "encoder"}}, "is a CLIPTextModel, which cannot stand for the vae; give AutoencoderKL or"),
         ({"vae": {"model": "sd15"}}, "its pixels per latent is 8, and the vae's was 2"),
         ({"vae": {"model": "sd3-medium"}}, r"its latent_channels is 16, .* was 4 \(the denoiser works on that many"),
+        ({"vae": {"model": "pipeline", "component": "unit"}}, "has no component unit; it has scheduler, text"),
         ({"vae": {"class_name": "X", "model": "taesd"}}, r"class_name: is for the scheduler; for vae give model"),
         ({"text_encoder": {"model": "sd15"}}, r"hidden_size is 768, .* was 32 \(the denoiser's cross-attention takes"),
+        ({"text_encoder": {"model": "sd15", "component": "safety_checker"}}, "cannot stand for the text_encoder"),
         ({"unet": {"model": "sd15"}}, "its cross_attention_dim is 768, and the unet's was 32"),
+        ({"vae": {"model": "euler"}}, "holds no component"),
+        ({"scheduler": {"model": "taesd"}}, r"scheduler\.0\.replace_component\.model: .*has no scheduler_config.json"),
+        ({"scheduler": {}}, "class_name: missing; give class_name, config or model"),
         ({"scheduler": {"class_name": "EulerDiscrete"}}, "did you mean EulerDiscreteScheduler"),
         ({"scheduler": {"class_name": "FlowMatchEulerDiscreteScheduler"}}, "does not fit a model that predicts noise"),
         ({"scheduler": {"config": {"beta_stop": 1}}}, r"config\.beta_stop: DDIMScheduler has no such parameter; did"),
         ({"scheduler": {"class_name": "DPMSolverMultistepScheduler", "config": {"solver_type": "x"}}},
          "config: DPMSolverMultistepScheduler refuses it"),
         ({"scheduler": {"class_name": "DDIMScheduler", "model": "euler"}}, "class_name: is settled by model"),
+        ({"scheduler": {"component": "vae", "model": "euler"}}, "component: does not go with the scheduler"),
     ],
 )  # fmt: skip
 def test_wrong_ones_are_refused(components, said, parts, nano_folder):
@@ -249,3 +259,21 @@ def test_decoders_of_other_classes_are_given_the_same_latents(parts, nano_folder
     figures, _ = replay(compressed, tmp_path / "recording.pt")
     assert torch.allclose(seen[0], latents, rtol=4 * 2**-24, atol=0)  # divided and multiplied
     assert len(figures["vae"]["decode_psnr_db"]["values"]) == 1
+
+
+@pytest.mark.full
+def test_evaluation_across_classes(parts, nano_folder, tmp_path):
+    components = {"vae": replaced(model="taesd"), "scheduler": replaced(class_name="EulerDiscreteScheduler")}
+    plan = plan_of(nano_folder, components, parts)
+    execute(plan, tmp_path / "out")
+    settings = EvaluationSettings(
+        prompts=PromptSet("two", ("ab", "ba"), 2), num_inference_steps=2, use_clip=False, noise_floor=(),
+        attribute=True, component_metrics_count=1, attribute_count=2, threads=1, device="cpu",
+    )  # fmt: skip
+    report = evaluate(str(nano_folder), str(tmp_path / "out"), tmp_path / "report", settings=settings)
+    assert report["original"]["components"]["vae"]["parameters"] == plan.source.components["vae"].parameters
+    assert report["compressed"]["components"]["vae"]["parameters"] == plan.after("vae").parameters
+    costs = {entry["name"]: entry for entry in report["attribution"]}
+    assert costs["vae"]["identical"] == 0 and costs["vae"]["psnr_db"]["mean"] < 30  # of random weights
+    assert costs["vae"]["steps"][0]["replace_component"]["model"] == "taesd"
+    assert costs["unet"]["identical"] == costs["text_encoder"]["identical"] == 2

@@ -7,6 +7,7 @@ import torch
 from random_weights import random
 from torch.nn import functional as F
 
+from sdcompress.quant.corrections import bias as bias_module
 from sdcompress.quant.corrections.bias import corrected_bias
 
 
@@ -32,3 +33,17 @@ def test_mean_output_of_a_convolution_is_restored(padding: int, stride: int) -> 
     )
     # float32 means of a few hundred outputs of size 10.
     torch.testing.assert_close(close, exact, atol=2e-5, rtol=0)
+
+
+def test_an_exact_weight_leaves_the_bias_as_it_is() -> None:
+    weight, bias = random(6, 20).half(), random(6).half()
+    corrected = corrected_bias(bias, weight, weight.clone(), random(20))
+    assert corrected.dtype == torch.float16 and torch.equal(corrected, bias)
+
+
+def test_some_rows_at_a_time_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight, rough, mean, bias = random(7, 20), random(7, 20, seed=1), random(20, seed=2), random(7)
+    whole = corrected_bias(bias, weight, rough, mean)
+    monkeypatch.setattr(bias_module, "_PIECE", 50)
+    # Products of other shapes may sum in another order: 20 terms of float32.
+    torch.testing.assert_close(corrected_bias(bias, weight, rough, mean), whole, atol=1e-5, rtol=0)

@@ -67,6 +67,12 @@ def test_the_matrix_is_symmetric_and_undoes_itself(power: int) -> None:
     assert LARGEST_BLOCK == 2**7
 
 
+@pytest.mark.parametrize("shape", [(5, 12), (5, 96, 3, 3), (4, 128, 1, 1), (3, 7)])
+def test_weights_are_restored(shape: tuple[int, ...]) -> None:
+    weight = random(*shape)
+    torch.testing.assert_close(rotated_weight(rotated_weight(weight)), weight, atol=1e-13, rtol=0)
+
+
 def test_a_layer_of_rotated_input_gives_the_same() -> None:
     weight, x = random(5, 192), random(2, 7, 192, seed=1)
     exact = F.linear(x, weight)
@@ -95,6 +101,12 @@ def test_a_convolution_with_groups_says_how_many_channels_it_rotates() -> None:
     torch.testing.assert_close(F.conv2d(rotated, rotated_weight(weight), groups=2), exact, atol=1e-12, rtol=0)
 
 
+def test_vectors_of_an_embedding_are_rotated_back() -> None:
+    table = random(10, 48)
+    found = F.embedding(torch.tensor([3, 1]), rotated_weight(table))
+    torch.testing.assert_close(rotated_input(found, -1), table[[3, 1]], atol=1e-13, rtol=0)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("channels", [64, 128])
 def test_half_precision(dtype: torch.dtype, channels: int) -> None:
@@ -104,6 +116,12 @@ def test_half_precision(dtype: torch.dtype, channels: int) -> None:
     # Entries of the matrix are off by 1e-4 at most (see there), results are rounded by half a unit in the last place.
     ulp = torch.finfo(dtype).eps
     torch.testing.assert_close(rotated.double(), rotated_input(x.double(), -1), atol=1e-3 * ulp, rtol=ulp / 2 + 2e-4)
+
+
+def test_an_outlier_is_spread() -> None:
+    weight = torch.zeros(1, 64)
+    weight[0, 5] = 8.0
+    assert torch.equal(rotated_weight(weight).abs(), torch.ones(1, 64))
 
 
 @pytest.mark.parametrize(("channels", "positions", "sizes"), [(24, 1, (24,)), (24, 9, (72, 144)), (6, 4, (8, 16))])

@@ -55,6 +55,30 @@ def test_no_product_of_that_rank_is_nearer(shape: tuple[int, ...], rank: int, bl
     assert bound * (1 - 1e-6) <= error <= bound + slack
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+def test_equals_a_truncated_singular_value_decomposition(shape: tuple[int, ...]) -> None:
+    weight = random(*shape)
+    left, values, right = np.linalg.svd(weight.flatten(1).double().numpy(), full_matrices=False)
+    expected = torch.from_numpy(left[:, :4] * values[:4] @ right[:4]).float().view(shape)
+    # Both halves are rounded to float16; the products of a row and a column are below 10.
+    torch.testing.assert_close(product(*split(weight, 4), shape), expected, atol=20 * HALF, rtol=0)
+
+
+def test_what_has_a_low_rank_is_found_whole() -> None:
+    weight = random(30, 3) @ random(3, 50, seed=1)
+    for statistics in (None, correlated(50, (20, 30))):
+        close = product(*split(weight, 3, statistics), (30, 50))
+        torch.testing.assert_close(close, weight, atol=3 * 2 * HALF * 10, rtol=0)  # three products below 10
+
+
+def test_output_counts_where_the_inputs_are_known() -> None:
+    weight, statistics = random(24, 60), correlated(60, (60,))
+    root = root_of(statistics)
+    blind, seeing = split(weight, 6), split(weight, 6, statistics)
+    assert norm_of_error(weight, *seeing, root) < norm_of_error(weight, *blind, root)
+    assert norm_of_error(weight, *blind, None) < norm_of_error(weight, *seeing, None)
+
+
 def test_small_and_zero_weights_do_not_vanish_or_divide_by_zero() -> None:
     weight = random(20, 30) * 1e-6  # below float16's smallest normal number
     close = product(*split(weight, 4), (20, 30))
@@ -70,3 +94,9 @@ def test_columns_never_used_do_not_matter() -> None:
     moment[3], moment[:, 3] = 0, 0
     up, down = split(weight, 2, LayerStatistics(300, statistics.mean, (moment,)))
     assert bool(up.isfinite().all()) and bool(down.isfinite().all())
+
+
+def test_the_same_bytes_every_time_and_from_half_precision() -> None:
+    weight, statistics = random(16, 8, 3, 3).half(), correlated(72, (36, 36))
+    first, second = split(weight, 4, statistics), split(weight.float(), 4, statistics)
+    assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))

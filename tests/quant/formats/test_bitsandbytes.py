@@ -30,6 +30,16 @@ def test_four_bits_are_bitsandbytes_own(label: str, shape: tuple[int, ...]) -> N
         assert torch.equal(result.dequantize(torch.float32), dequantized)
 
 
+def test_nf4_error_is_within_half_the_widest_gap() -> None:
+    weight = random(128, 128).half()
+    result = from_label("nf4").quantize(weight)
+    gap = float(bnb.functional.get_4bit_type("nf4", device="cpu").diff().max())
+    assert result.scale is not None
+    bound = result.scale.repeat_interleave(64) * gap / 2
+    error = (result.dequantize(torch.float32) - weight.float()).abs().view(-1)
+    assert bool((error <= bound * (1 + 1e-5)).all())  # float32 rounding of code times maximum
+
+
 def test_eight_bit_rows_are_within_half_a_step() -> None:
     weight = random(32, 16, 3, 3).half()
     result = from_label("llm-int8").quantize(weight)

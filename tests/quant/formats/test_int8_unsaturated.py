@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_weights import random, step_of_weights
 
+from sdcompress.quant.formats.int8_unsaturated import largest_pair
 from sdcompress.quant.registry import from_label
 from sdcompress.sources.spec import Layer
 
@@ -43,6 +44,12 @@ def test_int8_would_saturate() -> None:
     weight = torch.tensor([[1.0, 1.0, -0.1]])
     assert 255 * worst_pair(from_label("int8").quantize(weight).codes) >= 2**15
     assert 255 * worst_pair(from_label("int8-unsaturated").quantize(weight).codes) < 2**15
+
+
+def test_largest_pair_by_hand() -> None:
+    rows = torch.tensor([[1.0, 2.0, -3.0, 0.5, 4.0], [-1.0, -2.0, 2.5, -0.5, 0.0]])
+    assert largest_pair(rows).tolist() == [[4.0], [3.0]]
+    assert largest_pair(rows.view(2, 5, 1, 1)).tolist() == [[4.0], [3.0]]
 
 
 def test_groups_are_refused() -> None:

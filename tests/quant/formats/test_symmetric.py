@@ -12,7 +12,7 @@ from random_weights import random, step_of_weights
 
 from sdcompress.quant.formats.symmetric import Symmetric
 from sdcompress.quant.registry import from_label
-from sdcompress.sources.spec import Layer
+from sdcompress.sources.spec import Layer, parameter
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -85,6 +85,19 @@ def test_error_is_at_most_half_a_step(shape: tuple[int, ...], scale_bits: int, b
         assert bool((error <= step_of_weights(tensor) / 2 + weight.double().abs().flatten(1) * 2**-23).all())
 
 
+def test_largest_code_is_not_clipped_when_the_scale_is_rounded() -> None:
+    weight = torch.tensor([[1.0001, -0.3], [3e-7, 1e-8]])
+    assert bool((from_label("int8").quantize(weight).scale.float() * 127 >= weight.abs().amax(1)).all())  # type: ignore
+
+
+def test_each_kernel_position_has_scales_of_its_own() -> None:
+    weight = torch.ones(1, 32, 1, 2)
+    weight[..., 1] = 1e-3
+    result = from_label("int4").quantize(weight)
+    # 7 x a scale rounded up to float16, at most a unit in its last place: 2^-10.
+    assert torch.allclose(result.dequantize(torch.float32), weight, rtol=2**-10)
+
+
 @pytest.mark.parametrize("scale_bits", [8, 16])
 def test_a_searched_scale_turns_to_the_larger_side(scale_bits: int) -> None:
     weight = torch.tensor([[-4.0, 3, 1, -1], [4, -3, -1, 1]])
@@ -95,6 +108,11 @@ def test_a_searched_scale_turns_to_the_larger_side(scale_bits: int) -> None:
     assert codes.tolist() == [[-4, 3, 1, -1]] * 2
     close = fmt.assemble(codes, grid, (2, 4)).dequantize(torch.float32)
     assert torch.allclose(close, weight, rtol=2**-9)  # steps of 1, rounded to nearest as float16
+
+
+def test_eight_bits_stay_symmetric() -> None:
+    grid = Symmetric("int8", 8).fit(random(4, 64), None, search=True)
+    assert (grid.low, grid.high) == (-127, 127) and grid.scale is not None and bool((grid.scale > 0).all())
 
 
 @pytest.mark.parametrize(
@@ -116,3 +134,11 @@ def test_problems_of_a_group_size(label: str, shape: tuple[int, ...], problem: s
     found = from_label(label).problem(layer, "onnx")
     assert (found and found.message) == problem
     assert from_label(label).problem(layer) is None
+
+
+def test_onnx_packs_four_bits_into_as_many_bytes() -> None:
+    onnx_ir = pytest.importorskip("onnx_ir", reason="onnx_ir is not installed (pip install 'sdcompress[onnx]')")
+    for shape in ((3, 48, 3, 3), (1, 16, 1, 3), (1, 3)):
+        codes = from_label("int4").quantize(random(*shape)).codes.numpy()
+        packed = onnx_ir.Tensor(codes, dtype=onnx_ir.DataType.INT4, shape=onnx_ir.Shape(codes.shape))
+        assert len(packed.tobytes()) == from_label("int4").stored(parameter(shape, "F32"))["codes"].size_bytes

@@ -11,7 +11,7 @@ from random_weights import random
 from sdcompress.quant.grid import Grid
 from sdcompress.quant.registry import from_label, known_formats
 from sdcompress.quant.rounding.gptq import GPTQ, gptq_codes, unit_factor
-from sdcompress.quant.rounding.search import WeightedSearch
+from sdcompress.quant.rounding.search import Search, WeightedSearch
 from sdcompress.quant.statistics import LayerStatistics
 
 FORMATS = sorted(name for name, fmt in known_formats().items() if fmt.roundings is None or "gptq" in fmt.roundings)
@@ -74,6 +74,17 @@ def test_equals_the_textbook(name: str, columns: int) -> None:
     assert int(rows.sum()) <= (1 if columns == 300 else 0)
 
 
+def test_the_factor_is_the_moments() -> None:
+    moment = correlated(30)
+    factor = unit_factor(moment, 0.01).double()
+    damped = moment.double() + 0.01 * float(moment.double().diagonal().mean()) * torch.eye(30, dtype=torch.float64)
+    inner = torch.linalg.solve_triangular(factor, damped, upper=False)
+    inner = torch.linalg.solve_triangular(factor, inner.T, upper=False)
+    # The factor was rounded to float32.
+    assert torch.allclose(inner, torch.diag(inner.diagonal()), atol=1e-5 * float(damped.max()))
+    assert torch.equal(factor.diagonal(), torch.ones(30, dtype=torch.float64))
+
+
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("shape", [(16, 72), (6, 20, 3, 3)])
 def test_the_output_is_never_worse_than_weighted_search(name: str, shape: tuple[int, ...]) -> None:
@@ -84,6 +95,21 @@ def test_the_output_is_never_worse_than_weighted_search(name: str, shape: tuple[
     ours = output_error(weight, GPTQ().quantize(weight, fmt, statistics), statistics)
     # The comparison inside is of float32 sums.
     assert ours <= output_error(weight, WeightedSearch().quantize(weight, fmt, statistics), statistics) * (1 + 1e-4)
+
+
+def test_correlated_inputs_gain_much() -> None:
+    weight, statistics = random(32, 128, seed=4), statistics_of(128)
+    fmt: Any = from_label("int4")
+    ours = output_error(weight, GPTQ().quantize(weight, fmt, statistics), statistics)
+    # Half of the directions carry hardly anything, so that half of the error has somewhere to go.
+    assert ours < 0.5 * output_error(weight, Search().quantize(weight, fmt, None), statistics)
+
+
+def test_uncorrelated_inputs_change_nothing() -> None:
+    weight = random(4, 32, seed=5)
+    fmt: Any = from_label("int4")
+    grid, groups = fmt.fit(weight, None, search=True), torch.zeros(32, dtype=torch.int64)
+    assert torch.equal(gptq_codes(weight, grid, groups, torch.eye(32), 0.01), fmt.nearest(weight, grid))
 
 
 def test_dead_columns_and_dead_layers() -> None:

@@ -29,3 +29,16 @@ def test_the_error_counts_outliers_less(name: str, shape: tuple[int, ...]) -> No
         return float((weight - close).abs().pow(0.7).sum())
 
     assert loss(HQQ()) < loss(Search())
+
+
+def test_the_same_twice() -> None:
+    weight, fmt = heavy_tailed((32, 64)), from_label("uint3+scale8")
+    first, second = (HQQ().quantize(weight, fmt, None).parts() for _ in range(2))  # type: ignore[arg-type]
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_nan_is_refused() -> None:
+    weight = heavy_tailed((4, 32))
+    weight[1, 2] = torch.nan
+    with pytest.raises(ValueError, match="1 of 128 values are NaN or infinite"):
+        HQQ().quantize(weight, from_label("int4"), None)  # type: ignore[arg-type]

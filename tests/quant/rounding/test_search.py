@@ -10,6 +10,7 @@ from random_weights import random, statistics_of
 
 from sdcompress.quant.grid_format import GridFormat
 from sdcompress.quant.registry import from_label, known_formats
+from sdcompress.quant.rounding.nearest import Nearest
 from sdcompress.quant.rounding.search import Search, WeightedSearch
 from sdcompress.quant.statistics import LayerStatistics
 from sdcompress.sources.spec import parameter
@@ -40,6 +41,13 @@ def uneven(columns: int) -> LayerStatistics:
 def loss(weight: torch.Tensor, tensor: Any, importance: torch.Tensor | None = None) -> float:
     errors = (tensor.dequantize(torch.float32).double() - weight.double()).flatten(1).square()
     return float((errors if importance is None else errors * importance.double()).sum())
+
+
+def test_nearest_is_the_formats_own() -> None:
+    weight = random_weight((8, 64))
+    for name in FORMATS:
+        one, other = Nearest().quantize(weight, made(name), None).parts(), made(name).quantize(weight).parts()
+        assert all(torch.equal(one[part], other[part]) for part in other)
 
 
 @pytest.mark.parametrize("label", sorted(set(LABELS)))
