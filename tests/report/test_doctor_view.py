@@ -121,6 +121,22 @@ def test_what_fails_or_is_missing_says_so_in_its_line() -> None:
     assert section(text, "Recipes that suit this machine, best first")[0].startswith("none: no rule knows")
 
 
+def test_gpus_tell_what_is_known_of_them() -> None:
+    nothing = dict.fromkeys(("compute_capability", "memory_bytes", "memory_available_bytes"))
+    gpus = [
+        GPU | {"kind": "mps", "compute_capability": None, "memory_available_bytes": None},
+        GPU | {"kind": "rocm", "problem": "busy"},
+        GPU | {"kind": "xpu"} | nothing,
+    ]
+    assert section(rendered(findings(torch={"version": "2", "gpus": gpus, "remarks": []})), "GPU") == [
+        "Apple MPS: RTX 4090, memory: 24.00 GB",
+        "ROCm RTX 4090: does not answer: busy",
+        "Intel XPU: RTX 4090",
+    ]
+    torch = {"version": "2", "gpus": [], "remarks": ["torch is built for CUDA 12.6 and finds no such GPU"]}
+    assert section(rendered(findings(torch=torch)), "GPU") == ["none that torch can use", *torch["remarks"]]
+
+
 def test_nothing_is_cut() -> None:
     piped = rendered(findings(), soft_wrap=True)
     assert f"  CUDAExecutionProvider: {LONG}\n" in piped

@@ -20,6 +20,7 @@ from sdcompress.report import Report
 from sdcompress.report.charts import Axis, Mark, bars, scatter, strips, ticks
 from sdcompress.report.html import to_html
 from sdcompress.report.pair_table import pair_table, worst_first
+from sdcompress.report.templates import json_island
 from sdcompress.report.thumbnails import ENCODINGS, embed_pairs
 from sdcompress.report.tiles import make_tiles
 
@@ -74,6 +75,12 @@ def test_a_notebook_gets_headlines_and_the_table(make_report: Make) -> None:
         assert words in text
 
 
+def test_island_ends_no_script() -> None:
+    value = {"a": "</script><!--", "b": "\u2028\u2029", "c": "&lt;"}
+    text = json_island(value)
+    assert not set("<>&\u2028\u2029") & set(text) and json.loads(text) == value
+
+
 def test_what_is_missing_is_said(make_report: Make, alter: Alter, tmp_path: Path) -> None:
     report = alter(make_report(scored=False), {"compressed.peak_memory_bytes": None})
     tiles = {tile.label: tile for tile in make_tiles(report)}
@@ -83,6 +90,17 @@ def test_what_is_missing_is_said(make_report: Make, alter: Alter, tmp_path: Path
     assert "Not measured in this report" in page and "No picture is embedded" in page
     assert not re.search(r"<t[dh][^>]*>\s*-\s*</td>", page)  # no cell is a dash
     assert "Loss while recovering" not in page and "Loss while recovering" in to_html(make_report(whole=True), tmp_path)
+
+
+def test_tiles_say_verdict_and_noise(make_report: Make) -> None:
+    tiles = {tile.label: tile for tile in make_tiles(make_report(whole=True))}
+    assert (tiles["CLIP drift"].chip, tiles["CLIP drift"].tone) == ("worse", "bad")
+    assert "noise: another seed +0.30 [+0.20, +0.40]" in tiles["CLIP drift"].notes
+    assert "noise: in bfloat16 50.8 [50.0, 51.5]" in tiles["Same-seed PSNR, dB"].notes
+    assert (tiles["Size on disk"].chip, tiles["Size on disk"].tone) == ("0.50x", "good")
+    same = {tile.label: tile for tile in make_tiles(make_report(identical=True, drift=0.0, whole=True))}
+    assert (same["CLIP drift"].chip, same["CLIP drift"].tone) == ("within noise", "calm")
+    assert same["Same-seed PSNR, dB"].value == "identical"
 
 
 def test_worst_pairs_come_first(make_report: Make, alter: Alter) -> None:
@@ -121,6 +139,15 @@ def test_pictures_are_lossless_where_they_fit(make_report: Make, save_pictures: 
     shown = Image.open(io.BytesIO(base64.b64decode(pictures[1]["compressed"].split(",", 1)[1]))).convert("RGB")
     saved = Image.open(tmp_path / report.samples[1].compressed.picture).convert("RGB")
     assert np.array_equal(np.asarray(shown), np.asarray(saved))
+
+
+def test_pictures_keep_to_their_bytes(make_report: Make, save_pictures: Save, tmp_path: Path) -> None:
+    report = make_report(count=4)
+    save_pictures(report, tmp_path, (256, 256), 256)
+    pictures, encoding = embed_pairs(report.samples, tmp_path, most_bytes=120_000)
+    assert encoding is not None and encoding.quality is not None
+    written = sum(len(uri) for pair in pictures.values() for uri in pair.values())
+    assert written <= 120_000 * 4 / 3 + 8 * 40  # base64, heads
 
 
 def test_two_hundred_prompts_stay_under_15_mb(

@@ -120,6 +120,21 @@ def test_slides_by_mouse_and_by_keyboard(open_page: Callable[..., Any]) -> None:
     assert stage.get_attribute("aria-valuenow") == "0"
 
 
+def test_difference_by_key_and_by_button(open_page: Callable[..., Any]) -> None:
+    page = open_page()
+    blend = "getComputedStyle(document.getElementById('shown-compressed')).mixBlendMode"
+    assert page.evaluate(blend) == "normal"
+    page.keyboard.press("d")
+    assert page.evaluate(blend) == "difference"
+    assert page.locator("#toggle-difference").get_attribute("aria-pressed") == "true"
+    page.locator("#gain").select_option("16")
+    assert "brightness(16)" in page.evaluate("getComputedStyle(document.getElementById('stage')).filter")
+    page.locator("#toggle-difference").click()
+    assert page.evaluate(blend) == "normal"
+    page.locator('[data-table="samples"] input').fill("d")  # a letter of a filter is no command
+    assert page.evaluate(blend) == "normal"
+
+
 def test_sorts_filters_and_pages(open_page: Callable[..., Any]) -> None:
     page = open_page()
     place = page.locator('[data-table="samples"]')
@@ -169,6 +184,19 @@ def test_keyboard_alone_reaches_another_pair(open_page: Callable[..., Any]) -> N
     assert page.evaluate(unnamed) == 0
 
 
+def test_attribution_step_by_step(open_page: Callable[..., Any]) -> None:
+    table = open_page().get_by_role("region", name="Step by step")
+    rows = [row.locator("th, td").all_inner_texts() for row in table.locator("tbody tr").all()]
+    assert [row[0] for row in rows] == ["unet", "+ prune", "+ recover", "+ cast"]
+
+
+def test_copies_the_command(open_page: Callable[..., Any]) -> None:
+    page = open_page(permissions=["clipboard-read", "clipboard-write"])
+    page.get_by_role("button", name="Copy").click()
+    page.get_by_role("button", name="Copied").wait_for()
+    assert page.evaluate("navigator.clipboard.readText()") == "sdcompress run tiny-sd --recipe 'my recipe.yaml'"
+
+
 @pytest.mark.parametrize("width", [320, 375, 1200])
 def test_no_width_scrolls_sideways(open_page: Callable[..., Any], width: int) -> None:
     page = open_page(width)
@@ -186,3 +214,9 @@ def test_dark_where_the_reader_wants_it(open_page: Callable[..., Any]) -> None:
 
     assert brightness("light", "backgroundColor") > 240 > 60 > brightness("light", "color")
     assert brightness("dark", "backgroundColor") < 40 < 200 < brightness("dark", "color")
+
+
+def test_moves_nothing_where_motion_is_unwanted(open_page: Callable[..., Any]) -> None:
+    smooth = "getComputedStyle(document.documentElement).scrollBehavior"
+    assert open_page(reduced_motion="reduce").evaluate(smooth) == "auto"
+    assert open_page(reduced_motion="no-preference").evaluate(smooth) == "smooth"

@@ -32,6 +32,13 @@ def _printed(report: Report) -> str:
     return console.file.getvalue()
 
 
+def test_terminal_fits_80_columns_and_cuts_nothing(make_report: Make) -> None:
+    text = _printed(make_report(whole=True))
+    assert max(len(line) for line in text.splitlines()) <= 80 and "…" not in text
+    for words in ("22.0 M", "44.1 MB", "0.50x", "CLIP drift", "+ recover", "FAILED", "uint4/64+scale8, gptq"):
+        assert words in text
+
+
 def test_the_pipeline_s_verdicts(make_report: Make) -> None:
     rows = {row[0]: row[1:] for row in pipeline_table(make_report(whole=True)).full_rows()}
     assert rows["size on disk"] == ["44.1 MB", "22.1 MB", "0.50x", "better"]
