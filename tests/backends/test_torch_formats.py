@@ -7,12 +7,17 @@ import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import given, settings
+from safetensors.torch import load_file
 from stored_weights import OWN, format_of, quantized, stored_parts
 
+from sdcompress import open_source
 from sdcompress.backends.torch import unpacking
 from sdcompress.backends.torch.packaging import packed_specs
 from sdcompress.backends.torch.unpacking import at_once, by_chunks, dequantize_stored, logical, pick_rows
+from sdcompress.execution.execute import execute
 from sdcompress.files.torch_tensors import TORCH_DTYPE
+from sdcompress.planning.plan import make_plan
+from sdcompress.planning.recipe import parse_recipe
 from sdcompress.quant.formats.normal_float import LEVELS
 from sdcompress.sources.spec import parameter
 
@@ -123,3 +128,23 @@ def test_packed_codes_of_a_convolution_have_their_channels_last():
     parts = stored_parts(type(tensor).from_parts({**tensor.parts(), "codes": codes}, tensor.format, tensor.shape))
     ordered = [0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15]
     assert parts["codes"].tolist() == [[low + 16 * high for low, high in zip(ordered[:8], ordered[8:], strict=True)]]
+
+
+@pytest.mark.parametrize(
+    "options",
+    ["format: int4", "format: uint3, group_size: 24, scale_bits: 8", "format: normal-float4, group_size: 64",
+     "format: codebook4", "format: int2, rank: 2", "format: int6, hadamard: true", "format: int8"],
+)  # fmt: skip
+def test_effective_bits_are_bytes_on_disk(options, nano_folder, tmp_path):
+    text = f"schema_version: 1\ndescription: T\ncomponents: {{unet: [{{quantize: {{{options}}}}}]}}\n"
+    plan = make_plan(parse_recipe(text, "r"), open_source(str(nano_folder)))
+    execute(plan, tmp_path / "out")
+    spec = plan.components_after["unet"]
+    values = load_file(tmp_path / "out" / "unet" / "diffusion_pytorch_model.safetensors")
+    for name, value in values.items():
+        planned = spec.tensors[name]
+        assert (tuple(value.shape), value.dtype) == (planned.shape, TORCH_DTYPE[planned.dtype])
+    on_disk = sum(value.numel() * value.element_size() for value in values.values())
+    assert on_disk == spec.weights_bytes
+    assert spec.bits_per_weight == 8 * on_disk / spec.parameters
+    assert spec.parameters == plan.source.components["unet"].parameters

@@ -87,19 +87,44 @@ def test_generate(artifact, tmp_path):
     refused("generate", artifact, "ab", "-o", file, "--device", "tpu", says="--device tpu:")
 
 
+BAD_RECIPES = {
+    "step": ("unet: [{quant: {format: int8}}]", "components.unet.0: no step 'quant'"),
+    "format": ("unet: [{quantize: {format: int7}}]", "no format 'int7'; did you mean int8?"),
+    "key": ("unet: [{quantize: {format: int8, bits: 8}}]", "components.unet.0.quantize.bits: no such key"),
+    "component": ("unett: [{quantize: {format: int8}}]", "components.unett: the pipeline has no such component"),
+    "pattern": ("unet: [{quantize: {format: int8, include: [conv_im]}}]", "'conv_im' matches no layer of unet"),
+    "group": (
+        "unet: [{cast: {dtype: float32}}, {quantize: {format: int8, group_size: 48}}]}\ntarget: onnx\n#",
+        "group_size: 48 does not divide",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD_RECIPES)
 @pytest.mark.parametrize("command", ["plan", "compress", "run"])
-def test_bad_recipes(command, nano_folder, tmp_path):
+def test_bad_recipes(name, command, nano_folder, tmp_path):
+    body, says = BAD_RECIPES[name]
     recipe = tmp_path / "r.yaml"
-    recipe.write_text("{schema_version: 1, description: T, components: {unet: [{quantize: {format: int7}}]}}")
+    recipe.write_text(f"schema_version: 1\ndescription: T\ncomponents: {{{body}}}\n")
     out = () if command == "plan" else ("--out", tmp_path / "out")
-    refused(command, nano_folder, "--recipe", recipe, *out, says="no format 'int7'; did you mean int8?")
+    refused(command, nano_folder, "--recipe", recipe, *out, says=says)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["r.yaml"]
 
 
-def test_bad_models(nano_copy, tmp_path):
-    weights = nano_copy / "unet" / "diffusion_pytorch_model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-100])
-    refused("compress", nano_copy, "--recipe", "int8", "--out", tmp_path / "out", says="which is truncated")
+SPOILED = {
+    "missing": (lambda weights: weights.unlink(), "unet: has a config.json but no weights"),
+    "truncated": (lambda weights: weights.write_bytes(weights.read_bytes()[:-100]), "which is truncated"),
+    "corrupt": (lambda weights: weights.write_bytes(b"\xff" * 5000), "its header is longer than the file"),
+    "pickle": (lambda weights: weights.rename(weights.with_suffix(".bin")), "has only pickled weights"),
+    "no pipeline": (lambda weights: (weights.parents[1] / "model_index.json").unlink(), "is no pipeline"),
+}
+
+
+@pytest.mark.parametrize("how", SPOILED)
+def test_bad_models(how, nano_copy, tmp_path):
+    spoil, says = SPOILED[how]
+    spoil(nano_copy / "unet" / "diffusion_pytorch_model.safetensors")
+    refused("compress", nano_copy, "--recipe", "int8", "--out", tmp_path / "out", says=says)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["nano"]
 
 

@@ -2,7 +2,11 @@
 
 import errno
 import json
+import os
+import signal
+import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -96,6 +100,17 @@ def test_same_bytes_twice(nano_folder, tmp_path):
     assert snapshot(tmp_path / "a") == snapshot(tmp_path / "b")
 
 
+def test_stored_codes_are_the_rounded_weights(nano_folder, tmp_path):
+    execute(make_plan(load_recipe("int8"), open_source(str(nano_folder))), tmp_path / "out")
+    before = load_file(nano_folder / "unet" / "diffusion_pytorch_model.safetensors")
+    after = load_file(tmp_path / "out" / "unet" / "diffusion_pytorch_model.safetensors")
+    for name in ("conv_in", "mid_block.attentions.0.proj_in", "up_blocks.1.resnets.0.conv1"):
+        weight = before[f"{name}.weight"].half().float().flatten(1)
+        scale = after[f"{name}.scale"].float()
+        assert torch.equal(after[f"{name}.codes"].flatten(1).float(), (weight / scale.unsqueeze(1)).round())
+        assert torch.equal(after[f"{name}.bias"], before[f"{name}.bias"].half())
+
+
 def test_manifest_lists_every_layer(nano_folder, tmp_path):
     manifest = execute(make_plan(load_recipe("mixed"), open_source(str(nano_folder))), tmp_path / "out")
     assert read_manifest(tmp_path / "out") == manifest
@@ -186,12 +201,45 @@ def test_interrupted_run_resumes(nano_folder, tmp_path):
     assert snapshot(out) == snapshot(tmp_path / "whole")
 
 
+@pytest.mark.full  # seven seconds; an interrupt from outside (tests/cli) and one from inside show most of it
+def test_killed_run_leaves_a_partial_that_resumes(tmp_path):
+    """SIGKILL at a moment chosen by progress, from outside, on the real command line."""
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "sdcompress", "compress", "tiny-sd", "--recipe", "int4", "--out", str(out)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    state = partial_folder(out) / "state.json"
+    for _ in range(1200):
+        if process.poll() is not None or (state.exists() and json.loads(state.read_text())["finished"]):
+            break
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert partial_folder(out).exists() and not out.exists()
+    subprocess.run([*command, "--resume"], check=True, capture_output=True)
+    assert verify(out, load=False) == []
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads VmHWM from Linux's /proc")
 @pytest.mark.parametrize("recipe", ["int8", "nf4-conv"])
 def test_peak_memory_is_within_the_plan(recipe, tmp_path):
     """VmHWM of a fresh process against the plan, which must neither promise too little nor cry wolf."""
     predicted, actual = planned_and_taken_bytes(recipe, tmp_path / "out")
     assert 0.6 * predicted < actual <= predicted
+
+
+def test_old_vae_attention_names_are_written_as_new_ones(nano_copy, tmp_path):
+    file = nano_copy / "vae" / "diffusion_pytorch_model.safetensors"
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    tensors = load_file(file)
+    renamed = {}
+    for name, tensor in tensors.items():
+        for new, was in old.items():
+            name = name.replace(f"attentions.0.{new}.", f"attentions.0.{was}.")
+        renamed[name] = tensor
+    assert set(renamed) != set(tensors)
+    save_file(renamed, file)
+    execute(make_plan(load_recipe("int8"), open_source(str(nano_copy))), tmp_path / "out")
+    assert verify(tmp_path / "out") == []
 
 
 def test_read_tensor_of_every_dtype(tmp_path):

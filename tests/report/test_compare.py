@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from rich.console import Console
 
 from sdcompress.errors import UserError
 from sdcompress.report import Report, ReportError
 from sdcompress.report.compare import compare_reports
-from sdcompress.report.compare_views import comparison_table
+from sdcompress.report.compare_views import comparison_table, print_comparison, write_comparison
 from sdcompress.report.history import print_history, read_history, write_history
 from sdcompress.report.read import label_paths, read_reports
 
@@ -116,6 +119,26 @@ def test_labels_tell_reports_apart(tmp_path: Path) -> None:
     assert label_paths(paths) == [str(Path("a/out")), str(Path("b/out")), "c", "x.json"]
     with pytest.raises(ReportError, match="given twice"):
         label_paths([paths[0], paths[0]])
+
+
+def test_fifty_reports_have_all_their_views_in_time(sized: Callable[..., Report], tmp_path: Path) -> None:
+    name = {"compressed.name": "=HYPERLINK(1)"}
+    for number in range(50):
+        report = sized(10_000_000 + 7919 * number % 30 * 1_000_000, 20.0 + number * 31 % 29, **name)
+        _write(report.to_dict(), tmp_path / f"run{number}")
+    started = time.process_time()
+    comparison = compare_reports(read_reports([tmp_path / f"run{number}" for number in range(50)]))
+    files = write_comparison(comparison, tmp_path / "out")
+    assert time.process_time() - started < 5  # of processor time, since tests share machines
+    assert [file.name for file in files] == ["compare.json", "compare.csv", "compare.html", "compare.png"]
+    assert json.loads(files[0].read_text()) == comparison.to_dict()
+    lines = list(csv.DictReader(files[1].open()))
+    assert len(lines) == 50 and lines[0]["compressed"] == "'=HYPERLINK(1)"  # a spreadsheet must not run it
+    assert Image.open(files[3]).width > 1000
+    console = Console(width=80, file=io.StringIO())
+    print_comparison(comparison, console, console)
+    text = console.file.getvalue()
+    assert "run49" in text and max(len(line) for line in text.splitlines()) <= 80
 
 
 def test_history_is_in_order_of_time(sized: Callable[..., Report], tmp_path: Path) -> None:
