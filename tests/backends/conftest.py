@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tiny_parts import clip_text, tiny_unet
+from tiny_pipelines import sdxl
 
 from sdcompress import load_recipe, open_source
 from sdcompress.execution.execute import execute
@@ -84,32 +84,13 @@ def exported_to(process: subprocess.Popen[bytes], name: str) -> Path:
 
 
 @pytest.fixture(scope="session")
-def nano_sdxl(nano_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def nano_sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random float32 SDXL with guidance embedding (as LCM has it), about 1 M parameters; do not write into it."""
     import torch
-    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionXLPipeline
-    from transformers import CLIPTokenizer
+    from diffusers import DDIMScheduler
 
-    torch.manual_seed(0)
-    tokenizer = CLIPTokenizer.from_pretrained(nano_folder / "tokenizer")
-    pipeline = StableDiffusionXLPipeline(
-        vae=AutoencoderKL.from_pretrained(nano_folder / "vae"),
-        text_encoder=clip_text(),
-        text_encoder_2=clip_text(projected=True),
-        tokenizer=tokenizer,
-        tokenizer_2=tokenizer,
-        unet=tiny_unet(
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-            cross_attention_dim=64,
-            addition_embed_type="text_time",
-            addition_time_embed_dim=8,
-            projection_class_embeddings_input_dim=6 * 8 + 32,
-            time_cond_proj_dim=16,
-        ),
-        scheduler=DDIMScheduler(),
-        add_watermarker=False,
-    )
     folder = tmp_path_factory.mktemp("models") / "nano-sdxl"
+    torch.manual_seed(0)
+    pipeline = sdxl(folder.parent, unet_options={"time_cond_proj_dim": 16}, scheduler=DDIMScheduler())
     pipeline.save_pretrained(folder)
     return folder

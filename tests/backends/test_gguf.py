@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from listeners import interrupt_writing
-from tiny_parts import tiny_unet
+from tiny_parts import tiny_transformer, tiny_unet
 from typer.testing import CliRunner
 
 from sdcompress.backends.gguf import convert
@@ -40,26 +40,19 @@ def save_alone(model: Any, folder: Path, component: str, pipeline: str) -> Path:
 
 @pytest.fixture(scope="module")
 def flux_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from diffusers import FluxTransformer2DModel
-
     torch.manual_seed(0)
-    model = FluxTransformer2DModel(
-        in_channels=32, num_layers=2, num_single_layers=2, attention_head_dim=16, num_attention_heads=2,
-        joint_attention_dim=32, pooled_projection_dim=32, axes_dims_rope=(4, 4, 8), guidance_embeds=True,
-    )  # fmt: skip
+    sizes = {"in_channels": 32, "num_layers": 2, "axes_dims_rope": (4, 4, 8), "guidance_embeds": True}
+    model = tiny_transformer("FluxTransformer2DModel", **sizes)
     return save_alone(model, tmp_path_factory.mktemp("flux"), "transformer", "FluxPipeline")
 
 
 @pytest.fixture(scope="module")
 def sd3_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from diffusers import SD3Transformer2DModel
-
     torch.manual_seed(0)
-    model = SD3Transformer2DModel(
-        sample_size=8, in_channels=4, num_layers=3, attention_head_dim=16, num_attention_heads=2,
-        joint_attention_dim=32, caption_projection_dim=32, pooled_projection_dim=32, out_channels=4,
-        pos_embed_max_size=8, dual_attention_layers=(0, 1), qk_norm="rms_norm",
-    )  # fmt: skip
+    sizes = {"num_layers": 3, "attention_head_dim": 16, "num_attention_heads": 2, "joint_attention_dim": 32}
+    model = tiny_transformer(
+        "SD3Transformer2DModel", **sizes, pooled_projection_dim=32, dual_attention_layers=(0, 1), qk_norm="rms_norm"
+    )
     return save_alone(model, tmp_path_factory.mktemp("sd3"), "transformer", "StableDiffusion3Pipeline")
 
 

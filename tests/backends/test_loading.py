@@ -8,14 +8,12 @@ import torch
 from torch import nn
 
 from benchmarks.reload_check import dequantized, output_of
-from sdcompress import load_recipe, open_pipeline, open_source
+from sdcompress import compress, load_recipe, open_pipeline, open_source
 from sdcompress.backends.torch.loading import choose_device, choose_dtype
 from sdcompress.backends.torch.modules import QuantizedLayer, replace_layers
 from sdcompress.backends.torch.packaging import layer_formats
 from sdcompress.backends.torch.quantizers import formats_of
 from sdcompress.errors import ArtifactError, UserError
-from sdcompress.execution.execute import execute
-from sdcompress.planning.plan import make_plan
 from sdcompress.planning.recipe import parse_recipe
 from sdcompress.quant.registry import from_label
 
@@ -53,7 +51,7 @@ def artifact(nano_folder, tmp_path_factory):
     def make(name):
         if not (folder / name).exists():
             recipe = parse_recipe(MADE_HERE[name], "r") if name in MADE_HERE else load_recipe(name)
-            execute(make_plan(recipe, open_source(str(nano_folder))), folder / name)
+            compress(nano_folder, recipe, folder / name)
         return folder / name
 
     return make

@@ -7,11 +7,9 @@ import torch
 from torch import nn
 
 from benchmarks.reload_check import dequantized, output_of
-from sdcompress import open_pipeline
+from sdcompress import compress, open_pipeline
 from sdcompress.backends.torch.packaging import layer_formats
 from sdcompress.errors import ArtifactError
-from sdcompress.execution.execute import execute
-from sdcompress.planning.plan import make_plan
 from sdcompress.planning.recipe import parse_recipe
 from sdcompress.sources.opening import open_source
 
@@ -46,7 +44,7 @@ def lora(nano_folder, tmp_path_factory):
 
 def compressed(nano_folder, folder, steps):
     recipe = {"schema_version": 1, "description": "T", "components": {"unet": steps, "text_encoder": steps}}
-    execute(make_plan(parse_recipe(json.dumps(recipe), "r"), open_source(str(nano_folder))), folder)
+    compress(nano_folder, parse_recipe(json.dumps(recipe), "r"), folder)
     return folder
 
 

@@ -7,9 +7,8 @@ import torch
 from safetensors.torch import save_file
 from saved_by_transformers import tensors_in, tensors_of
 
-from sdcompress.execution.execute import execute
+from sdcompress import compress
 from sdcompress.lora.file import open_lora
-from sdcompress.planning.plan import make_plan
 from sdcompress.planning.recipe import parse_recipe
 from sdcompress.sources.opening import open_source
 
@@ -63,7 +62,7 @@ def test_kohya_with_the_original_names_of_blocks(nano_sdxl, tmp_path):
         }
     steps = [{"fuse_lora": {"path": "xl.safetensors"}}]
     recipe = {"schema_version": 1, "description": "T", "components": dict.fromkeys(part_of.values(), steps)}
-    execute(make_plan(parse_recipe(json.dumps(recipe), "r", tmp_path), source), tmp_path / "out")
+    compress(source, parse_recipe(json.dumps(recipe), "r", tmp_path), tmp_path / "out")
     want = fused_by_diffusers(nano_sdxl, tmp_path / "xl.safetensors")
     for part in part_of.values():
         got, before = tensors_in(tmp_path / "out", part), tensors_in(nano_sdxl, part)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -57,39 +57,12 @@ def observed(tiny_sd: Source) -> Histograms:
 
 
 @pytest.fixture(scope="module")
-def nano_xl(nano_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random SDXL pipeline over the nano pipeline's VAE and tokenizer, saved in float16."""
-    from diffusers import (
-        EulerDiscreteScheduler,
-        StableDiffusionPipeline,
-        StableDiffusionXLPipeline,
-        UNet2DConditionModel,
-    )
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+def nano_xl(family_folder: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random SDXL pipeline, saved in float16."""
+    from diffusers import StableDiffusionXLPipeline
 
-    nano = StableDiffusionPipeline.from_pretrained(nano_folder)
-    torch.manual_seed(0)
-    sizes = {
-        "vocab_size": 78, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
-        "max_position_embeddings": 16, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1,
-    }  # fmt: skip
-    unet = UNet2DConditionModel(
-        sample_size=8, block_out_channels=(32, 64), down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), layers_per_block=1, norm_num_groups=8,
-        attention_head_dim=8, cross_attention_dim=32 + 16, addition_embed_type="text_time", addition_time_embed_dim=8,
-        projection_class_embeddings_input_dim=24 + 6 * 8,
-    )  # fmt: skip
-    pipeline = StableDiffusionXLPipeline(
-        nano.vae,
-        CLIPTextModel(CLIPTextConfig(hidden_size=32, **sizes)),
-        CLIPTextModelWithProjection(CLIPTextConfig(hidden_size=16, projection_dim=24, **sizes)),
-        nano.tokenizer,
-        nano.tokenizer,
-        unet,
-        EulerDiscreteScheduler(),
-    )
     folder = tmp_path_factory.mktemp("models") / "nano-xl"
-    pipeline.to(torch.float16).save_pretrained(folder)
+    StableDiffusionXLPipeline.from_pretrained(family_folder("sdxl")).to(torch.float16).save_pretrained(folder)
     return folder
 
 

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from PIL import Image
+from tiny_parts import tiny_vae
 
 from sdcompress.backends.black_pictures import DecoderGuard, to_pixels, why_black
 from sdcompress.calibration.input_pictures import (
@@ -64,30 +65,28 @@ def test_too_few_steps_for_the_strength() -> None:
 
 
 @pytest.fixture
-def tiny_vae():
+def vae():
     import torch
-    from diffusers import AutoencoderKL
 
     torch.manual_seed(0)
-    return AutoencoderKL(block_out_channels=(8, 8), down_block_types=("DownEncoderBlock2D",) * 2,
-                         up_block_types=("UpDecoderBlock2D",) * 2, norm_num_groups=4).eval()  # fmt: skip
+    return tiny_vae().eval()
 
 
-def test_a_vae_that_overflows_float16_decodes_again(tiny_vae) -> None:
+def test_a_vae_that_overflows_float16_decodes_again(vae) -> None:
     import torch
 
     with torch.no_grad():
-        tiny_vae.decoder.conv_in.weight.mul_(1e6)  # what it gives is far above 65504; a normalization follows
+        vae.decoder.conv_in.weight.mul_(1e6)  # what it gives is far above 65504; a normalization follows
         latents = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(0))
-        tiny_vae.decoder.conv_in.weight.clamp_(-6e4, 6e4)
-        tiny_vae.half()
-        stock = tiny_vae.decode(latents.half(), return_dict=False)[0]
+        vae.decoder.conv_in.weight.clamp_(-6e4, 6e4)
+        vae.half()
+        stock = vae.decode(latents.half(), return_dict=False)[0]
         assert not torch.isfinite(stock).all()
-        guard = DecoderGuard(SimpleNamespace(components={"vae": tiny_vae}))
+        guard = DecoderGuard(SimpleNamespace(components={"vae": vae}))
         for _ in range(2):
-            sample = tiny_vae.decode(latents.half(), return_dict=False)[0]
-            assert torch.isfinite(sample).all() and guard.upcast == "float32" and tiny_vae.dtype == torch.float16
-        tiny_vae.decode(latents.half() * float("nan"), return_dict=False)
+            sample = vae.decode(latents.half(), return_dict=False)[0]
+            assert torch.isfinite(sample).all() and guard.upcast == "float32" and vae.dtype == torch.float16
+        vae.decode(latents.half() * float("nan"), return_dict=False)
     assert guard.latents_finite is False
     _, seen = to_pixels(np.full((8, 8, 3), np.nan))
     assert "latents are not finite" in why_black(seen, False, guard)
@@ -104,23 +103,23 @@ def test_sdxls_vae_stays_in_float32_in_an_fp16_graph() -> None:
     }
 
 
-def test_a_quantized_vae_survives_being_moved_to_float32(tiny_vae) -> None:
+def test_a_quantized_vae_survives_being_moved_to_float32(vae) -> None:
     import torch
 
     from sdcompress.backends.torch.modules import QuantizedConv2d, replace_layers
     from sdcompress.backends.torch.quantizers import formats_of
 
-    layers = {name: "int8" for name, module in tiny_vae.named_modules() if isinstance(module, torch.nn.Conv2d)}
-    replace_layers(tiny_vae, formats_of(layers))
-    for module in tiny_vae.modules():
+    layers = {name: "int8" for name, module in vae.named_modules() if isinstance(module, torch.nn.Conv2d)}
+    replace_layers(vae, formats_of(layers))
+    for module in vae.modules():
         if isinstance(module, QuantizedConv2d):
             module.codes.fill_(1)
             module.scale.fill_(2**-10)  # exact in float16
     latents = torch.ones(1, 4, 4, 4)
     with torch.no_grad():
-        tiny_vae.half()
-        tiny_vae.to(dtype=torch.float32)  # as SDXL's pipeline does before it decodes
-        assert {tensor.dtype for tensor in tiny_vae.buffers()} == {torch.int8, torch.float32}
-        assert torch.isfinite(tiny_vae.decode(latents)[0]).all()
-        tiny_vae.to(dtype=torch.float16)
-        assert tiny_vae.decode(latents.half())[0].dtype == torch.float16
+        vae.half()
+        vae.to(dtype=torch.float32)  # as SDXL's pipeline does before it decodes
+        assert {tensor.dtype for tensor in vae.buffers()} == {torch.int8, torch.float32}
+        assert torch.isfinite(vae.decode(latents)[0]).all()
+        vae.to(dtype=torch.float16)
+        assert vae.decode(latents.half())[0].dtype == torch.float16

@@ -24,7 +24,6 @@ from sdcompress.evaluation.worker.pipeline import PipelineWorker
 from sdcompress.evaluation.worker.process import WorkerProcess
 from sdcompress.evaluation.worker.requests import Draw, Nothing, Open, Prepare, Score
 from sdcompress.sources.opening import open_source
-from sdcompress.sources.source import ASSETS
 
 # One thread: two processes with two threads each wait for one another on a busy machine.
 QUICK: dict[str, Any] = {
@@ -39,51 +38,9 @@ QUICK: dict[str, Any] = {
 }
 
 
-@pytest.fixture(scope="session")
-def pipeline(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A random Stable Diffusion pipeline with the real classes, 32-pixel pictures, half a million parameters."""
-    import torch
-    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-    from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel
-
-    tokenizer = AutoTokenizer.from_pretrained(ASSETS / "tiny-sd" / "tokenizer")
-    torch.manual_seed(0)
-    text = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    unet = UNet2DConditionModel(
-        sample_size=16,
-        block_out_channels=(16, 32),
-        layers_per_block=1,
-        cross_attention_dim=16,
-        attention_head_dim=8,
-        norm_num_groups=8,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-    )
-    vae = AutoencoderKL(
-        block_out_channels=(8, 16),
-        norm_num_groups=8,
-        latent_channels=4,
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-    )
-    folder = tmp_path_factory.mktemp("pipeline")
-    StableDiffusionPipeline(
-        vae, CLIPTextModel(text), tokenizer, unet, DDIMScheduler(), None, None, requires_safety_checker=False
-    ).save_pretrained(folder)
-    return str(folder)
-
-
-def test_a_pipeline_against_itself(pipeline: str, tmp_path: Path) -> None:
+def test_a_pipeline_against_itself(nano_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    report = evaluate(pipeline, pipeline, out, settings=EvaluationSettings(**QUICK, latency_repeats=2))
+    report = evaluate(nano_folder, nano_folder, out, settings=EvaluationSettings(**QUICK, latency_repeats=2))
 
     text = (out / "report.json").read_text(encoding="utf-8")
     assert json.loads(text, parse_constant=lambda token: pytest.fail(f"{token} is no JSON")) == report
@@ -114,13 +71,13 @@ def test_a_pipeline_against_itself(pipeline: str, tmp_path: Path) -> None:
     assert (out / "report.md").is_file()
 
 
-def test_the_same_noise_in_another_precision(pipeline: str) -> None:
+def test_the_same_noise_in_another_precision(nano_folder: Path) -> None:
     hashes = []
     worker = PipelineWorker()
     drawing = Drawing(index=0, prompt="a cat", seed=5)
     options = {"num_inference_steps": 1, "height": 32, "width": 32}
     for dtype in ("float32", "bfloat16"):
-        worker.open(Open(path=pipeline, device="cpu", dtype=dtype, threads=1))
+        worker.open(Open(path=str(nano_folder), device="cpu", dtype=dtype, threads=1))
         drawn = worker.draw(Draw(drawings=[drawing], options=options, picture=None))
         assert drawn.component_latency_s.keys() == {"text_encoder", "unet", "vae"}
         hashes.append(drawn.latents_sha256)
@@ -286,8 +243,8 @@ def test_a_folder_of_something_else_is_left_alone(fake: type[FakeWorker], tmp_pa
     assert (tmp_path / "thesis.tex").read_text() == "precious"
 
 
-def test_the_artifact_may_lie_in_the_same_folder(fake: type[FakeWorker], pipeline: str, tmp_path: Path) -> None:
-    shutil.copytree(pipeline, tmp_path / "artifact")
+def test_the_artifact_may_lie_in_the_same_folder(fake: type[FakeWorker], nano_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(nano_folder, tmp_path / "artifact")
     report = evaluate("tiny-sd", str(tmp_path / "artifact"), tmp_path, settings=FOUR, command="sdcompress run x")
     assert report["command"] == "sdcompress run x"
     assert "    sdcompress run x" in (tmp_path / "report.md").read_text()
@@ -354,11 +311,11 @@ def test_prompts(tmp_path: Path) -> None:
         read_prompts(tmp_path / "missing.txt")
 
 
-def test_tiny_sd_is_known_by_name_and_by_manifest(pipeline: str, tmp_path: Path) -> None:
+def test_tiny_sd_is_known_by_name_and_by_manifest(nano_folder: Path, tmp_path: Path) -> None:
     assert is_tiny_sd(open_source("tiny-sd"))
-    assert not is_tiny_sd(open_source(pipeline))
+    assert not is_tiny_sd(open_source(str(nano_folder)))
     made = tmp_path / "made"
-    shutil.copytree(pipeline, made)
+    shutil.copytree(nano_folder, made)
     (made / "sdcompress.json").write_text(json.dumps({"source": {"name": "tiny-sd"}}))
     assert is_tiny_sd(open_source(str(made)))
 

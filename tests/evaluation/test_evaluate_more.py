@@ -11,16 +11,14 @@ import pytest
 from in_process import InProcess, evaluate
 from rich.console import Console
 
+from sdcompress import compress
 from sdcompress.calibration.prompts import PromptSet
 from sdcompress.errors import EvaluationError
 from sdcompress.evaluation.attribution import mixed_folder
 from sdcompress.evaluation.metrics.scorer import TINY_SD_SCORER
 from sdcompress.evaluation.settings import EvaluationSettings
-from sdcompress.execution.execute import execute
-from sdcompress.planning.plan import make_plan
 from sdcompress.planning.recipe import parse_recipe
 from sdcompress.report import Report, print_report
-from sdcompress.sources.opening import open_source
 
 RECIPE = """
 schema_version: 1
@@ -45,7 +43,7 @@ SETTINGS = EvaluationSettings(
 def coarse(nano_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The nano pipeline with nothing but its UNet in 3 bits."""
     out = tmp_path_factory.mktemp("made") / "coarse"
-    execute(make_plan(parse_recipe(RECIPE, "test"), open_source(str(nano_folder))), out)
+    compress(nano_folder, parse_recipe(RECIPE, "test"), out)
     return out
 
 

@@ -7,11 +7,9 @@ from pathlib import Path
 import pytest
 from in_process import evaluate
 
+from sdcompress import compress
 from sdcompress.evaluation.settings import EvaluationSettings
-from sdcompress.execution.execute import execute
-from sdcompress.planning.plan import make_plan
 from sdcompress.planning.recipe import load_recipe, parse_recipe
-from sdcompress.sources.opening import open_source
 
 INT3 = """
 schema_version: 1
@@ -26,7 +24,7 @@ def test_int3_is_worse_and_int8_only_what_it_is(tmp_path: Path) -> None:
     settings = EvaluationSettings(prompt_count=8, threads=1, device="cpu", component_metrics=False)
     verdicts = {}
     for name, recipe in (("int3", parse_recipe(INT3, "test")), ("int8", load_recipe("int8"))):
-        execute(make_plan(recipe, open_source("tiny-sd")), tmp_path / name)
+        compress("tiny-sd", recipe, tmp_path / name)
         report = evaluate("tiny-sd", str(tmp_path / name), tmp_path / f"report-{name}", settings=settings)
         verdicts[name] = report["verdicts"]
         print(

@@ -12,6 +12,7 @@ import pytest
 from in_process import InProcess, evaluate
 from rich.console import Console
 
+from sdcompress import compress
 from sdcompress.calibration.prompts import PromptSet
 from sdcompress.errors import EvaluationError
 from sdcompress.evaluation import steps_attribution
@@ -19,9 +20,7 @@ from sdcompress.evaluation.attribution import STEPS_FOLDER
 from sdcompress.evaluation.result import StepSwap
 from sdcompress.evaluation.settings import EvaluationSettings
 from sdcompress.evaluation.steps_attribution import PartialRecipe, make_component, plan_steps
-from sdcompress.execution.execute import execute
 from sdcompress.files.manifest import MANIFEST_NAME
-from sdcompress.planning.plan import make_plan
 from sdcompress.planning.recipe import parse_recipe
 from sdcompress.report import Report, print_report
 from sdcompress.sources.opening import open_source
@@ -63,7 +62,7 @@ def _no_calibration(*_: object) -> None:
 @pytest.fixture(scope="module")
 def artifact(nano_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("made") / "artifact"
-    execute(make_plan(parse_recipe(RECIPE, "test"), open_source(str(nano_folder))), out)
+    compress(nano_folder, parse_recipe(RECIPE, "test"), out)
     return out
 
 
@@ -106,7 +105,7 @@ def test_a_component_after_some_steps_is_what_the_shortened_recipe_makes(
 ) -> None:
     shortened = "".join(f"    - {step}\n" for step in steps.split("|"))
     text = f"schema_version: 1\ndescription: d\ncomponents:\n  {component}:\n{shortened}{CALIBRATION}"
-    execute(make_plan(parse_recipe(text, "test"), open_source(str(nano_folder))), tmp_path / "whole")
+    compress(nano_folder, parse_recipe(text, "test"), tmp_path / "whole")
     swaps, recipes = planned
     (swap,) = [each for each in swaps[component] if each.place == len(steps.split("|"))]
     make_component(recipes[swap.variant], tmp_path / "made", _no_calibration)

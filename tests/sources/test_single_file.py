@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,15 +21,12 @@ from original_layout import (
     vae_to_original,
 )
 from safetensors.torch import load_file, save_file
-from tiny_parts import clip_text
 
+from sdcompress import compress
 from sdcompress.backends.open_pipeline import open_pipeline
 from sdcompress.errors import SourceError
-from sdcompress.execution.execute import execute
 from sdcompress.files.safetensors_file import read_header
 from sdcompress.files.torch_tensors import read_tensor
-from sdcompress.planning.plan import make_plan
-from sdcompress.planning.recipe import load_recipe
 from sdcompress.sources.opening import open_folder, open_source
 from sdcompress.sources.single_file.conversion import find_component
 from sdcompress.sources.single_file.layouts import detect_layout
@@ -115,7 +111,7 @@ def test_compressing_it_is_compressing_the_folder(
     sources = {"file": open_source(str(checkpoint), like=str(nano_folder)), "folder": open_folder(nano_folder)}
     written = []
     for name, source in sources.items():
-        execute(make_plan(load_recipe(recipe), source), tmp_path / name)
+        compress(source, recipe, tmp_path / name)
         files = (file for file in (tmp_path / name).rglob("*") if file.is_file())
         written.append({file.relative_to(tmp_path / name).as_posix(): file for file in files})
     assert written[0].keys() == written[1].keys()  # the tokenizer too, and no checkpoint.json
@@ -159,38 +155,10 @@ def test_evaluate_by_command(checkpoint: Path, nano_folder: Path, nano_copy: Pat
 # Layouts with OpenCLIP's text encoders
 
 
-@pytest.fixture
-def xl_folder(nano_copy: Path) -> Path:
-    """The nano pipeline with a second text encoder and SDXL's added embeddings."""
-    from diffusers import UNet2DConditionModel
-
-    index = json.loads((nano_copy / "model_index.json").read_text())
-    index |= {
-        "_class_name": "StableDiffusionXLPipeline",
-        "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
-        "tokenizer_2": ["transformers", "CLIPTokenizer"],
-    }
-    del index["requires_safety_checker"], index["safety_checker"], index["feature_extractor"]
-    (nano_copy / "model_index.json").write_text(json.dumps(index))
-    torch.manual_seed(1)
-    clip_text(projected=True, projection=24).save_pretrained(nano_copy / "text_encoder_2")
-    shutil.copytree(nano_copy / "tokenizer", nano_copy / "tokenizer_2")
-    config = dict(UNet2DConditionModel.load_config(nano_copy / "unet"))
-    config |= {
-        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
-        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
-        "addition_embed_type": "text_time", "addition_time_embed_dim": 8, "use_linear_projection": True,
-        "projection_class_embeddings_input_dim": 24 + 6 * 8, "cross_attention_dim": 64,
-        "transformer_layers_per_block": 2,
-    }  # fmt: skip
-    torch.manual_seed(2)
-    UNet2DConditionModel.from_config(config).save_pretrained(nano_copy / "unet")
-    return nano_copy
-
-
-def test_sdxl_is_the_same_pipeline(xl_folder: Path, tmp_path: Path) -> None:
+def test_sdxl_is_the_same_pipeline(family_folder: Callable[[str], Path], tmp_path: Path) -> None:
+    xl_folder = family_folder("sdxl")
     state = {
-        **prefixed("model.diffusion_model.", unet_to_original(load_file(xl_folder / "unet" / UNET), levels=2)),
+        **prefixed("model.diffusion_model.", unet_to_original(load_file(xl_folder / "unet" / UNET), 2, 1)),
         **prefixed("first_stage_model.", vae_to_original(load_file(xl_folder / "vae" / UNET), levels=2)),
         **prefixed("conditioner.embedders.0.transformer.", load_file(xl_folder / "text_encoder" / TEXT)),
         **prefixed("conditioner.embedders.1.model.", clip_to_open_clip(load_file(xl_folder / "text_encoder_2" / TEXT))),

@@ -9,10 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from sdcompress import compress
 from sdcompress.backends.open_pipeline import open_pipeline
-from sdcompress.execution.execute import execute
-from sdcompress.planning.plan import make_plan
-from sdcompress.planning.recipe import load_recipe
 from sdcompress.sources.opening import open_folder, open_source
 
 
@@ -51,9 +49,9 @@ def test_they_give_what_the_plain_folder_gives(
         assert len(list((folder / "unet").glob("*.safetensors"))) > 1
     source = open_source(str(folder), variant)
     assert source.parameters == open_folder(nano_folder).parameters
-    execute(make_plan(load_recipe("int8"), source), tmp_path / "out")
+    compress(source, "int8", tmp_path / "out")
     plain = open_folder(nano_folder)
-    execute(make_plan(load_recipe("int8"), plain), tmp_path / "plain")
+    compress(plain, "int8", tmp_path / "plain")
     for file in (tmp_path / "plain").rglob("*.safetensors"):
         ours, theirs = load_file(tmp_path / "out" / file.relative_to(tmp_path / "plain")), load_file(file)
         assert ours.keys() == theirs.keys()

@@ -10,13 +10,11 @@ from in_process import InProcess, evaluate
 from PIL import Image
 from test_similarity import _slow_ms_ssim, _slow_ssim
 
+from sdcompress import compress
 from sdcompress.calibration.prompts import PromptSet
 from sdcompress.evaluation.metrics.ms_ssim import SMALLEST_SIDE
 from sdcompress.evaluation.settings import EvaluationSettings
-from sdcompress.execution.execute import execute
-from sdcompress.planning.plan import make_plan
 from sdcompress.planning.recipe import parse_recipe
-from sdcompress.sources.opening import open_source
 
 RECIPE = "schema_version: 1\ndescription: d\ncomponents: {unet: [{quantize: {format: int3}}]}\n"
 SETTINGS = EvaluationSettings(
@@ -32,7 +30,7 @@ SETTINGS = EvaluationSettings(
 
 
 def test_figures_of_drawn_pictures_are_those_of_their_definitions(in_process: type[InProcess], tmp_path: Path) -> None:
-    execute(make_plan(parse_recipe(RECIPE, "test"), open_source("tiny-sd")), tmp_path / "coarse")
+    compress("tiny-sd", parse_recipe(RECIPE, "test"), tmp_path / "coarse")
     report = evaluate("tiny-sd", str(tmp_path / "coarse"), tmp_path / "out", settings=SETTINGS)
     assert "ms_ssim" not in report["not_measured"] and report["metrics"]["ms_ssim"]["unit"] == "1"
     for sample in report["samples"]:
