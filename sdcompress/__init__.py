@@ -27,6 +27,7 @@ __all__ = [
     "open_pipeline",
     "open_source",
     "run",
+    "search",
     "verify",
 ]
 
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
         open_pipeline,
         open_source,
         run,
+        search,
         verify,
     )
     from sdcompress.planning.plan import Plan

@@ -8,6 +8,7 @@ user can mend is raised as `sdcompress.errors.UserError`; each function says whi
 from sdcompress.api.compression import Artifact, Conversion, compress, convert, make_plan, verify
 from sdcompress.api.evaluation import RunResult, compare, evaluate, fill_card, history, run
 from sdcompress.api.models import SourceOptions, describe, diagnose
+from sdcompress.api.searching import search
 from sdcompress.backends.generate import generate
 from sdcompress.backends.open_pipeline import open_pipeline
 from sdcompress.planning.recipe import find_recipe, load_recipe, shipped_recipes
@@ -33,6 +34,7 @@ __all__ = [
     "open_pipeline",
     "open_source",
     "run",
+    "search",
     "shipped_recipes",
     "verify",
 ]

@@ -83,3 +83,22 @@ def default_prompts(tiny_sd: bool) -> PromptSet:
         num_inference_steps=content["num_inference_steps"],
         guidance_scale=content["guidance_scale"],
     )
+
+
+def split_prompts(prompt_set: PromptSet, count: int) -> tuple[tuple[str, ...], PromptSet]:
+    """Return at most `count` of the prompts to calibrate on, and the set of all others to evaluate on.
+
+    Of few prompts every other one is taken; of a single one, both sides get it.
+
+    Examples:
+        >>> split_prompts(PromptSet("mine", ("a", "b", "c", "d"), 4), 16)[0]
+        ('a', 'c')
+    """
+    prompts = prompt_set.prompts
+    if len(prompts) == 1:
+        return prompts, prompt_set
+    taken = prompts[:: max(2, len(prompts) // count)][:count]
+    others = tuple(prompt for prompt in prompts if prompt not in taken)
+    return taken, PromptSet(
+        prompt_set.name, others, len(others), prompt_set.num_inference_steps, prompt_set.guidance_scale
+    )

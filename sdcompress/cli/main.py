@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from sdcompress.cli import compression, evaluation, models
+from sdcompress.cli import compression, evaluation, models, searching
 from sdcompress.cli.recipes import recipes_app
 from sdcompress.errors import SdcompressError
 from sdcompress.version import __version__
@@ -18,7 +18,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(recipes_app, name="recipes")
-for group in (models, compression, evaluation):
+for group in (models, compression, searching, evaluation):
     group.register(app)
 
 

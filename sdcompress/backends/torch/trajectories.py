@@ -86,24 +86,24 @@ class CalibrationRun:
     ):
         self._source, self._wanted = source, wanted
         self._observer = observer or Observer()
-        self._device = choose_device(device)
-        self._first_seed = calibration.seed + FIRST_SEED
-        self._prompts: PromptSet = choose_prompts(calibration, source)
-        self._size = {"height": calibration.height, "width": calibration.width}
+        self.device = choose_device(device)
+        self.first_seed = calibration.seed + FIRST_SEED
+        self.prompts: PromptSet = choose_prompts(calibration, source)
+        self.size = {"height": calibration.height, "width": calibration.width}
         self._family = known_families()[source.pipeline_class]
         self._denoiser = next(name for name in DENOISERS if name in source.components)
         self._bare = open_without_models(source)
         takes = inspect.signature(self._bare.__call__).parameters
-        self._settings: dict[str, Any] = {name: value for name, value in self._size.items() if name in takes}
+        self.settings: dict[str, Any] = {name: value for name, value in self.size.items() if name in takes}
         for name in ("num_inference_steps", "guidance_scale"):
-            chosen = getattr(self._prompts, name)
-            self._settings[name] = takes[name].default if chosen is None else chosen
-        self._settings |= {name: value for name, value in self._family.call.items() if name in takes}
-        self._unsaid = {"negative_prompt": None} if "negative_prompt" in takes else {}  # given as embeddings
+            chosen = getattr(self.prompts, name)
+            self.settings[name] = takes[name].default if chosen is None else chosen
+        self.settings |= {name: value for name, value in self._family.call.items() if name in takes}
+        self.unsaid = {"negative_prompt": None} if "negative_prompt" in takes else {}  # given as embeddings
         in_the_unet = source.components[self._denoiser].config.get("time_cond_proj_dim") is not None
-        scale = self._settings["guidance_scale"]
+        scale = self.settings["guidance_scale"]
         self._guided = self._family.guided and scale > 1 and not in_the_unet  # as the pipelines decide it
-        self._steps = self._settings["num_inference_steps"]
+        self._steps = self.settings["num_inference_steps"]
         if not self._bare.scheduler.config.get("use_dynamic_shifting"):  # else it needs the picture's size
             self._bare.scheduler.set_timesteps(self._steps)
             self._steps = len(self._bare.scheduler.timesteps)
@@ -128,21 +128,21 @@ class CalibrationRun:
             return self._encode_for_xl()
         texts: list[Outputs] = []
         for part in self._text_encoders_to_run():
-            texts = self._each(part, self._prompts.prompts, partial(self._encoder, part))
+            texts = self._each(part, self.prompts.prompts, partial(self._encoder, part))
         return texts
 
     def _encoder(self, part: str, model: Any) -> Callable[[str], Outputs]:
         """Return a function from prompt to arguments: the pipeline's `encode_prompt`, with `model` as that part."""
         others = [name for name in self._text_encoders() if name != part]
-        pipeline = self._pipeline(
-            **{part: model}, **{name: open_component(self._source, name, self._device) for name in others}
+        pipeline = self.assemble(
+            **{part: model}, **{name: open_component(self._source, name, self.device) for name in others}
         )
         takes = inspect.signature(pipeline.encode_prompt).parameters
         defaults = inspect.signature(pipeline.__call__).parameters
         # The defaults of the pipeline's call, which can differ from those of `encode_prompt`.
-        said = {name: defaults[name].default for name in takes if name in defaults and name not in self._settings}
-        settings = said | {name: value for name, value in self._settings.items() if name in takes}
-        settings |= {"device": self._device, "num_images_per_prompt": 1, "do_classifier_free_guidance": self._guided}
+        said = {name: defaults[name].default for name in takes if name in defaults and name not in self.settings}
+        settings = said | {name: value for name, value in self.settings.items() if name in takes}
+        settings |= {"device": self.device, "num_images_per_prompt": 1, "do_classifier_free_guidance": self._guided}
 
         def encode(prompt: str) -> Outputs:
             wordings = dict.fromkeys(("prompt", "prompt_2", "prompt_3"), prompt)
@@ -155,7 +155,7 @@ class CalibrationRun:
 
     def _encode_for_xl(self) -> list[Outputs]:
         """Return what the pipeline's own `encode_prompt` gives, which needs both text encoders in memory at once."""
-        prompts = self._prompts.prompts
+        prompts = self.prompts.prompts
         zeros = bool(self._source.model_index.get("force_zeros_for_empty_prompt", True))
         wordings = (*prompts, "") if self._guided and not zeros else prompts
         states = [self._hidden_states(part, wordings) for part in self._text_encoders()]
@@ -176,8 +176,8 @@ class CalibrationRun:
             def encode(item: tuple[int, str]) -> Outputs:
                 index, wording = item
                 ids = tokenizer(wording, padding="max_length", truncation=True, return_tensors="pt").input_ids
-                output = model(ids.to(self._device), output_hidden_states=True)
-                if index < len(self._prompts.prompts):
+                output = model(ids.to(self.device), output_hidden_states=True)
+                if index < len(self.prompts.prompts):
                     self._tick(part)
                 return {"state": output.hidden_states[-2], "pooled": output[0]}
 
@@ -190,23 +190,23 @@ class CalibrationRun:
 
         def prepare(model: Any) -> Callable[[tuple[int, Outputs]], Outputs]:
             drawn_over = bool(wanted_pictures(self._source.pipeline_class))
-            encoder = open_component(self._source, "vae", self._device) if drawn_over else None
-            vae = LatentsCatcher(empty_component(self._source.components["vae"]).config, self._device, encoder)
+            encoder = open_component(self._source, "vae", self.device) if drawn_over else None
+            vae = LatentsCatcher(empty_component(self._source.components["vae"]).config, self.device, encoder)
             beside = {
-                name: open_component(self._source, name, self._device)
+                name: open_component(self._source, name, self.device)
                 for name in BESIDE_THE_DENOISER
                 if name in self._source.components
             }
-            pipeline = self._pipeline(**{self._denoiser: model}, **beside, vae=vae)
+            pipeline = self.assemble(**{self._denoiser: model}, **beside, vae=vae)
             self._count_steps(pipeline)
 
             def denoise(item: tuple[int, Outputs]) -> Outputs:
                 index, text = item
-                seed = self._first_seed + index
+                seed = self.first_seed + index
                 request = request_pictures(PictureFiles(), self._source.pipeline_class, index, seed)
-                pictures = make_pictures(pipeline, request, self._size)
+                pictures = make_pictures(pipeline, request, self.size)
                 generator = torch.Generator("cpu").manual_seed(seed)
-                pipeline(**text, **pictures, **self._settings, **self._unsaid, generator=generator, output_type="pt")
+                pipeline(**text, **pictures, **self.settings, **self.unsaid, generator=generator, output_type="pt")
                 return {"latents": vae.caught}
 
             return denoise
@@ -258,9 +258,9 @@ class CalibrationRun:
             prepare: returns the function from an item to outputs, given the opened model.
         """
         outputs = [
-            {name: value.to(self._device) for name, value in each.items()} for each in self._observer.resume(component)
+            {name: value.to(self.device) for name, value in each.items()} for each in self._observer.resume(component)
         ]
-        self._done[component] += min(len(outputs), len(self._prompts.prompts)) * self._runs(component)
+        self._done[component] += min(len(outputs), len(self.prompts.prompts)) * self._runs(component)
         if len(outputs) < len(items) or self._wanted.get(component):
             with self._opened(component) as model:
                 make = prepare(model)
@@ -272,17 +272,17 @@ class CalibrationRun:
     @contextmanager
     def _opened(self, component: str) -> Iterator[Any]:
         """Hold the component in memory and observe it while in the context; free its weights at the end."""
-        model = open_component(self._source, component, self._device)
+        model = open_component(self._source, component, self.device)
         try:
             with self._observer.observe(component, model, self._calls(component)), torch.no_grad():
                 yield model
         finally:
             model.to("meta")  # something may still refer to the module
             gc.collect()
-            if self._device.type == "cuda":
+            if self.device.type == "cuda":
                 torch.cuda.empty_cache()
 
-    def _pipeline(self, **models: Any) -> Any:
+    def assemble(self, **models: Any) -> Any:
         """Return the source's pipeline with its own tokenizers and scheduler, and with these models alone."""
         takes = inspect.signature(type(self._bare)).parameters
         plain = {name: value for name, value in self._source.model_index.items() if not isinstance(value, list)}
@@ -308,7 +308,7 @@ class CalibrationRun:
         xl = self._source.pipeline_class.startswith(_XL)
         branches_apart = component in TEXT_ENCODERS and self._guided and not xl
         each = self._steps if component == self._denoiser else 1 + branches_apart
-        return len(self._prompts.prompts) * each
+        return len(self.prompts.prompts) * each
 
     def _runs(self, component: str) -> int:
         """Return the runs of the component for one prompt, as progress counts them."""
@@ -316,7 +316,7 @@ class CalibrationRun:
 
     def _tick(self, component: str) -> None:
         self._done[component] += 1
-        total = len(self._prompts.prompts) * self._runs(component)
+        total = len(self.prompts.prompts) * self._runs(component)
         self._listener(ProgressEvent(self._activity, component, self._done[component], total, "runs"))
 
 

@@ -1,0 +1,180 @@
+"""How much the drawn picture changes with the weights of each layer, to first order.
+
+The picture p depends on a weight matrix W through every denoising step at once: an error dW is the same in all of them.
+For a random v with E[v v^T] = 1 the gradient g of <v, p> with respect to W tells the effect of any dW, since
+E_v <dW, g>^2 = |dp|^2 to first order. One backward pass through the whole trajectory (VAE, every step of the denoiser,
+text encoders) gives g for all layers. Of g the sum of squares of each output channel is kept, from which
+`searching/damage.py` makes the damage of a rounded weight. The trajectory is computed again step by step in the
+backward pass (gradient checkpointing), so that the activations of one step are in memory at a time.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from sdcompress.backends.torch.source_parts import open_component
+from sdcompress.backends.torch.trajectories import BESIDE_THE_DENOISER, COMPONENTS, CalibrationRun, check_calibration
+from sdcompress.calibration.input_pictures import PictureFiles, make_pictures, request_pictures
+from sdcompress.calibration.settings import Calibration
+from sdcompress.errors import SourceError
+from sdcompress.progress import Listener, ProgressEvent, silent
+from sdcompress.sources.source import DENOISERS, Source
+from sdcompress.sources.tensor_names import name_in_model
+
+LARGE = 100_000_000  # a component with more parameters checkpoints its blocks too
+_PROBE_SEED = 2**20  # probes have seeds of their own
+
+Wanted = Mapping[str, Sequence[str]]  # component -> layers
+RowEnergies = dict[str, dict[str, torch.Tensor]]  # component -> layer -> [out]; empty where no picture needs the layer
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What one backward pass found.
+
+    Args:
+        rows: component -> layer -> sum over a row of the squared gradient, [out] float32.
+        pixels: numbers that the picture has.
+    """
+
+    rows: RowEnergies
+    pixels: int
+
+
+class GradientStore(Protocol):
+    """Where what was found for each prompt is kept."""
+
+    def load(self, index: int) -> Drawn | None:
+        """Return what was found for the prompt; None where nothing is stored."""
+
+    def save(self, index: int, drawn: Drawn) -> None:
+        """Keep what was found for the prompt."""
+
+
+def gather_gradients(
+    source: Source,
+    wanted: Wanted,
+    calibration: Calibration,
+    store: GradientStore,
+    indices: Sequence[int],
+    listener: Listener = silent,
+    device: str = "auto",
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """Draw a picture for each prompt and keep the row energies of its gradients. What the store has is not done again.
+
+    Args:
+        wanted: component -> names of layers, as files call them.
+        calibration: prompts, seeds and sampler.
+        indices: of the prompts to draw.
+        listener: told of the pictures.
+        dtype: in which the components compute; energies are summed up in float32.
+
+    Raises:
+        SourceError: the pipeline cannot draw here, or a gradient is NaN or infinite.
+    """
+    check_calibration(source, wanted, "sensitivities")
+    missing = [index for index in indices if store.load(index) is None]
+
+    def tell(done: int) -> None:
+        listener(ProgressEvent("measuring", "sensitivities", done, len(indices), "pictures"))
+
+    tell(len(indices) - len(missing))
+    if not missing:
+        return
+    drawing = _Drawing(source, wanted, calibration, device, dtype)
+    for place, index in enumerate(missing):
+        store.save(index, drawing.draw(index))
+        tell(len(indices) - len(missing) + place + 1)
+
+
+class _Drawing:
+    """A pipeline whose pictures can be differentiated with respect to the wanted layers' weights."""
+
+    def __init__(self, source: Source, wanted: Wanted, calibration: Calibration, device: str, dtype: torch.dtype):
+        self._source = source
+        self._run = CalibrationRun(source, {}, calibration, device=device)
+        names = [name for name in (*COMPONENTS, *BESIDE_THE_DENOISER) if name in source.components]
+        models = {name: open_component(source, name, self._run.device, dtype) for name in names}
+        self._pipeline = self._run.assemble(**models)
+        denoiser = next(models[name] for name in DENOISERS if name in models)
+        for model in models.values():
+            _use_plain_attention(model)
+            if sum(parameter.numel() for parameter in model.parameters()) > LARGE:
+                _checkpoint_blocks(model)
+        denoiser.forward = _checkpointed(denoiser.forward)
+        self._weights: dict[tuple[str, str], nn.Parameter] = {}
+        for component, layers in wanted.items():
+            for layer in layers:
+                place = name_in_model(models[component], layer)
+                if place is None:
+                    raise SourceError(f"{component}.{layer}: {source.name} has no such layer")
+                weight = models[component].get_submodule(place).weight
+                assert isinstance(weight, nn.Parameter)
+                weight.requires_grad_()
+                self._weights[component, layer] = weight
+
+    def draw(self, index: int) -> Drawn:
+        """Return the row energies of the gradients of the prompt's picture."""
+        run, seed = self._run, self._run.first_seed + index
+        request = request_pictures(PictureFiles(), self._source.pipeline_class, index, seed)
+        arguments = {"prompt": run.prompts.prompts[index], **run.settings}
+        arguments |= make_pictures(self._pipeline, request, run.size)
+        call = inspect.unwrap(type(self._pipeline).__call__)  # without its no_grad
+        takes = inspect.signature(call).parameters
+        if "prompt" not in takes:
+            raise SourceError(f"{self._source.name}: its pipeline takes no prompt, so no picture can be differentiated")
+        generator = torch.Generator("cpu").manual_seed(seed)
+        with torch.enable_grad():
+            picture = call(self._pipeline, **arguments, generator=generator, output_type="pt").images.float()
+            probe = torch.randn(picture.shape, generator=torch.Generator().manual_seed(_PROBE_SEED + index))
+            (picture * probe.to(picture.device)).sum().backward()
+        rows: RowEnergies = {}
+        for (component, layer), weight in self._weights.items():
+            gradient = weight.grad
+            if gradient is None:
+                continue
+            weight.grad = None
+            energies = gradient.flatten(1).float().square().sum(1).cpu()
+            if not bool(energies.isfinite().all()):
+                raise SourceError(
+                    f"{component}.{layer}: the gradient of a picture is NaN or infinite; the weights are broken"
+                )
+            rows.setdefault(component, {})[layer] = energies
+        return Drawn(rows, picture.numel())
+
+
+def _checkpointed(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """Return `forward` so that its activations are computed again in the backward pass."""
+
+    def run(*arguments: Any, **named: Any) -> Any:
+        return checkpoint(partial(forward, **named), *arguments, use_reentrant=False)
+
+    return run
+
+
+def _checkpoint_blocks(model: Any) -> None:
+    """Compute the activations inside the model's blocks again in the backward pass, where the model can do that."""
+    enable = getattr(model, "enable_gradient_checkpointing", None) or getattr(
+        model, "gradient_checkpointing_enable", None
+    )
+    if enable is not None and getattr(model, "_supports_gradient_checkpointing", True):
+        enable()
+
+
+def _use_plain_attention(model: Any) -> None:
+    """Use diffusers' attention of single operations on CPUs, where the fused one's backward pass is slow."""
+    from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
+
+    processors = getattr(model, "attn_processors", {})
+    plain = all(isinstance(processor, AttnProcessor2_0) for processor in processors.values())
+    if processors and plain and next(model.parameters()).device.type == "cpu":
+        model.set_attn_processor(AttnProcessor())
