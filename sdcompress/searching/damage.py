@@ -1,19 +1,24 @@
 """The damage that a rounded weight does to the picture, from gradients of the picture and moments of the inputs.
 
 To first order an error dW of a weight [out, columns] changes the picture p by E|dp|^2 = E <dW, g>^2 with g the
-gradient of <v, p> for a random v (`backends/torch/picture_gradients.py`). g is a sum of products of an output's
-gradient and an input. If the errors of different rows are independent, and a row's gradient has the covariance of the
-inputs up to a factor (the factored curvature of K-FAC, Martens & Grosse 2015, arXiv:1503.05671, section 3), then
+gradient of <v, p> for a random v (`backends/torch/picture_gradients.py`). dW has two parts:
 
-    E|dp|^2 = sum_o r_o (dW_o M dW_o^T) / tr M,
+- Few bits make weights smaller: dW_o = -a_o W_o + e_o with a_o = -<dW_o, W_o> / |W_o|^2. All rows and all positions
+  shrink alike, so this part adds up coherently: its effect is sum_o a_o <W_o, g_o>, which each backward pass tells.
+- The rest e is taken to be independent between rows. g is a sum of products of an output's gradient and an input; if a
+  row's gradient has the covariance of the inputs up to a factor (the factored curvature of K-FAC, Martens & Grosse
+  2015, arXiv:1503.05671, section 3), its effect is sum_o r_o (e_o M e_o^T) / tr M, with r_o = E|g_o|^2 and
+  M = E[x x^T]. So a rounding that moves error to directions that inputs rarely have (GPTQ) is credited for it.
 
-with r_o = E|g_o|^2 and M = E[x x^T]. So a rounding that moves error to directions that inputs rarely have (GPTQ) is
-credited for it.
+Where the bias takes the mean error of the output, inputs count without their mean m: e M e^T - (e m)^2, and
+<W_o, g_o> - (W_o m) b_o with b the gradient of the bias.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+
+from sdcompress.backends.torch.picture_gradients import ALONG, BIAS, ENERGY
 
 if TYPE_CHECKING:
     import torch
@@ -34,28 +39,34 @@ def picture_damage(
     Args:
         weight: W, [out, in] or [out, in, kh, kw].
         approximation: W', of the same shape.
-        rows: r, the mean squared gradient of each row, [out].
+        rows: of each prompt and row |g_o|^2, <W_o, g_o> and b_o, [prompts, 3, out].
         statistics: of the layer's input; None where there are none (embeddings), for which M is taken to be 1.
         pixels: numbers that the picture has.
-        bias_corrected: whether the mean error of each output is added to the layer's bias; then only the inputs'
-            deviations from their mean count.
+        bias_corrected: whether the mean error of each output is added to the layer's bias.
 
     Examples:
         >>> import torch
-        >>> weight, rows = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([8.0, 0.0])
+        >>> weight = torch.tensor([[1.0, -1.0]])
+        >>> rows = torch.tensor([[[8.0], [0.0], [0.0]]])  # the picture does not change with the weight's length
         >>> picture_damage(weight, weight + 0.5, rows, None, pixels=4)
         0.5
     """
-    error = (approximation.float() - weight.float()).flatten(1)
+    exact = weight.float().flatten(1)
+    error = approximation.float().flatten(1) - exact
+    shrunk = -(error * exact).sum(1) / exact.square().sum(1).clamp_(min=1e-30)  # [out]
+    rest = error + shrunk[:, None] * exact
+    energy, along = rows[:, ENERGY].mean(0), rows[:, ALONG]
     if statistics is None:
-        return float((rows * error.square().mean(1)).sum()) / pixels
-    noise = error.new_zeros(error.shape[0])
-    start = 0
-    for block in statistics.moments:
-        part = error[:, start : start + block.shape[0]]
-        noise += ((part @ block) * part).sum(1)
-        start += block.shape[0]
-    if bias_corrected:
-        noise = (noise - (error @ statistics.mean).square()).clamp_(min=0)
-    trace = float(statistics.second_moment.sum())
-    return float((rows * noise).sum()) / max(trace, 1e-30) / pixels
+        noise, trace = rest.square().sum(1), float(rest.shape[1])
+    else:
+        noise, trace = rest.new_zeros(rest.shape[0]), float(statistics.second_moment.sum())
+        start = 0
+        for block in statistics.moments:
+            part = rest[:, start : start + block.shape[0]]
+            noise += ((part @ block) * part).sum(1)
+            start += block.shape[0]
+        if bias_corrected:
+            noise = (noise - (rest @ statistics.mean).square()).clamp_(min=0)
+            along = along - (exact @ statistics.mean) * rows[:, BIAS]
+    coherent = (along * shrunk).sum(1).square().mean()
+    return float(coherent + (energy * noise).sum() / max(trace, 1e-30)) / pixels

@@ -11,6 +11,7 @@ import torch
 from sdcompress.backends.torch.input_statistics import content_key
 from sdcompress.backends.torch.picture_gradients import Drawn, Wanted
 from sdcompress.calibration.settings import Calibration
+from sdcompress.errors import SourceError
 from sdcompress.files.cache import cache_folder
 from sdcompress.files.sealed_file import read_sealed, spec_of, write_sealed
 from sdcompress.files.torch_tensors import read_tensor
@@ -33,7 +34,7 @@ class GradientFolder:
         """Return the folder whose name is a digest of all that the gradients depend on."""
         sorted_layers = {name: tuple(sorted(layers)) for name, layers in sorted(wanted.items())}
         key = content_key(source, sorted_layers, calibration, Limits(), device)
-        name = hashlib.sha256(f"gradients 1 {dtype} {key}".encode()).hexdigest()
+        name = hashlib.sha256(f"gradients 2 {dtype} {key}".encode()).hexdigest()
         return cls(cache_folder() / "gradients" / name[:32])
 
     def load(self, index: int) -> Drawn | None:
@@ -51,30 +52,30 @@ class GradientFolder:
     def save(self, index: int, drawn: Drawn) -> None:
         """Keep what was found for the prompt."""
         tensors = {
-            f"{component}:{layer}": energies
+            f"{component}:{layer}": found
             for component, layers in sorted(drawn.rows.items())
-            for layer, energies in sorted(layers.items())
+            for layer, found in sorted(layers.items())
         }
         tensors[_PIXELS] = torch.tensor(drawn.pixels)
         write_sealed(self._file(index), {name: spec_of(each) for name, each in tensors.items()}, tensors.items())
 
-    def mean(self, indices: Sequence[int]) -> Drawn:
-        """Return the mean row energies of these prompts, all of which are stored, added up in their order."""
-        total: dict[str, dict[str, torch.Tensor]] = {}
+    def all(self, indices: Sequence[int]) -> Drawn:
+        """Return what was found for these prompts, all of which are stored: rows are [prompts, 3, out]."""
+        found: dict[str, dict[str, list[torch.Tensor]]] = {}
         pixels = 0
         for index in indices:
             drawn = self.load(index)
-            assert drawn is not None, f"{self._file(index)} is missing"
+            if drawn is None:
+                raise SourceError(f"{self._file(index)}: was written but is not whole; check the disk")
             pixels = drawn.pixels
             for component, layers in drawn.rows.items():
-                sums = total.setdefault(component, {})
-                for layer, energies in layers.items():
-                    sums[layer] = sums[layer] + energies if layer in sums else energies
-        means = {
-            component: {layer: energies / len(indices) for layer, energies in layers.items()}
-            for component, layers in total.items()
+                for layer, rows in layers.items():
+                    found.setdefault(component, {}).setdefault(layer, []).append(rows)
+        stacked = {
+            component: {layer: torch.stack(rows) for layer, rows in layers.items()}
+            for component, layers in found.items()
         }
-        return Drawn(means, pixels)
+        return Drawn(stacked, pixels)
 
     def _file(self, index: int) -> Path:
         return self.path / f"{index}.safetensors"

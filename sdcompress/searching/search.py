@@ -175,7 +175,7 @@ class Search:
         indices = range(settings.calibration.prompt_count)
         gather_gradients(self._source, wanted, settings.calibration, folder, indices, self._listener, settings.device)
         self._load_statistics()
-        gradients = folder.mean(indices)
+        gradients = folder.all(indices)
         return score_layers(self._source, self._choices, gradients, self._statistics, self._listener)
 
     def _load_statistics(self) -> None:

@@ -25,7 +25,7 @@ def drawn(nano_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Drawn:
     return found
 
 
-def test_energies_are_those_of_plain_autograd(drawn: Drawn, nano_folder: Path) -> None:
+def test_rows_are_those_of_plain_autograd(drawn: Drawn, nano_folder: Path) -> None:
     """The stock pipeline, without checkpoints and with the fused attention, gives the same gradients."""
     from diffusers import StableDiffusionPipeline
 
@@ -39,11 +39,14 @@ def test_energies_are_those_of_plain_autograd(drawn: Drawn, nano_folder: Path) -
     probe = torch.randn(picture.shape, generator=torch.Generator().manual_seed(2**20))
     (picture * probe).sum().backward()
     for component, layers in drawn.rows.items():
-        for layer, energies in layers.items():
-            gradient = getattr(pipeline, component).get_submodule(layer).weight.grad
-            expected = gradient.flatten(1).square().sum(1)
+        for layer, found in layers.items():
+            module = getattr(pipeline, component).get_submodule(layer)
+            gradient = module.weight.grad.flatten(1)
+            bias = torch.zeros(len(gradient)) if module.bias is None else module.bias.grad
+            expected = torch.stack([gradient.square().sum(1), (gradient * module.weight.flatten(1)).sum(1), bias])
             # Two orders of the same float32 sums: relative 1e-3 of the largest row leaves two decimals.
-            torch.testing.assert_close(energies, expected, rtol=1e-2, atol=1e-3 * float(expected.max()))
+            for one, other in zip(found, expected, strict=True):
+                torch.testing.assert_close(one, other, rtol=1e-2, atol=1e-3 * float(other.abs().max()))
     assert drawn.pixels == picture.numel()
 
 
@@ -59,7 +62,7 @@ def test_what_is_stored_is_not_drawn_again(nano_folder: Path, tmp_path: Path, mo
     told: list[float] = []
     gather_gradients(source, WANTED, CALIBRATION, store, [0, 1], lambda event: told.append(event.done), "cpu")
     assert told == [1, 2] and alone is not None
-    mean, first = store.mean([0, 1]), store.load(0)
+    both, first = store.all([0, 1]), store.load(0)
     assert first is not None
-    for layer, energies in alone.rows["unet"].items():
-        assert torch.equal(mean.rows["unet"][layer], (first.rows["unet"][layer] + energies) / 2)
+    for layer, rows in alone.rows["unet"].items():
+        assert torch.equal(both.rows["unet"][layer], torch.stack([first.rows["unet"][layer], rows]))

@@ -3,7 +3,7 @@
 The picture p depends on a weight matrix W through every denoising step at once: an error dW is the same in all of them.
 For a random v with E[v v^T] = 1 the gradient g of <v, p> with respect to W tells the effect of any dW, since
 E_v <dW, g>^2 = |dp|^2 to first order. One backward pass through the whole trajectory (VAE, every step of the denoiser,
-text encoders) gives g for all layers. Of g the sum of squares of each output channel is kept, from which
+text encoders) gives g for all layers. Of g three numbers are kept for each output channel, from which
 `searching/damage.py` makes the damage of a rounded weight. The trajectory is computed again step by step in the
 backward pass (gradient checkpointing), so that the activations of one step are in memory at a time.
 """
@@ -33,7 +33,8 @@ LARGE = 100_000_000  # a component with more parameters checkpoints its blocks t
 _PROBE_SEED = 2**20  # probes have seeds of their own
 
 Wanted = Mapping[str, Sequence[str]]  # component -> layers
-RowEnergies = dict[str, dict[str, torch.Tensor]]  # component -> layer -> [out]; empty where no picture needs the layer
+Rows = dict[str, dict[str, torch.Tensor]]  # component -> layer -> [3, out]; empty where no picture needs the layer
+ENERGY, ALONG, BIAS = range(3)  # |g_o|^2; <W_o, g_o>; the gradient of the bias, 0 without one
 
 
 @dataclass(frozen=True)
@@ -41,11 +42,11 @@ class Drawn:
     """What one backward pass found.
 
     Args:
-        rows: component -> layer -> sum over a row of the squared gradient, [out] float32.
+        rows: component -> layer -> ENERGY, ALONG and BIAS of each row, [3, out] float32.
         pixels: numbers that the picture has.
     """
 
-    rows: RowEnergies
+    rows: Rows
     pixels: int
 
 
@@ -69,14 +70,14 @@ def gather_gradients(
     device: str = "auto",
     dtype: torch.dtype = torch.float32,
 ) -> None:
-    """Draw a picture for each prompt and keep the row energies of its gradients. What the store has is not done again.
+    """Draw a picture for each prompt and keep what its gradients tell of each row. What is stored is not done again.
 
     Args:
         wanted: component -> names of layers, as files call them.
         calibration: prompts, seeds and sampler.
         indices: of the prompts to draw.
         listener: told of the pictures.
-        dtype: in which the components compute; energies are summed up in float32.
+        dtype: in which the components compute; sums are in float32.
 
     Raises:
         SourceError: the pipeline cannot draw here, or a gradient is NaN or infinite.
@@ -111,19 +112,22 @@ class _Drawing:
             if sum(parameter.numel() for parameter in model.parameters()) > LARGE:
                 _checkpoint_blocks(model)
         denoiser.forward = _checkpointed(denoiser.forward)
-        self._weights: dict[tuple[str, str], nn.Parameter] = {}
+        self._parameters: dict[tuple[str, str], tuple[nn.Parameter, nn.Parameter | None]] = {}
         for component, layers in wanted.items():
             for layer in layers:
                 place = name_in_model(models[component], layer)
                 if place is None:
                     raise SourceError(f"{component}.{layer}: {source.name} has no such layer")
-                weight = models[component].get_submodule(place).weight
+                module = models[component].get_submodule(place)
+                weight, bias = module.weight, getattr(module, "bias", None)
                 assert isinstance(weight, nn.Parameter)
-                weight.requires_grad_()
-                self._weights[component, layer] = weight
+                for parameter in (weight, bias):
+                    if parameter is not None:
+                        parameter.requires_grad_()
+                self._parameters[component, layer] = weight, bias
 
     def draw(self, index: int) -> Drawn:
-        """Return the row energies of the gradients of the prompt's picture."""
+        """Return what the gradients of the prompt's picture tell of each row."""
         run, seed = self._run, self._run.first_seed + index
         request = request_pictures(PictureFiles(), self._source.pipeline_class, index, seed)
         arguments = {"prompt": run.prompts.prompts[index], **run.settings}
@@ -137,18 +141,22 @@ class _Drawing:
             picture = call(self._pipeline, **arguments, generator=generator, output_type="pt").images.float()
             probe = torch.randn(picture.shape, generator=torch.Generator().manual_seed(_PROBE_SEED + index))
             (picture * probe.to(picture.device)).sum().backward()
-        rows: RowEnergies = {}
-        for (component, layer), weight in self._weights.items():
-            gradient = weight.grad
-            if gradient is None:
+        rows: Rows = {}
+        for (component, layer), (weight, bias) in self._parameters.items():
+            if weight.grad is None:
                 continue
+            gradient = weight.grad.flatten(1).float()
+            along = (gradient * weight.detach().flatten(1).float()).sum(1)
+            shift = torch.zeros_like(along) if bias is None or bias.grad is None else bias.grad.float()
+            found = torch.stack([gradient.square().sum(1), along, shift]).cpu()
             weight.grad = None
-            energies = gradient.flatten(1).float().square().sum(1).cpu()
-            if not bool(energies.isfinite().all()):
+            if bias is not None:
+                bias.grad = None
+            if not bool(found.isfinite().all()):
                 raise SourceError(
                     f"{component}.{layer}: the gradient of a picture is NaN or infinite; the weights are broken"
                 )
-            rows.setdefault(component, {})[layer] = energies
+            rows.setdefault(component, {})[layer] = found
         return Drawn(rows, picture.numel())
 
 
