@@ -23,7 +23,18 @@ from benchmarks.tiny_sd.data import BACKGROUNDS, DEFAULT_WORK, Combination, Emoj
 from benchmarks.tiny_sd.training import Average, TimeBudget, load_checkpoint, report, save_atomically, set_learning_rate
 from sdcompress.sources.source import ASSETS
 
-SUBJECTS = ("banana", "lemon", "watermelon", "strawberry", "tulip", "rocket", "umbrella", "snowman", "penguin", "cactus")
+SUBJECTS = (
+    "banana",
+    "lemon",
+    "watermelon",
+    "strawberry",
+    "tulip",
+    "rocket",
+    "umbrella",
+    "snowman",
+    "penguin",
+    "cactus",
+)
 LAYOUTS = ("plain", "left", "right")
 SCHEDULER = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
 CAPTION_DROPOUT = 0.1

@@ -174,18 +174,20 @@ class Search:
         )
         indices = range(settings.calibration.prompt_count)
         gather_gradients(self._source, wanted, settings.calibration, folder, indices, self._listener, settings.device)
-        self._load_statistics()
-        gradients = folder.all(indices)
-        return score_layers(self._source, self._choices, gradients, self._statistics, self._listener)
+        statistics = self.statistics()
+        return score_layers(self._source, self._choices, folder.all(indices), statistics, self._listener)
 
-    def _load_statistics(self) -> None:
+    def statistics(self) -> Mapping[str, Any]:
+        """Return component -> layer -> statistics of its input, from the cache or gathered."""
         from sdcompress.backends.torch.input_statistics import load_or_gather
 
-        wanted = _by_component(each for each in self._choices if each.calibrated)
-        calibration = _calibration(self._settings.calibration)
-        self._statistics = load_or_gather(
-            self._source, wanted, calibration, self._listener, device=self._settings.device
-        )
+        if not self._statistics:
+            wanted = _by_component(each for each in self._choices if each.calibrated)
+            calibration = _calibration(self._settings.calibration)
+            self._statistics = load_or_gather(
+                self._source, wanted, calibration, self._listener, device=self._settings.device
+            )
+        return self._statistics
 
     def _weight_scores(self) -> dict[str, tuple[float, ...]]:
         from sdcompress.searching.scores import weight_errors
@@ -196,10 +198,8 @@ class Search:
         """Measure parts of the allocation apart, which corrects their damages, and points along the curve."""
         from sdcompress.searching.trials import Trials
 
-        if not self._statistics:
-            self._load_statistics()
-        few = _first_prompts(self._settings.calibration, TRIAL_PICTURES)
-        trials = Trials(self._source, few, self._statistics, self._listener, self._settings.device)
+        few = first_prompts(self._settings.calibration, TRIAL_PICTURES)
+        trials = Trials(self._source, few, self.statistics(), self._listener, self._settings.device)
 
         def measure(name: str, size: int, labels: Mapping[str, str]) -> Trial:
             measured = tuple(trials.measure(labels, name))
@@ -310,10 +310,10 @@ def _calibration(drawn: Calibration) -> Calibration:
     """Return the calibration of searched recipes: the search's own prompts, if it was given any."""
     if drawn.prompts is None:
         return drawn.model_copy(update=STATISTICS)
-    return _first_prompts(drawn, STATISTICS["prompt_count"])
+    return first_prompts(drawn, STATISTICS["prompt_count"])
 
 
-def _first_prompts(drawn: Calibration, count: int) -> Calibration:
+def first_prompts(drawn: Calibration, count: int) -> Calibration:
     """Return the calibration with its first prompts only."""
     own = None if drawn.prompts is None else drawn.prompts[:count]
     return drawn.model_copy(update={"prompts": own, "prompt_count": min(count, drawn.prompt_count)})
