@@ -84,6 +84,18 @@ class Finalist(Part):
     chosen: bool = False
 
 
+class ShippedRecipe(Part):
+    """A recipe that comes with sdcompress, as the scores predict it.
+
+    Args:
+        damages: component -> mean squared change of the picture by its layers, uncorrected.
+    """
+
+    name: str
+    size_bytes: int
+    damages: dict[str, float]
+
+
 class SearchResult(Part):
     """A search.
 
@@ -95,6 +107,8 @@ class SearchResult(Part):
         size_bytes: of the chosen recipe.
         predicted: damage of the chosen recipe, corrected.
         gap: relative distance to the solver's bound.
+        shipped: the recipes that come with sdcompress.
+        allocation: component:layer -> label of the chosen recipe.
         seconds: phase -> how long it took.
     """
 
@@ -111,7 +125,7 @@ class SearchResult(Part):
     curve: tuple[tuple[int, float], ...] = ()
     trials: tuple[Trial, ...] = ()
     finalists: tuple[Finalist, ...] = ()
-    shipped: tuple[tuple[str, int, float], ...] = ()
+    shipped: tuple[ShippedRecipe, ...] = ()
     allocation: dict[str, str]
     size_bytes: int
     predicted: float

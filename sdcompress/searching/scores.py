@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from sdcompress.errors import RecipeError
+from sdcompress.planning.plan import make_plan
+from sdcompress.planning.recipe import load_recipe, shipped_recipes
 from sdcompress.progress import Listener, ProgressEvent, silent
 from sdcompress.quant.compose import quantize_weight, restored
 from sdcompress.quant.registry import from_label, known_roundings
 from sdcompress.searching.damage import picture_damage
+from sdcompress.searching.result import ShippedRecipe
 from sdcompress.searching.space import KEPT, Choices
 
 if TYPE_CHECKING:
@@ -45,6 +49,47 @@ def score_layers(
             )
         listener(ProgressEvent("searching", "layers", place + 1, len(choices), "steps"))
     return scores
+
+
+def score_shipped(
+    source: Source,
+    choices: Sequence[Choices],
+    gradients: Drawn,
+    statistics: Mapping[str, Mapping[str, LayerStatistics]],
+) -> tuple[ShippedRecipe, ...]:
+    """Return the shipped recipes of weights alone (casts and formats for torch), with their predicted damage."""
+    layers = {
+        each.key: each for each in choices if gradients.rows.get(each.component, {}).get(each.layer.name) is not None
+    }
+    readers = {component: source.reader(component) for component in source.components}
+    found = []
+    for name in shipped_recipes():
+        recipe = load_recipe(name)
+        kinds = {step.kind for steps in recipe.components.values() for step in steps}
+        if recipe.target != "torch" or kinds != {"cast", "quantize"}:
+            continue
+        try:
+            plan = make_plan(recipe, source)
+        except RecipeError:
+            continue  # for other pipelines, or its libraries are missing
+        damages: dict[str, float] = {}
+        for step in plan.steps:
+            for outcome in step.planned.layers:
+                each = layers.get(f"{step.component}:{outcome.layer}")
+                if (
+                    each is not None
+                    and outcome.format is not None
+                    and from_label(outcome.format).library == "sdcompress"
+                ):
+                    weight = readers[each.component](f"{each.layer.name}.weight")
+                    inputs = statistics.get(each.component, {}).get(each.layer.name) if each.calibrated else None
+                    rows = gradients.rows[each.component][each.layer.name]
+                    damage = score(weight, outcome.format, rows, inputs, gradients.pixels, each.has_bias)
+                    damages[step.component] = damages.get(step.component, 0.0) + damage
+        size = sum(spec.weights_bytes for spec in plan.components_after.values())
+        if damages:
+            found.append(ShippedRecipe(name=name, size_bytes=size, damages=damages))
+    return tuple(found)
 
 
 def score(

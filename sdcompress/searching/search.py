@@ -21,7 +21,7 @@ from sdcompress.progress import Listener, silent
 from sdcompress.searching.allocate import Allocated, allocate, correction, predict, trade_off
 from sdcompress.searching.finalists import check_target, list_finalists, measure_finalists, solve_target
 from sdcompress.searching.recipe_writer import LayerChoice, write_recipe
-from sdcompress.searching.result import Finalist, LayerScores, Scores, SearchResult, Trial, psnr_db
+from sdcompress.searching.result import Finalist, LayerScores, Scores, SearchResult, ShippedRecipe, Trial, psnr_db
 from sdcompress.searching.space import KEPT, Space, fixed_bytes, list_choices
 from sdcompress.searching.target import Target
 from sdcompress.sources.source import DENOISERS, Source
@@ -90,6 +90,7 @@ class Search:
         self._statistics: Mapping[str, Any] = {}
         self._corrections: dict[str, float] = {}
         self._trials: list[Trial] = []
+        self._shipped: tuple[ShippedRecipe, ...] = ()
 
     def run(self, out: Path) -> SearchResult:
         """Search, and write recipe.yaml and search.json into `out`.
@@ -107,6 +108,7 @@ class Search:
         else:
             scores = self._earlier.scores
             self._corrections, self._trials = dict(self._earlier.corrections), [*self._earlier.trials]
+            self._shipped = self._earlier.shipped
         with self._timed("solving"):
             found = self._solve(scores)
             curve = trade_off(scores, self._corrections)
@@ -165,7 +167,7 @@ class Search:
         from sdcompress.backends.torch.loading import choose_device
         from sdcompress.backends.torch.picture_gradients import gather_gradients
         from sdcompress.searching.gradient_folder import GradientFolder
-        from sdcompress.searching.scores import score_layers
+        from sdcompress.searching.scores import score_layers, score_shipped
 
         settings = self._settings
         wanted = _by_component(each for each in self._choices if each.measured)
@@ -175,7 +177,9 @@ class Search:
         indices = range(settings.calibration.prompt_count)
         gather_gradients(self._source, wanted, settings.calibration, folder, indices, self._listener, settings.device)
         statistics = self.statistics()
-        return score_layers(self._source, self._choices, folder.all(indices), statistics, self._listener)
+        gradients = folder.all(indices)
+        self._shipped = score_shipped(self._source, self._choices, gradients, statistics)
+        return score_layers(self._source, self._choices, gradients, statistics, self._listener)
 
     def statistics(self) -> Mapping[str, Any]:
         """Return component -> layer -> statistics of its input, from the cache or gathered."""
@@ -284,6 +288,7 @@ class Search:
             curve=curve,
             trials=tuple(self._trials),
             finalists=finalists,
+            shipped=self._shipped,
             allocation=found.labels(scores),
             size_bytes=found.size_bytes,
             predicted=found.damage,

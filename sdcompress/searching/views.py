@@ -41,7 +41,10 @@ def to_page(result: SearchResult) -> str:
     return render_tables("search", title, subject, [frontier, depth, layers])
 
 
-_CAPTION = "The predicted curve, and what was measured; whiskers are 95 % intervals"
+_CAPTION = (
+    "The predicted curve, what was measured (whiskers are 95 % intervals), and, hollow, the recipes that come with "
+    "sdcompress, as the scores predict them"
+)
 _SENSITIVITY = (
     "The damage of 4 bits (or of the candidate nearest to them), as the gradients of the pictures predict it: the PSNR "
     "that the pictures would have if this layer alone were rounded."
@@ -74,6 +77,10 @@ def draw_png(result: SearchResult, file: Path) -> None:
     trials = [(each.size_bytes / 1e6, psnr_db(each.mean)) for each in result.trials if "alone" not in each.name]
     if trials:
         axes.scatter(*zip(*trials, strict=True), facecolors="none", edgecolors=CURVE, label="drawn with rounded layers")
+    for shipped in result.shipped:
+        place = shipped.size_bytes / 1e6, psnr_db(sum(shipped.damages.values()))
+        axes.plot(*place, marker="x", color=OTHER)
+        axes.annotate(shipped.name, place, (5, 4), textcoords="offset points", fontsize=8, color=OTHER)
     for each in result.finalists:
         if each.psnr_db is not None:
             low, high = each.interval_95 or (each.psnr_db, each.psnr_db)
@@ -103,6 +110,9 @@ def _frontier(result: SearchResult) -> str:
         for each in result.finalists
         if each.psnr_db is not None
     ]  # fmt: skip
+    marks += [
+        Mark(each.size_bytes, psnr_db(sum(each.damages.values())), each.name, "dominated") for each in result.shipped
+    ]
     return scatter(marks, _BYTES, _DB, title="PSNR over bytes", front=True)
 
 
