@@ -1,11 +1,14 @@
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from tiny_pipelines import FAMILIES
 
 from sdcompress.backends.torch.picture_gradients import Drawn, gather_gradients
 from sdcompress.calibration.settings import Calibration
 from sdcompress.searching.gradient_folder import GradientFolder
+from sdcompress.searching.space import Space, list_choices
 from sdcompress.sources.opening import open_source
 
 WANTED = {
@@ -66,3 +69,22 @@ def test_what_is_stored_is_not_drawn_again(nano_folder: Path, tmp_path: Path, mo
     assert first is not None
     for layer, rows in alone.rows["unet"].items():
         assert torch.equal(both.rows["unet"][layer], torch.stack([first.rows["unet"][layer], rows]))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_can_be_differentiated(family: str, family_folder: Callable[[str], Path], tmp_path: Path) -> None:
+    """Every layer that a search chooses a format for has gradients, whatever the pipeline is."""
+    source, store = open_source(str(family_folder(family))), GradientFolder(tmp_path)
+    measured = [each for each in list_choices(source, Space()) if each.measured]
+    wanted: dict[str, list[str]] = {}
+    for each in measured:
+        wanted.setdefault(each.component, []).append(each.layer.name)
+    calibration = Calibration(prompts=("a red cat",), num_inference_steps=4, height=32, width=32)
+    gather_gradients(source, wanted, calibration, store, [0], device="cpu")
+    found = store.load(0)
+    assert found is not None
+    drawn = {(component, layer) for component, layers in found.rows.items() for layer in layers}
+    missing = {(each.component, each.layer.name) for each in measured} - drawn
+    # SDXL takes the last hidden state but one, so no picture needs the last layer of its text encoders.
+    assert all(component.startswith("text_encoder") and "layers.1." in layer for component, layer in missing)
+    assert not missing or family.startswith("sdxl")
