@@ -61,6 +61,26 @@ def parameters_table(_: dict[str, Any]) -> str:
     return "\n".join(rows)
 
 
+def search_table(result: dict[str, Any]) -> str:
+    """Return shipped recipes beside searched ones of the same bytes, and how well predictions held."""
+    rows = _head("recipe", "MB", "PSNR", "MB, searched", "PSNR, searched", "gain [95 %], dB")
+    for name, row in result["rows"].items():
+        low, high = row["gain_interval_95"]
+        rows.append(
+            f"| `{name}` | {row['shipped_bytes'] / 1e6:.2f} | {row['shipped_psnr_db']:.1f} dB "
+            f"| {row['searched_bytes'] / 1e6:.2f} | {row['searched_psnr_db']:.1f} dB "
+            f"| {row['gain_db']:+.1f} [{low:+.1f}, {high:+.1f}] |"
+        )
+    predictions = result["predictions"]
+    pairs = predictions["predicted_and_measured_db"]
+    worst = max((measured - predicted for predicted, measured in pairs), key=abs)
+    said = (
+        f"Predicted and measured PSNR of {len(pairs)} random allocations: Spearman's rank correlation "
+        f"{predictions['spearman']:.3f}, largest deviation {worst:+.1f} dB. {result['environment']['cpu']}."
+    )
+    return "\n".join([*rows, "", said])
+
+
 def readme_table(result: dict[str, Any]) -> str:
     """Return the rows of README_RECIPES alone."""
     return recipes_table({**result, "reports": {name: result["reports"][name] for name in README_RECIPES}})
@@ -247,6 +267,7 @@ FROM_ELSEWHERE = (parameters_table, gpu_status, gpu_tables)
 PAGES: dict[Path, dict[str, Callable[[dict[str, Any]], str]]] = {
     ROOT / "README.md": {"recipes": readme_table},
     ROOT / "docs" / "recipes.md": {"parameters": parameters_table},
+    ROOT / "docs" / "search.md": {"search-tiny-sd": search_table, "search-second": search_table},
     ROOT / "docs" / "gpu.md": {"gpu-status": gpu_status, "gpu": gpu_tables},
     ROOT / "docs" / "benchmarks.md": {
         "recipes": recipes_table,
