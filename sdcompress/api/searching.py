@@ -115,9 +115,15 @@ def search(
             from sdcompress.api.evaluation import evaluate
 
             found = evaluate(
-                source.path or source.name, artifact, report, settings=evaluation, force=True, progress=listener,
+                source.name,  # by which built-in pipelines and their prompts are known
+                artifact,
+                report,
+                settings=evaluation,
+                force=True,
+                progress=listener,
                 recipe_gates=(),
-            )  # fmt: skip
+                **source_options,
+            )
             found.save(report)
             return found.similarity.psnr_db.model_dump() if found.similarity is not None else {}
 

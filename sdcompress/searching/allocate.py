@@ -129,8 +129,10 @@ def trade_off(scores: Scores, corrections: Mapping[str, float]) -> tuple[tuple[i
         for layer in scores.layers
     ]  # fmt: skip
     low, high = (scores.fixed_bytes + sum(of(each) for each in sizes) for of in (min, max))
-    points = []
+    points: list[tuple[int, float]] = []
     for place in range(CURVE_POINTS):
         found = allocate(scores, low + (high - low) * place / (CURVE_POINTS - 1), corrections=corrections)
-        points.append((found.size_bytes, found.damage))
+        # Where the solver stops within its gap, more bytes may give no less damage.
+        if not points or (found.size_bytes > points[-1][0] and found.damage < points[-1][1]):
+            points.append((found.size_bytes, found.damage))
     return tuple(points)

@@ -87,7 +87,9 @@ def draw_png(result: SearchResult, file: Path) -> None:
             color = CHOSEN if each.chosen else OTHER
             error = [[each.psnr_db - low], [high - each.psnr_db]]
             axes.errorbar(each.size_bytes / 1e6, each.psnr_db, error, color=color, marker="o", capsize=3)
-            axes.annotate(each.name, (each.size_bytes / 1e6, each.psnr_db), (6, -4), textcoords="offset points")
+            if each.chosen:
+                place = each.size_bytes / 1e6, each.psnr_db
+                axes.annotate(f"{each.name}, measured", place, (8, -10), textcoords="offset points", color=CHOSEN)
     axes.set_xlabel("weights on disk, MB")
     axes.set_ylabel(_DB.label)
     axes.grid(color="#e6e9ed")

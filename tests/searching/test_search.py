@@ -114,3 +114,23 @@ def test_weights_alone(nano_folder: Path, tmp_path: Path) -> None:
     )
     assert found.scores.sensitivity == "weights" and found.size_bytes <= 0.2 * found.original_bytes
     assert os.path.exists(tmp_path / "recipe.yaml")
+
+
+def test_finalists_of_tiny_sd_are_drawn_with_its_own_prompts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a folder's path instead of its name, general prompts would be drawn, which tiny-sd was not trained on."""
+    from sdcompress.api import evaluation
+
+    asked: list[str] = []
+
+    def evaluate(original: str, *_: object, **__: object) -> None:
+        asked.append(str(original))
+        raise UserError("stop here")
+
+    monkeypatch.setattr(evaluation, "evaluate", evaluate)
+    (tmp_path / "space.yaml").write_text("formats: [int8, float16]\nrounding: nearest\n")
+    with pytest.raises(UserError, match="stop here"):
+        sdcompress.search(
+            "tiny-sd", tmp_path / "out", size="0.6x", space=tmp_path / "space.yaml", sensitivity="weights",
+            finalists=1, progress=None,
+        )  # fmt: skip
+    assert asked == ["tiny-sd"]
