@@ -67,7 +67,7 @@ def search(
         57.3
     """
     from sdcompress.calibration.prompt_files import read_prompts
-    from sdcompress.calibration.prompts import split_prompts
+    from sdcompress.calibration.prompts import PromptSet, split_prompts
     from sdcompress.calibration.settings import Calibration
     from sdcompress.searching.result import FILE_NAME, read_result
     from sdcompress.searching.search import FINALIST_PICTURES, GRADIENT_PROMPTS, Search, SearchSettings
@@ -96,6 +96,12 @@ def search(
     calibration, evaluated = Calibration(prompt_count=GRADIENT_PROMPTS, **drawn), {**drawn, "device": device}
     if known is not None:
         calibration = Calibration(**{**known.calibration, **drawn})
+        own = known.evaluation.get("prompts")
+        evaluated = (
+            known.evaluation
+            | evaluated
+            | ({} if own is None else {"prompts": PromptSet(**own | {"prompts": tuple(own["prompts"])})})
+        )
     if prompts is not None:
         calibrated, others = split_prompts(read_prompts(Path(prompts)), GRADIENT_PROMPTS)
         calibration = Calibration(prompts=calibrated, **drawn)

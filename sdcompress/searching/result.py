@@ -103,6 +103,7 @@ class SearchResult(Part):
         model: name or path of the original.
         original_bytes: its weights.
         limits: the target as the user wrote it.
+        evaluation: prompts and sampler of the finalists, where they are not the model's own.
         corrections: component, or component:label -> factor by which measured damage exceeds the predicted.
         size_bytes: of the chosen recipe.
         predicted: damage of the chosen recipe, corrected.
@@ -120,6 +121,7 @@ class SearchResult(Part):
     limits: dict[str, str]
     space: dict[str, Any]
     calibration: dict[str, Any]
+    evaluation: dict[str, Any] = {}
     scores: Scores
     corrections: dict[str, float] = {}
     curve: tuple[tuple[int, float], ...] = ()

@@ -31,6 +31,7 @@ GRADIENT_PROMPTS = 16  # 32 change the chosen recipe's picture by less than prom
 TRIAL_PICTURES = 4
 CURVE_SHARES = (0.85, 1.2)  # of the target's size, at which predictions are checked besides the target's own
 FINALIST_PICTURES = 16
+DRAWN = ("prompts", "prompt_count", "num_inference_steps", "guidance_scale")  # of an evaluation, kept in search.json
 STATISTICS = {"prompt_count": 8, "num_inference_steps": 20}  # what searched recipes are calibrated on
 
 
@@ -283,6 +284,7 @@ class Search:
             limits=limits,
             space=self._settings.space.model_dump(mode="json"),
             calibration=self._settings.calibration.model_dump(mode="json", exclude_defaults=True),
+            evaluation=self._settings.evaluation.model_dump(mode="json", include=set(DRAWN), exclude_none=True),
             scores=scores,
             corrections=self._corrections,
             curve=curve,

@@ -59,6 +59,7 @@ def test_another_target_is_solved_without_drawing(
     assert first.size_bytes < other.size_bytes <= 0.25 * other.original_bytes
     assert other.predicted < first.predicted
     assert other.scores == first.scores
+    assert other.evaluation == first.evaluation and len(first.evaluation["prompts"]["prompts"]) == 2
 
 
 def test_a_quality_alone_makes_the_size_least(searched: tuple[Path, SearchResult]) -> None:
