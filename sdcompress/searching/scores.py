@@ -76,15 +76,12 @@ def score_shipped(
         for step in plan.steps:
             for outcome in step.planned.layers:
                 each = layers.get(f"{step.component}:{outcome.layer}")
-                if (
-                    each is not None
-                    and outcome.format is not None
-                    and from_label(outcome.format).library == "sdcompress"
-                ):
+                if each is not None and outcome.format is not None:
                     weight = readers[each.component](f"{each.layer.name}.weight")
                     inputs = statistics.get(each.component, {}).get(each.layer.name) if each.calibrated else None
                     rows = gradients.rows[each.component][each.layer.name]
-                    damage = score(weight, outcome.format, rows, inputs, gradients.pixels, each.has_bias)
+                    corrected = each.has_bias and getattr(step.step, "bias_correction", False)
+                    damage = score(weight, outcome.format, rows, inputs, gradients.pixels, corrected)
                     damages[step.component] = damages.get(step.component, 0.0) + damage
         size = sum(spec.weights_bytes for spec in plan.components_after.values())
         if damages:

@@ -1,7 +1,7 @@
 import pytest
 
 from sdcompress.errors import UserError
-from sdcompress.searching.target import parse_size, parse_target, parse_time
+from sdcompress.searching.target import parse_size, parse_target
 
 
 @pytest.mark.parametrize(
@@ -13,7 +13,6 @@ def test_amounts_of_bytes(text: str, amount: float) -> None:
 
 def test_a_ratio_is_of_the_original() -> None:
     assert parse_size("0.25x").of(400) == 100
-    assert parse_time("250ms").of(10) == 0.25
 
 
 @pytest.mark.parametrize("text", ["", "0x", "0MB", "-1MB", "700", "0.3", "700 parsecs", "nanx", "1e3MB", "x"])
