@@ -16,6 +16,7 @@ import random
 import sys
 import time
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -31,7 +32,7 @@ from sdcompress.searching.allocate import predict  # noqa: E402
 from sdcompress.searching.result import SearchResult, psnr_db, read_result  # noqa: E402
 from sdcompress.searching.search import GRADIENT_PROMPTS, Search, SearchSettings, first_prompts  # noqa: E402
 from sdcompress.searching.target import parse_target  # noqa: E402
-from sdcompress.searching.trials import Trials, mean_damage  # noqa: E402
+from sdcompress.searching.trials import Trials  # noqa: E402
 
 RECIPES = ("int8", "int4-gptq", "int3-gptq")
 
@@ -83,7 +84,7 @@ def main() -> None:
 
 def compare(arguments: argparse.Namespace, work: Path, recipe: str) -> dict[str, Any]:
     """Return the PSNR of both artifacts, and the gain with its interval, over the same prompts and seeds."""
-    from sdcompress.report.statistics import mean, mean_interval
+    from sdcompress.report.statistics import mean_interval
 
     options: dict[str, Any] = {"prompt_count": arguments.count, "noise_floor": (), "component_metrics": False}
     if arguments.prompts is not None:
@@ -123,7 +124,7 @@ def check_predictions(found: SearchResult, count: int) -> dict[str, Any]:
                 place = rng.choices(range(len(layer.labels)), weights[: len(layer.labels)])[0]
                 labels[f"{layer.component}:{layer.layer}"] = layer.labels[place]
         predicted = predict(found.scores, labels, found.corrections)
-        rows.append((round(psnr_db(predicted), 2), round(psnr_db(mean_damage(trials.measure(labels))), 2)))
+        rows.append((round(psnr_db(predicted), 2), round(psnr_db(mean(trials.measure(labels))), 2)))
     return {"spearman": float(spearmanr(*zip(*rows, strict=True)).statistic), "predicted_and_measured_db": rows}
 
 

@@ -1,7 +1,26 @@
-"""Shipped recipes that take seconds: all but how long they train and calibrate is as it was."""
+"""Recipes that take seconds: one with every kind of stored part, and shipped ones, trained and calibrated briefly."""
 
 from sdcompress.calibration.settings import Calibration
 from sdcompress.planning.recipe import Recipe
+
+# Every kind of stored part in one pipeline; nano's convolutions have channels that groups do not divide.
+VARIED = """
+schema_version: 1
+description: T
+components:
+  unet:
+    - quantize:
+        format: uint4
+        group_size: 24
+        scale_bits: 8
+        keep_sensitive: false
+        overrides:
+          - {layers: ["down_blocks"], format: normal-float4}
+          - {layers: ["mid_block"], format: int3, hadamard: true}
+          - {layers: ["up_blocks.0"], format: codebook4, group_size: 5}
+  vae: [{quantize: {format: int6, keep_sensitive: false}}]
+  text_encoder: [{quantize: {format: codebook5, group_size: 7, keep_sensitive: false}}]
+"""
 
 
 def shortened(recipe: Recipe) -> Recipe:

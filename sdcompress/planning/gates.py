@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import operator
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from sdcompress.errors import UserError, nearest
 
+_COMPARE: dict[str, Callable[[float, float], bool]] = {
+    ">=": operator.ge,
+    "<=": operator.le,
+    ">": operator.gt,
+    "<": operator.lt,
+}
 _GATE = re.compile(r"\s*([A-Za-z_0-9]+)\s*(>=|<=|>|<)\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*")
 # Name of a figure -> the keys that lead to it in a report.
 FIGURES: dict[str, tuple[str, ...]] = {
@@ -53,6 +61,10 @@ class Gate:
     comparison: str
     limit: float
     text: str
+
+    def passes(self, value: float) -> bool:
+        """Return whether the figure passes."""
+        return _COMPARE[self.comparison](value, self.limit)
 
 
 def parse_gate(text: str) -> Gate:

@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 from xml.etree import ElementTree
 
 from sdcompress.planning.gates import FIGURES, Gate, parse_gate
 from sdcompress.report.model import GateResult, ReportData
-
-COMPARE: dict[str, Callable[[float, float], bool]] = {
-    ">=": operator.ge,
-    "<=": operator.le,
-    ">": operator.gt,
-    "<": operator.lt,
-}
 
 
 def check_gates(report: ReportData, gates: Sequence[str]) -> list[GateResult]:
@@ -64,7 +56,7 @@ def _check(report: ReportData, gate: Gate) -> GateResult:
     for key in FIGURES[gate.name]:
         value = value.get(key) if isinstance(value, Mapping) else getattr(value, key, None)
     if value is None and gate.name.startswith("psnr_db") and report.similarity.all_identical:
-        passed = COMPARE[gate.comparison](float("inf"), gate.limit)
+        passed = gate.passes(float("inf"))
         return GateResult(gate=gate.text, value=None, passed=passed, infinite=True)
-    passed = value is not None and COMPARE[gate.comparison](value, gate.limit)
+    passed = value is not None and gate.passes(value)
     return GateResult(gate=gate.text, value=value, passed=passed)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -16,7 +15,6 @@ from sdcompress.sources.source import Source
 
 MARGIN_DB = 0.5  # how far above a wanted quality the predicted one must lie
 NEXT_MARGIN_DB = 1.5  # how much further for each further finalist
-_COMPARISONS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
 
 Measure = Callable[[str, Allocated], Mapping[str, Any]]  # name, allocation -> `mean` and `interval_95` of the PSNR
 
@@ -104,7 +102,7 @@ def check_target(target: Target, source: Source, choices: Sequence[Choices]) -> 
 def _meets(target: Target, original_bytes: int, found: Allocated, quality: float | None) -> bool:
     small = target.size is None or found.size_bytes <= target.size.of(original_bytes)
     gate = target.quality
-    return small and (gate is None or (quality is not None and _COMPARISONS[gate.comparison](quality, gate.limit)))
+    return small and (gate is None or (quality is not None and gate.passes(quality)))
 
 
 def _rank(target: Target, found: Allocated, finalist: Finalist) -> tuple[float, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import TYPE_CHECKING
 
 from sdcompress.errors import RecipeError
@@ -62,6 +63,15 @@ def score_shipped(
         each.key: each for each in choices if gradients.rows.get(each.component, {}).get(each.layer.name) is not None
     }
     readers = {component: source.reader(component) for component in source.components}
+
+    @cache  # several recipes give a layer the same format
+    def damage_of(key: str, label: str, corrected: bool) -> float:
+        each = layers[key]
+        weight = readers[each.component](f"{each.layer.name}.weight")
+        inputs = statistics.get(each.component, {}).get(each.layer.name) if each.calibrated else None
+        rows = gradients.rows[each.component][each.layer.name]
+        return score(weight, label, rows, inputs, gradients.pixels, corrected)
+
     found = []
     for name in shipped_recipes():
         recipe = load_recipe(name)
@@ -77,11 +87,8 @@ def score_shipped(
             for outcome in step.planned.layers:
                 each = layers.get(f"{step.component}:{outcome.layer}")
                 if each is not None and outcome.format is not None:
-                    weight = readers[each.component](f"{each.layer.name}.weight")
-                    inputs = statistics.get(each.component, {}).get(each.layer.name) if each.calibrated else None
-                    rows = gradients.rows[each.component][each.layer.name]
                     corrected = each.has_bias and getattr(step.step, "bias_correction", False)
-                    damage = score(weight, outcome.format, rows, inputs, gradients.pixels, corrected)
+                    damage = damage_of(each.key, outcome.format, corrected)
                     damages[step.component] = damages.get(step.component, 0.0) + damage
         size = sum(spec.weights_bytes for spec in plan.components_after.values())
         if damages:

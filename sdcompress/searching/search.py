@@ -238,9 +238,9 @@ class Search:
                 parts.setdefault(name, {})[key] = label
         return parts
 
-    def _solve(self, scores: Scores, fewest_bits: int = 0) -> Allocated:
+    def _solve(self, scores: Scores) -> Allocated:
         """Return the best allocation for the target, with what is known by now."""
-        return solve_target(self._target, scores, self._source.weights_bytes, self._corrections, fewest_bits)
+        return solve_target(self._target, scores, self._source.weights_bytes, self._corrections)
 
     def _recipe(self, scores: Scores, found: Allocated) -> str:
         by_key = {each.key: each for each in self._choices}

@@ -17,7 +17,7 @@ from sdcompress.planning.steps.cast import Cast
 from sdcompress.quant.format import QuantFormat
 from sdcompress.quant.registry import from_label, known_roundings
 from sdcompress.sources.layer_patterns import first_match, unmatched
-from sdcompress.sources.source import DENOISERS, Source
+from sdcompress.sources.source import Source
 from sdcompress.sources.spec import ComponentSpec, Layer, layers_of
 
 DEFAULT_FORMATS = (
@@ -113,7 +113,7 @@ def read_space(file: Path | None) -> Space:
             if from_label(label).library != "sdcompress":
                 problems.append(Problem("formats", f"{label} is bitsandbytes'; name formats of sdcompress's own"))
         except (KeyError, ValueError):
-            problems.append(Problem("formats", f"no format {label!r}; `sdcompress recipes formats` lists them"))
+            problems.append(Problem("formats", f"no format {label!r}; docs/quantization.md lists them"))
     if problems:
         raise UserError(problems, where=str(file))
     return space
@@ -177,11 +177,6 @@ def fixed_bytes(source: Source, choices: Sequence[Choices]) -> int:
             if f"{name}:{tensor.removesuffix('.weight')}" not in chosen or not tensor.endswith(".weight"):
                 total += each.size_bytes
     return total
-
-
-def denoiser_of(source: Source) -> str:
-    """Return the name of the component that denoises."""
-    return next(name for name in DENOISERS if name in source.components)
 
 
 def _packed_bytes(fmt: QuantFormat, layer: Layer, spec: ComponentSpec) -> int | None:

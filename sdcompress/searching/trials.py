@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
-from sdcompress.backends.torch.source_parts import open_component
-from sdcompress.backends.torch.trajectories import BESIDE_THE_DENOISER, COMPONENTS, CalibrationRun
-from sdcompress.calibration.input_pictures import PictureFiles, make_pictures, request_pictures
+from sdcompress.backends.torch.whole_pipeline import WholePipeline
 from sdcompress.calibration.settings import Calibration
 from sdcompress.progress import Listener, ProgressEvent, silent
 from sdcompress.quant.compose import restored
@@ -18,7 +16,6 @@ from sdcompress.quant.statistics import LayerStatistics
 from sdcompress.searching.scores import rounded
 from sdcompress.searching.space import KEPT
 from sdcompress.sources.source import Source
-from sdcompress.sources.tensor_names import name_in_model
 
 Allocation = Mapping[str, str]  # component:layer -> label of a format
 Statistics = Mapping[str, Mapping[str, LayerStatistics]]
@@ -40,17 +37,9 @@ class Trials:
         listener: Listener = silent,
         device: str = "auto",
     ):
-        self._source, self._statistics, self._listener = source, statistics, listener
-        self._run = CalibrationRun(source, {}, calibration, device=device)
-        names = [name for name in (*COMPONENTS, *BESIDE_THE_DENOISER) if name in source.components]
-        self._models = {name: open_component(source, name, self._run.device) for name in names}
-        self._pipeline = self._run.assemble(**self._models)
-        self._originals = [self._draw(index) for index in range(self.count)]
-
-    @property
-    def count(self) -> int:
-        """Pictures of one trial."""
-        return len(self._run.prompts.prompts)
+        self._statistics, self._listener = statistics, listener
+        self._whole = WholePipeline(source, calibration, device)
+        self._originals = [self._draw(index) for index in range(self._whole.count)]
 
     def measure(self, allocation: Allocation, note: str = "") -> list[float]:
         """Return the mean squared change of each picture, in units of its range [0, 1] squared."""
@@ -58,12 +47,12 @@ class Trials:
         try:
             for key, label in allocation.items():
                 component, _, layer = key.partition(":")
-                if label != KEPT and component in self._models:
+                if label != KEPT and component in self._whole.models:
                     kept.append(self._round(component, layer, label))
-            changes = []
-            for index in range(self.count):
+            changes, count = [], self._whole.count
+            for index in range(count):
                 changes.append(float((self._draw(index) - self._originals[index]).square().mean()))
-                self._listener(ProgressEvent("searching", f"trial {note}".strip(), index + 1, self.count, "pictures"))
+                self._listener(ProgressEvent("searching", f"trial {note}".strip(), index + 1, count, "pictures"))
             return changes
         finally:
             for module, weight, bias in kept:
@@ -72,9 +61,7 @@ class Trials:
                     module.bias.data = bias
 
     def _round(self, component: str, layer: str, label: str) -> tuple[Any, torch.Tensor, torch.Tensor | None]:
-        place = name_in_model(self._models[component], layer)
-        assert place is not None
-        module = self._models[component].get_submodule(place)
+        module: Any = self._whole.layer(component, layer)
         weight, bias = module.weight.data, getattr(module, "bias", None)
         approximation = restored(rounded(weight, label), torch.float32)
         module.weight.data = approximation.to(weight)
@@ -87,14 +74,4 @@ class Trials:
 
     @torch.no_grad()
     def _draw(self, index: int) -> torch.Tensor:
-        run, seed = self._run, self._run.first_seed + index
-        request = request_pictures(PictureFiles(), self._source.pipeline_class, index, seed)
-        pictures = make_pictures(self._pipeline, request, run.size)
-        generator = torch.Generator("cpu").manual_seed(seed)
-        arguments = {"prompt": run.prompts.prompts[index], **run.settings, **pictures}
-        return self._pipeline(**arguments, generator=generator, output_type="pt").images.float().cpu()
-
-
-def mean_damage(changes: Sequence[float]) -> float:
-    """Return the mean of the pictures' squared changes."""
-    return sum(changes) / len(changes)
+        return self._whole.pipeline(**self._whole.arguments(index)).images.float().cpu()  # type: ignore[no-any-return]

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from short_recipes import VARIED
 from torch import nn
 
 from benchmarks.reload_check import dequantized, output_of
@@ -23,24 +24,6 @@ description: T
 components: {unet: [{prune: {drop_mid_block: true, layers_per_block: 1}}]}
 """
 
-# Every kind of stored part in one pipeline; nano's convolutions have channels that groups do not divide.
-VARIED = """
-schema_version: 1
-description: T
-components:
-  unet:
-    - quantize:
-        format: uint4
-        group_size: 24
-        scale_bits: 8
-        keep_sensitive: false
-        overrides:
-          - {layers: ["down_blocks"], format: normal-float4}
-          - {layers: ["mid_block"], format: int3, hadamard: true}
-          - {layers: ["up_blocks.0"], format: codebook4, group_size: 5}
-  vae: [{quantize: {format: int6, keep_sensitive: false}}]
-  text_encoder: [{quantize: {format: codebook5, group_size: 7, keep_sensitive: false}}]
-"""
 MADE_HERE = {"pruned": PRUNED, "varied": VARIED, "unrotated": VARIED.replace(", hadamard: true", "")}
 
 

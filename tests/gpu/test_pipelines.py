@@ -8,30 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from short_recipes import VARIED
 
 from sdcompress import generate, load_recipe, open_pipeline, open_source
 from sdcompress.execution.execute import execute
 from sdcompress.planning.plan import make_plan
 from sdcompress.planning.recipe import parse_recipe
 
-# Every kind of stored part in one pipeline.
-VARIED = """
-schema_version: 1
-description: T
-components:
-  unet:
-    - quantize:
-        format: uint4
-        group_size: 24
-        scale_bits: 8
-        keep_sensitive: false
-        overrides:
-          - {layers: ["down_blocks"], format: normal-float4}
-          - {layers: ["mid_block"], format: int3, hadamard: true}
-          - {layers: ["up_blocks.0"], format: codebook4, group_size: 5}
-  vae: [{quantize: {format: int6, keep_sensitive: false}}]
-  text_encoder: [{quantize: {format: codebook5, group_size: 7, keep_sensitive: false}}]
-"""
 OF_BITSANDBYTES = ("nf4", "nf4-conv", "mixed")
 HOOKS = ("enable_model_cpu_offload", "enable_sequential_cpu_offload")
 # Float32 sums in another order, and TF32 off: a tenth of one of 256 levels.

@@ -20,14 +20,12 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from sdcompress.backends.torch.source_parts import open_component
-from sdcompress.backends.torch.trajectories import BESIDE_THE_DENOISER, COMPONENTS, CalibrationRun, check_calibration
-from sdcompress.calibration.input_pictures import PictureFiles, make_pictures, request_pictures
+from sdcompress.backends.torch.trajectories import check_calibration
+from sdcompress.backends.torch.whole_pipeline import WholePipeline
 from sdcompress.calibration.settings import Calibration
 from sdcompress.errors import SourceError
 from sdcompress.progress import Listener, ProgressEvent, silent
 from sdcompress.sources.source import DENOISERS, Source
-from sdcompress.sources.tensor_names import name_in_model
 
 LARGE = 100_000_000  # a component with more parameters checkpoints its blocks too
 _PROBE_SEED = 2**20  # probes have seeds of their own
@@ -101,11 +99,8 @@ class _Drawing:
     """A pipeline whose pictures can be differentiated with respect to the wanted layers' weights."""
 
     def __init__(self, source: Source, wanted: Wanted, calibration: Calibration, device: str, dtype: torch.dtype):
-        self._source = source
-        self._run = CalibrationRun(source, {}, calibration, device=device)
-        names = [name for name in (*COMPONENTS, *BESIDE_THE_DENOISER) if name in source.components]
-        models = {name: open_component(source, name, self._run.device, dtype) for name in names}
-        self._pipeline = self._run.assemble(**models)
+        self._name, self._whole = source.name, WholePipeline(source, calibration, device, dtype)
+        models = self._whole.models
         denoiser = next(models[name] for name in DENOISERS if name in models)
         for model in models.values():
             _use_plain_attention(model)
@@ -115,10 +110,7 @@ class _Drawing:
         self._parameters: dict[tuple[str, str], tuple[nn.Parameter, nn.Parameter | None]] = {}
         for component, layers in wanted.items():
             for layer in layers:
-                place = name_in_model(models[component], layer)
-                if place is None:
-                    raise SourceError(f"{component}.{layer}: {source.name} has no such layer")
-                module = models[component].get_submodule(place)
+                module = self._whole.layer(component, layer)
                 weight, bias = module.weight, getattr(module, "bias", None)
                 assert isinstance(weight, nn.Parameter)
                 for parameter in (weight, bias):
@@ -128,17 +120,13 @@ class _Drawing:
 
     def draw(self, index: int) -> Drawn:
         """Return what the gradients of the prompt's picture tell of each row."""
-        run, seed = self._run, self._run.first_seed + index
-        request = request_pictures(PictureFiles(), self._source.pipeline_class, index, seed)
-        arguments = {"prompt": run.prompts.prompts[index], **run.settings}
-        arguments |= make_pictures(self._pipeline, request, run.size)
-        call = inspect.unwrap(type(self._pipeline).__call__)  # without its no_grad
+        pipeline = self._whole.pipeline
+        call = inspect.unwrap(type(pipeline).__call__)  # without its no_grad
         takes = inspect.signature(call).parameters
         if "prompt" not in takes:
-            raise SourceError(f"{self._source.name}: its pipeline takes no prompt, so no picture can be differentiated")
-        generator = torch.Generator("cpu").manual_seed(seed)
+            raise SourceError(f"{self._name}: its pipeline takes no prompt, so no picture can be differentiated")
         with torch.enable_grad():
-            picture = call(self._pipeline, **arguments, generator=generator, output_type="pt").images.float()
+            picture = call(pipeline, **self._whole.arguments(index)).images.float()
             probe = torch.randn(picture.shape, generator=torch.Generator().manual_seed(_PROBE_SEED + index))
             (picture * probe.to(picture.device)).sum().backward()
         rows: Rows = {}

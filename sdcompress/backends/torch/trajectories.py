@@ -25,7 +25,7 @@ from sdcompress.backends.torch.source_parts import (
     open_without_models,
     pipeline_options,
 )
-from sdcompress.calibration.input_pictures import PictureFiles, make_pictures, request_pictures, wanted_pictures
+from sdcompress.calibration.input_pictures import PictureRequest, make_pictures, wanted_pictures
 from sdcompress.calibration.settings import FIRST_SEED, Calibration, choose_prompts
 from sdcompress.errors import SourceError
 from sdcompress.families.registry import known_families
@@ -87,23 +87,23 @@ class CalibrationRun:
         self._source, self._wanted = source, wanted
         self._observer = observer or Observer()
         self.device = choose_device(device)
-        self.first_seed = calibration.seed + FIRST_SEED
+        self._first_seed = calibration.seed + FIRST_SEED
         self.prompts: PromptSet = choose_prompts(calibration, source)
-        self.size = {"height": calibration.height, "width": calibration.width}
+        self._size = {"height": calibration.height, "width": calibration.width}
         self._family = known_families()[source.pipeline_class]
         self._denoiser = next(name for name in DENOISERS if name in source.components)
         self._bare = open_without_models(source)
         takes = inspect.signature(self._bare.__call__).parameters
-        self.settings: dict[str, Any] = {name: value for name, value in self.size.items() if name in takes}
+        self._settings: dict[str, Any] = {name: value for name, value in self._size.items() if name in takes}
         for name in ("num_inference_steps", "guidance_scale"):
             chosen = getattr(self.prompts, name)
-            self.settings[name] = takes[name].default if chosen is None else chosen
-        self.settings |= {name: value for name, value in self._family.call.items() if name in takes}
-        self.unsaid = {"negative_prompt": None} if "negative_prompt" in takes else {}  # given as embeddings
+            self._settings[name] = takes[name].default if chosen is None else chosen
+        self._settings |= {name: value for name, value in self._family.call.items() if name in takes}
+        self._unsaid = {"negative_prompt": None} if "negative_prompt" in takes else {}  # given as embeddings
         in_the_unet = source.components[self._denoiser].config.get("time_cond_proj_dim") is not None
-        scale = self.settings["guidance_scale"]
+        scale = self._settings["guidance_scale"]
         self._guided = self._family.guided and scale > 1 and not in_the_unet  # as the pipelines decide it
-        self._steps = self.settings["num_inference_steps"]
+        self._steps = self._settings["num_inference_steps"]
         if not self._bare.scheduler.config.get("use_dynamic_shifting"):  # else it needs the picture's size
             self._bare.scheduler.set_timesteps(self._steps)
             self._steps = len(self._bare.scheduler.timesteps)
@@ -140,8 +140,8 @@ class CalibrationRun:
         takes = inspect.signature(pipeline.encode_prompt).parameters
         defaults = inspect.signature(pipeline.__call__).parameters
         # The defaults of the pipeline's call, which can differ from those of `encode_prompt`.
-        said = {name: defaults[name].default for name in takes if name in defaults and name not in self.settings}
-        settings = said | {name: value for name, value in self.settings.items() if name in takes}
+        said = {name: defaults[name].default for name in takes if name in defaults and name not in self._settings}
+        settings = said | {name: value for name, value in self._settings.items() if name in takes}
         settings |= {"device": self.device, "num_images_per_prompt": 1, "do_classifier_free_guidance": self._guided}
 
         def encode(prompt: str) -> Outputs:
@@ -202,16 +202,18 @@ class CalibrationRun:
 
             def denoise(item: tuple[int, Outputs]) -> Outputs:
                 index, text = item
-                seed = self.first_seed + index
-                request = request_pictures(PictureFiles(), self._source.pipeline_class, index, seed)
-                pictures = make_pictures(pipeline, request, self.size)
-                generator = torch.Generator("cpu").manual_seed(seed)
-                pipeline(**text, **pictures, **self.settings, **self.unsaid, generator=generator, output_type="pt")
+                pipeline(**text, **self.inputs(pipeline, index), **self._unsaid)
                 return {"latents": vae.caught}
 
             return denoise
 
         return [each["latents"] for each in self._each(self._denoiser, tuple(enumerate(texts)), prepare)]
+
+    def inputs(self, pipeline: Any, index: int) -> dict[str, Any]:
+        """Return the pipeline's arguments for the picture of a prompt, besides its text."""
+        seed = self._first_seed + index
+        pictures = make_pictures(pipeline, PictureRequest(seed), self._size)
+        return pictures | self._settings | {"generator": torch.Generator("cpu").manual_seed(seed), "output_type": "pt"}
 
     def _count_steps(self, pipeline: Any) -> None:
         """Count each step of the pipeline; not every pipeline takes a callback for that."""
